@@ -1,0 +1,119 @@
+package api
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Protocol is the version of api/v1 that this build speaks. A peer that is too old or too new for the other is refused
+// with PROTOCOL_SKEW.
+const Protocol = 1
+
+// Limits of what is read from a peer before anything is spent on it.
+const (
+	MaxTokenBytes = 16 << 10 // a ServiceAccount token
+	MaxCSRBytes   = 16 << 10 // a PKCS#10 request, DER
+	MaxBatch      = 64       // CSRs in one Issue call
+)
+
+// EvidenceServiceAccount is the kind of evidence that is a Kubernetes ServiceAccount token bound to a pod.
+const EvidenceServiceAccount = "k8s-serviceaccount"
+
+// WorkloadAudience is the only audience of a token that attests a workload of td.
+func WorkloadAudience(td spiffeid.TrustDomain) string { return "signet:" + td.Name() }
+
+// AgentAudience is the only audience of a token that attests an agent of td. It differs from WorkloadAudience so that a
+// workload's token can never attest a node.
+func AgentAudience(td spiffeid.TrustDomain) string { return "signet-agent:" + td.Name() }
+
+// ReservedSegment is the first path segment of Signet's own identities. No template may yield it.
+const ReservedSegment = "signet"
+
+// ReplicaID is the identity of one CA replica, /signet/ca/REPLICA.
+func ReplicaID(td spiffeid.TrustDomain, replica string) (spiffeid.ID, error) {
+	return spiffeid.FromSegments(td, ReservedSegment, "ca", replica)
+}
+
+// AgentID is the identity of the agent of one node, /signet/agent/NODE-UID.
+func AgentID(td spiffeid.TrustDomain, nodeUID string) (spiffeid.ID, error) {
+	return spiffeid.FromSegments(td, ReservedSegment, "agent", nodeUID)
+}
+
+// IsReplica reports whether id is a CA replica of td.
+func IsReplica(id spiffeid.ID, td spiffeid.TrustDomain) bool {
+	_, ok := own(id, td, "ca")
+	return ok
+}
+
+// NodeUID returns the node of an agent's identity in td; ok is false when id is anything else.
+func NodeUID(id spiffeid.ID, td spiffeid.TrustDomain) (uid string, ok bool) {
+	return own(id, td, "agent")
+}
+
+// IsReserved reports whether id belongs to Signet itself.
+func IsReserved(id spiffeid.ID) bool {
+	p := id.Path()
+	return p == "/"+ReservedSegment || strings.HasPrefix(p, "/"+ReservedSegment+"/")
+}
+
+func own(id spiffeid.ID, td spiffeid.TrustDomain, role string) (string, bool) {
+	if !id.MemberOf(td) {
+		return "", false
+	}
+	name, ok := strings.CutPrefix(id.Path(), "/"+ReservedSegment+"/"+role+"/")
+	return name, ok && name != "" && !strings.Contains(name, "/")
+}
+
+// MaxIDBytes is the longest SPIFFE ID that Signet writes or accepts (SPIFFE-ID section 2.3).
+const MaxIDBytes = 2048
+
+// ParseWorkloadID parses s as the ID of a workload: what go-spiffe accepts, not longer than MaxIDBytes, with a path
+// (SPIFFE X509-SVID section 5.2). It never normalises: s must be the canonical form.
+func ParseWorkloadID(s string) (spiffeid.ID, error) {
+	if len(s) > MaxIDBytes {
+		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID of %d bytes is longer than %d", len(s), MaxIDBytes)
+	}
+	id, err := spiffeid.FromString(s)
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	if id.Path() == "" {
+		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID %q names a trust domain, not a workload", s)
+	}
+	if id.String() != s {
+		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID is not in canonical form, want %q", id.String())
+	}
+	return id, nil
+}
+
+// A Generation numbers the contents of a trust bundle. Later is larger, epoch first; a restored backup raises the epoch.
+type Generation struct{ Epoch, Number uint32 }
+
+// Sequence is the generation as spiffe_sequence (SPIFFE Trust Domain and Bundle section 4.1.2): epoch<<32 | number.
+func (g Generation) Sequence() uint64 { return uint64(g.Epoch)<<32 | uint64(g.Number) }
+
+// FromSequence is the inverse of Generation.Sequence.
+func FromSequence(s uint64) Generation { return Generation{Epoch: uint32(s >> 32), Number: uint32(s)} }
+
+// String is "epoch.number".
+func (g Generation) String() string { return fmt.Sprintf("%d.%d", g.Epoch, g.Number) }
+
+// BundleHash identifies the contents of a bundle: SHA-256 over the SHA-256 of each root's DER, sorted. The order of roots
+// does not matter, so two bundles with the same roots are the same bundle.
+func BundleHash(roots []*x509.Certificate) [sha256.Size]byte {
+	sums := make([][sha256.Size]byte, len(roots))
+	for i, c := range roots {
+		sums[i] = sha256.Sum256(c.Raw)
+	}
+	slices.SortFunc(sums, func(a, b [sha256.Size]byte) int { return slices.Compare(a[:], b[:]) })
+	h := sha256.New()
+	for _, s := range sums {
+		h.Write(s[:])
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}

@@ -1,0 +1,408 @@
+package api
+
+// The reasons of this build. The text is what `signet explain` prints; docs/reasons.md is made from it.
+const (
+	// TokenMissing: no token came with the request.
+	TokenMissing Reason = "TOKEN_MISSING"
+	// TokenTooLarge: the token is too large.
+	TokenTooLarge Reason = "TOKEN_TOO_LARGE"
+	// TokenMalformed: the token is not a ServiceAccount token.
+	TokenMalformed Reason = "TOKEN_MALFORMED"
+	// TokenAmbiguous: more than one token came with the request.
+	TokenAmbiguous Reason = "TOKEN_AMBIGUOUS"
+	// TokenSignature: the token's signature does not verify.
+	TokenSignature Reason = "TOKEN_SIGNATURE"
+	// TokenAudience: the token is for another audience.
+	TokenAudience Reason = "TOKEN_AUDIENCE"
+	// TokenAudienceNotExclusive: the token has more than one audience.
+	TokenAudienceNotExclusive Reason = "TOKEN_AUDIENCE_NOT_EXCLUSIVE"
+	// TokenExpired: the token has expired.
+	TokenExpired Reason = "TOKEN_EXPIRED"
+	// TokenNotYetValid: the token is not valid yet.
+	TokenNotYetValid Reason = "TOKEN_NOT_YET_VALID"
+	// TokenTTLTooLong: the token lives too long.
+	TokenTTLTooLong Reason = "TOKEN_TTL_TOO_LONG"
+	// TokenNotPodBound: the token is not bound to a pod.
+	TokenNotPodBound Reason = "TOKEN_NOT_POD_BOUND"
+	// IssuerUnknown: the token's issuer is not one of ours.
+	IssuerUnknown Reason = "ISSUER_UNKNOWN"
+	// SubjectMalformed: the token's subject is not a ServiceAccount.
+	SubjectMalformed Reason = "SUBJECT_MALFORMED"
+	// KeysUnavailable: the issuer's key set was never read.
+	KeysUnavailable Reason = "KEYS_UNAVAILABLE"
+	// EvidenceKind: this kind of evidence is not accepted.
+	EvidenceKind Reason = "EVIDENCE_KIND"
+	// NodeUnverifiable: the token does not say on which node its pod runs.
+	NodeUnverifiable Reason = "NODE_UNVERIFIABLE"
+	// TokenReplayedElsewhere: the token was already used in another place.
+	TokenReplayedElsewhere Reason = "TOKEN_REPLAYED_ELSEWHERE"
+	// PodDeleted: the pod is gone.
+	PodDeleted Reason = "POD_DELETED"
+	// PodUnknown: the pod is not known.
+	PodUnknown Reason = "POD_UNKNOWN"
+	// PodMismatch: the token's pod is not the pod that lives under this name.
+	PodMismatch Reason = "POD_MISMATCH"
+	// NodeMismatch: the pod runs on another node than the agent that asks.
+	NodeMismatch Reason = "NODE_MISMATCH"
+	// IssuerMismatch: pod and agent belong to different clusters.
+	IssuerMismatch Reason = "ISSUER_MISMATCH"
+	// DirectoryUnavailable: the CA cannot see which pods live.
+	DirectoryUnavailable Reason = "DIRECTORY_UNAVAILABLE"
+	// CSRTooLarge: the certificate request is too large.
+	CSRTooLarge Reason = "CSR_TOO_LARGE"
+	// CSRMalformed: the certificate request does not parse.
+	CSRMalformed Reason = "CSR_MALFORMED"
+	// CSRSignature: the certificate request does not prove possession of its key.
+	CSRSignature Reason = "CSR_SIGNATURE"
+	// CSRExtraSAN: the certificate request asks for names.
+	CSRExtraSAN Reason = "CSR_EXTRA_SAN"
+	// CSRURICount: the certificate request has more than one URI.
+	CSRURICount Reason = "CSR_URI_COUNT"
+	// CSRForbiddenExtension: the certificate request asks for an extension.
+	CSRForbiddenExtension Reason = "CSR_FORBIDDEN_EXTENSION"
+	// IDMalformed: the SPIFFE ID is malformed.
+	IDMalformed Reason = "SPIFFE_ID_MALFORMED"
+	// IDMismatch: the request names another identity.
+	IDMismatch Reason = "SPIFFE_ID_MISMATCH"
+	// KeyType: this type of key is not accepted.
+	KeyType Reason = "KEY_TYPE"
+	// WeakKey: the key is weak.
+	WeakKey Reason = "WEAK_KEY"
+	// KeyTooLarge: the key is too large.
+	KeyTooLarge Reason = "KEY_TOO_LARGE"
+	// KeyReused: the key belongs to another identity.
+	KeyReused Reason = "KEY_REUSED"
+	// LintFailed: the certificate would not have been a correct SVID.
+	LintFailed Reason = "LINT_FAILED"
+	// NamespaceNotAllowed: the policy does not allow this namespace.
+	NamespaceNotAllowed Reason = "NAMESPACE_NOT_ALLOWED"
+	// AgentIdentityRequired: an agent's SVID is required.
+	AgentIdentityRequired Reason = "AGENT_IDENTITY_REQUIRED"
+	// SessionRequired: the agent has no session.
+	SessionRequired Reason = "SESSION_REQUIRED"
+	// SessionProtocol: the session broke its protocol.
+	SessionProtocol Reason = "SESSION_PROTOCOL"
+	// SessionEnded: the session has reached its end.
+	SessionEnded Reason = "SESSION_ENDED"
+	// ProtocolSkew: agent and CA are too far apart.
+	ProtocolSkew Reason = "PROTOCOL_SKEW"
+	// BatchSize: the batch is empty or too large.
+	BatchSize Reason = "BATCH_SIZE"
+	// CAUnavailable: the CA cannot be reached.
+	CAUnavailable Reason = "CA_UNAVAILABLE"
+	// SignerUnavailable: the CA has no intermediate to sign with.
+	SignerUnavailable Reason = "SIGNER_UNAVAILABLE"
+	// Overloaded: the CA has too much to do.
+	Overloaded Reason = "OVERLOADED"
+	// BundleRollback: the trust bundle is older than one that was seen.
+	BundleRollback Reason = "BUNDLE_ROLLBACK"
+	// BundleEquivocation: two different trust bundles claim the same generation.
+	BundleEquivocation Reason = "BUNDLE_EQUIVOCATION"
+	// SVIDRejected: the SVID that came back is not the one that was asked for.
+	SVIDRejected Reason = "SVID_REJECTED"
+	// ResourceNotAuthorized: the secret belongs to somebody else.
+	ResourceNotAuthorized Reason = "RESOURCE_NOT_AUTHORIZED"
+	// ResourceName: the secret's name is malformed.
+	ResourceName Reason = "RESOURCE_NAME"
+	// TypeURL: only secrets are served here.
+	TypeURL Reason = "TYPE_URL"
+	// TooManyResources: too many secrets on one stream.
+	TooManyResources Reason = "TOO_MANY_RESOURCES"
+	// StreamLimit: too many streams.
+	StreamLimit Reason = "STREAM_LIMIT"
+	// SlowConsumer: the client does not read.
+	SlowConsumer Reason = "SLOW_CONSUMER"
+	// NodeMetadataTooLarge: the request is too large.
+	NodeMetadataTooLarge Reason = "METADATA_TOO_LARGE"
+	// ReauthRequired: the stream's token is about to expire.
+	ReauthRequired Reason = "REAUTH_REQUIRED"
+	// StateMissing: there is no state.
+	StateMissing Reason = "STATE_MISSING"
+	// StateExists: there is a state already.
+	StateExists Reason = "STATE_EXISTS"
+	// StateNewer: the state was written by a newer version.
+	StateNewer Reason = "STATE_NEWER"
+	// StateCorrupt: the state is damaged.
+	StateCorrupt Reason = "STATE_CORRUPT"
+	// StateForeign: the state belongs to another trust domain.
+	StateForeign Reason = "STATE_FOREIGN"
+	// StateLocked: the state is in use.
+	StateLocked Reason = "STATE_LOCKED"
+	// StateConflict: the state changed meanwhile.
+	StateConflict Reason = "STATE_CONFLICT"
+	// StateUnknown: it is not known whether the write was kept.
+	StateUnknown Reason = "STATE_OUTCOME_UNKNOWN"
+	// SealKeyWrong: the seal key does not open the root's key.
+	SealKeyWrong Reason = "SEAL_KEY_WRONG"
+	// SealKeyMissing: there is no seal key.
+	SealKeyMissing Reason = "SEAL_KEY_MISSING"
+	// FileUnsafe: a file or folder with secrets is open to others.
+	FileUnsafe Reason = "FILE_UNSAFE"
+	// BundlePublished: a bundle of this trust domain is already published.
+	BundlePublished Reason = "BUNDLE_PUBLISHED"
+	// MintBudget: the budget of intermediates is spent.
+	MintBudget Reason = "MINT_BUDGET"
+	// ConfigInvalid: the configuration is wrong.
+	ConfigInvalid Reason = "CONFIG_INVALID"
+	// LedgerFailed: the ledger cannot be written.
+	LedgerFailed Reason = "LEDGER_FAILED"
+	// UpstreamRefused: the root did not sign an acceptable intermediate.
+	UpstreamRefused Reason = "UPSTREAM_REFUSED"
+	// CacheUnsafe: the cache folder could reach a disk.
+	CacheUnsafe Reason = "CACHE_UNSAFE"
+	// SocketUnsafe: the socket's path is not safe.
+	SocketUnsafe Reason = "SOCKET_UNSAFE"
+	// AdminForbidden: only the CA's own user may do this.
+	AdminForbidden Reason = "ADMIN_FORBIDDEN"
+	// NotFound: there is nothing by that name.
+	NotFound Reason = "NOT_FOUND"
+	// DeadlineExceeded: it took too long.
+	DeadlineExceeded Reason = "DEADLINE_EXCEEDED"
+	// Canceled: the caller went away.
+	Canceled Reason = "CANCELED"
+	// Internal: something is wrong inside Signet.
+	Internal Reason = "INTERNAL"
+)
+
+var table = []Page{
+	{TokenMissing, 101, KindUnauthenticated, "No token came with the request",
+		"The caller has to send its ServiceAccount token, and sent none.",
+		"Mount a projected token with the audience signet:TRUST-DOMAIN and send it; on the shared socket as `authorization` metadata."},
+	{TokenTooLarge, 102, KindUnauthenticated, "The token is too large",
+		"A ServiceAccount token is below 16 KiB; this one is not, and was not parsed.",
+		"Check which file is being sent: a certificate bundle or a whole kubeconfig is a common mistake."},
+	{TokenMalformed, 103, KindUnauthenticated, "The token is not a ServiceAccount token",
+		"It is not a compact JWT with the claims that Kubernetes writes.",
+		"Send the projected token itself, without quotes, prefix or trailing newline."},
+	{TokenAmbiguous, 104, KindUnauthenticated, "More than one token came with the request",
+		"Which one to believe would be a guess.",
+		"Send exactly one `authorization` value."},
+	{TokenSignature, 105, KindUnauthenticated, "The token's signature does not verify",
+		"No key of the issuer's key set verifies it, or its algorithm is not one an issuer may use.",
+		"Check that the CA's issuer is the cluster that made the token. After a change of the API server's signing key, the key set follows within a minute."},
+	{TokenAudience, 106, KindUnauthenticated, "The token is for another audience",
+		"A token for another service proves nothing here: that service could replay it.",
+		"Project a token with the audience signet:TRUST-DOMAIN (signet-agent:TRUST-DOMAIN for the agent)."},
+	{TokenAudienceNotExclusive, 107, KindUnauthenticated, "The token has more than one audience",
+		"Each of the other audiences could replay it.",
+		"Project a token whose only audience is signet:TRUST-DOMAIN."},
+	{TokenExpired, 108, KindUnauthenticated, "The token has expired",
+		"kubelet refreshes a projected token at 80 % of its life; this one was not read again, or the clocks differ.",
+		"Read the token file anew for each request. If the file itself is stale, look at kubelet's log and at the node's clock."},
+	{TokenNotYetValid, 109, KindUnauthenticated, "The token is not valid yet",
+		"Its issue time is in the future by the CA's clock.",
+		"Compare the clocks of the API server and the CA."},
+	{TokenTTLTooLong, 110, KindUnauthenticated, "The token lives too long",
+		"Its lifetime is above the configured limit (24 h by default), as that of tokens which the API server extends to a year.",
+		"Project a token with expirationSeconds of 3600 or less."},
+	{TokenNotPodBound, 111, KindUnauthenticated, "The token is not bound to a pod",
+		"Only a token that dies with its pod proves that the pod asks.",
+		"Use a projected volume; a token from a Secret, from `kubectl create token` or bound to a node is refused."},
+	{IssuerUnknown, 112, KindUnauthenticated, "The token's issuer is not one of ours",
+		"Its `iss` is not in the CA's configuration.",
+		"Add the cluster's issuer to the CA's configuration, or send the token to the CA of that cluster."},
+	{SubjectMalformed, 113, KindUnauthenticated, "The token's subject is not a ServiceAccount",
+		"Its `sub` is not system:serviceaccount:NAMESPACE:NAME, or contradicts its Kubernetes claims.",
+		"Send a token that the Kubernetes API server issued."},
+	{KeysUnavailable, 114, KindUnavailable, "The issuer's key set was never read",
+		"Without a key set no token of that issuer can be checked, so nothing is.",
+		"Check jwks of the issuer in the CA's configuration: the file must exist, the URL must answer."},
+	{EvidenceKind, 115, KindInvalid, "This kind of evidence is not accepted",
+		"The CA has no attestor for it.",
+		"Use agent and CA of versions that belong together."},
+	{NodeUnverifiable, 116, KindPermissionDenied, "The token does not say on which node its pod runs",
+		"Node claims come with Kubernetes 1.32 and later; without them a stolen token is worth something on every node.",
+		"Upgrade the cluster."},
+	{TokenReplayedElsewhere, 117, KindPermissionDenied, "The token was already used in another place",
+		"One token serves one node and one volume. Either it was copied, or two volumes share it.",
+		"Find out who else had this token: `signet why CORRELATION-ID` names the time and the place of the first use."},
+	{PodDeleted, 201, KindPermissionDenied, "The pod is gone",
+		"An identity ends with its pod.",
+		"Nothing, if the pod was deleted. Otherwise compare the pod's UID with the token's."},
+	{PodUnknown, 202, KindPermissionDenied, "The pod is not known",
+		"The CA's directory of live pods has no such pod.",
+		"Check that the CA watches the cluster that made the token."},
+	{PodMismatch, 203, KindPermissionDenied, "The token's pod is not the pod that lives under this name",
+		"UID, ServiceAccount or node differ: the pod was recreated, or the token belongs to another.",
+		"Restart the workload so that it reads its own token."},
+	{NodeMismatch, 204, KindPermissionDenied, "The pod runs on another node than the agent that asks",
+		"An agent gets identities of its own node only. A token seen on a foreign node was stolen or mislaid.",
+		"Treat it as an incident unless you moved tokens by hand."},
+	{IssuerMismatch, 205, KindPermissionDenied, "Pod and agent belong to different clusters",
+		"The token's issuer is not that of the agent's session.",
+		"Connect each cluster's agents with tokens of their own cluster."},
+	{DirectoryUnavailable, 206, KindUnavailable, "The CA cannot see which pods live",
+		"Its directory of pods does not answer, and a new identity is never given on a guess.",
+		"Look at the CA's /readyz: it names what is missing. Known SVIDs stay valid meanwhile."},
+	{CSRTooLarge, 301, KindInvalid, "The certificate request is too large",
+		"It is above 16 KiB and was not parsed.",
+		"Send a PKCS#10 request with a key and nothing else."},
+	{CSRMalformed, 302, KindInvalid, "The certificate request does not parse",
+		"It is not one DER-encoded PKCS#10 request without anything behind it.",
+		"Make the request with a current library."},
+	{CSRSignature, 303, KindInvalid, "The certificate request does not prove possession of its key",
+		"Its own signature does not verify, or uses SHA-1 or MD5.",
+		"Sign the request with the key that it contains."},
+	{CSRExtraSAN, 304, KindInvalid, "The certificate request asks for names",
+		"Names come from attestation. Besides the one SPIFFE ID that attestation yields, a request may name nothing.",
+		"Send a request without subject alternative names."},
+	{CSRURICount, 305, KindInvalid, "The certificate request has more than one URI",
+		"An SVID has exactly one.",
+		"Send a request without URIs, or with the one SPIFFE ID."},
+	{CSRForbiddenExtension, 306, KindInvalid, "The certificate request asks for an extension",
+		"Usage, lifetime and constraints are the CA's alone; a request that wants any is refused rather than ignored.",
+		"Send a request without extensions."},
+	{IDMalformed, 307, KindInvalid, "The SPIFFE ID is malformed",
+		"It breaks the SPIFFE-ID specification or is not in its canonical form.",
+		"Leave the URI out of the request."},
+	{IDMismatch, 308, KindPermissionDenied, "The request names another identity",
+		"Identity comes from what was attested, never from what was asked.",
+		"Leave the URI out of the request."},
+	{KeyType, 309, KindInvalid, "This type of key is not accepted",
+		"Accepted are ECDSA P-256 and P-384, RSA of 2048 to 4096 bits, and Ed25519 where the policy says so.",
+		"Make a P-256 key."},
+	{WeakKey, 310, KindInvalid, "The key is weak",
+		"Its modulus, exponent or point is one that can be broken.",
+		"Make a new key with a current library."},
+	{KeyTooLarge, 311, KindInvalid, "The key is too large",
+		"An RSA key above 4096 bits costs more to check than it gives.",
+		"Make a P-256 key."},
+	{KeyReused, 312, KindPermissionDenied, "The key belongs to another identity",
+		"The same public key was certified for somebody else and that SVID has not expired.",
+		"Make a key for each identity, and a fresh one for each renewal."},
+	{LintFailed, 313, KindInternal, "The certificate would not have been a correct SVID",
+		"The CA checks each certificate before and after it signs, and keeps back one that fails.",
+		"Report it with the correlation id. Nothing was issued."},
+	{NamespaceNotAllowed, 314, KindPermissionDenied, "The policy does not allow this namespace",
+		"No rule of the CA's policy file covers it.",
+		"Add the namespace to the policy file, then restart the CA."},
+	{AgentIdentityRequired, 601, KindUnauthenticated, "An agent's SVID is required",
+		"The call needs a client certificate of an agent of this trust domain that verifies now.",
+		"Attest the agent again; a workload's SVID is never enough here."},
+	{SessionRequired, 602, KindNotReady, "The agent has no session",
+		"A token is worth nothing without the session of the agent on its node.",
+		"The agent opens one by itself; look at its log for why it could not."},
+	{SessionProtocol, 603, KindInvalid, "The session broke its protocol",
+		"Its first message must be Hello, and only Report may follow.",
+		"Use agent and CA of versions that belong together."},
+	{SessionEnded, 604, KindUnavailable, "The session has reached its end",
+		"Sessions end when the agent's SVID does, when the CA stops, and from time to time so that replicas balance.",
+		"Nothing: the agent opens a new one."},
+	{ProtocolSkew, 605, KindNotReady, "Agent and CA are too far apart",
+		"One side speaks a version of the protocol that the other does not.",
+		"Upgrade the CA first, then the agents, one minor version at a time."},
+	{BatchSize, 606, KindInvalid, "The batch is empty or too large",
+		"One call carries 1 to 64 requests.",
+		"Split the batch."},
+	{CAUnavailable, 607, KindUnavailable, "The CA cannot be reached",
+		"The connection failed or the CA is stopping. SVIDs that are held stay valid and are served.",
+		"Look at the CA's /readyz and at the network between."},
+	{SignerUnavailable, 608, KindUnavailable, "The CA has no intermediate to sign with",
+		"The root could not be asked, or the hourly budget of intermediates is spent.",
+		"Look at the CA's /readyz, which says which; issuance goes on by itself once it is mended."},
+	{Overloaded, 609, KindExhausted, "The CA has too much to do",
+		"The limit of concurrent work is reached; this request was refused before it cost anything.",
+		"Nothing: the caller comes back after the delay."},
+	{BundleRollback, 610, KindNotReady, "The trust bundle is older than one that was seen",
+		"A generation never goes down; a lower one is a restored or a foreign CA.",
+		"If a backup was restored, use `signet restore`, which raises the epoch."},
+	{BundleEquivocation, 611, KindNotReady, "Two different trust bundles claim the same generation",
+		"That cannot happen to one CA. Nothing was applied.",
+		"Treat it as an incident: two CAs claim this trust domain."},
+	{SVIDRejected, 612, KindInternal, "The SVID that came back is not the one that was asked for",
+		"Key, SPIFFE ID or chain do not fit what the agent holds; it keeps the last good one.",
+		"Look at the agent's log, which says what differed."},
+	{ResourceNotAuthorized, 701, KindPermissionDenied, "The secret belongs to somebody else",
+		"A stream gets the secrets of the workload that it belongs to, and no other.",
+		"Ask for default, ROOTCA, ALL, the workload's own SPIFFE ID or its trust domain."},
+	{ResourceName, 702, KindInvalid, "The secret's name is malformed",
+		"Names are at most 2048 bytes of printable ASCII.",
+		"Ask for default, ROOTCA, ALL, a SPIFFE ID or a trust domain's ID."},
+	{TypeURL, 703, KindInvalid, "Only secrets are served here",
+		"The request's type_url is not that of Envoy's Secret.",
+		"Point only SDS at this socket."},
+	{TooManyResources, 704, KindExhausted, "Too many secrets on one stream",
+		"A stream may subscribe to 64 names.",
+		"Ask for fewer names; ALL holds every trust bundle."},
+	{StreamLimit, 705, KindExhausted, "Too many streams",
+		"The workload or the socket has reached its limit of streams.",
+		"Look for a client that opens streams and does not close them."},
+	{SlowConsumer, 706, KindExhausted, "The client does not read",
+		"A pushed secret could not be delivered in time; the stream was ended.",
+		"Look at the client: it is stopped or overloaded."},
+	{NodeMetadataTooLarge, 707, KindInvalid, "The request is too large",
+		"The node's description is above 64 KiB.",
+		"Send a node id and no metadata; nothing of it is believed anyway."},
+	{ReauthRequired, 708, KindUnavailable, "The stream's token is about to expire",
+		"A token is read when a stream opens, so a stream ends before its token does.",
+		"Nothing: the proxy opens a new stream with the fresh token and keeps its secrets."},
+	{StateMissing, 801, KindNotReady, "There is no state",
+		"`signet-ca run` never makes a root, so that a lost volume does not become a new one.",
+		"For a new trust domain run `signet-ca init`. For an old one restore its volume or a backup."},
+	{StateExists, 802, KindNotReady, "There is a state already",
+		"`signet-ca init` makes a root once and never replaces one.",
+		"Run `signet-ca run`. To start over, remove the store by hand, and know that every SVID dies with its root."},
+	{StateNewer, 803, KindNotReady, "The state was written by a newer version",
+		"Its schema is higher than what this build knows; reading it could drop fields that matter.",
+		"Run the newer version again, or restore the backup made before the upgrade."},
+	{StateCorrupt, 804, KindInternal, "The state is damaged",
+		"It does not parse or contradicts itself. Nothing was changed, and no new root was made.",
+		"Restore a backup. Keep the damaged file."},
+	{StateForeign, 805, KindNotReady, "The state belongs to another trust domain",
+		"A trust domain is never renamed: its name is in every SVID.",
+		"Point the store at the right file, or trustDomain at the right name."},
+	{StateLocked, 806, KindNotReady, "The state is in use",
+		"Another signet-ca process holds the store's lock.",
+		"Stop the other process. The operator's tool speaks to a running CA and never opens the store."},
+	{StateConflict, 807, KindConflict, "The state changed meanwhile",
+		"Another writer was first; nothing was changed.",
+		"Nothing: it is read again and retried."},
+	{StateUnknown, 808, KindInternal, "It is not known whether the write was kept",
+		"The disk reported an error at the moment of truth. The process ends, reads what is there, and goes on from it.",
+		"Look at the disk and its file system."},
+	{SealKeyWrong, 809, KindNotReady, "The seal key does not open the root's key",
+		"It is another key than the one that sealed it.",
+		"Put the right key in place. There is no other way to open it, and no new root is made."},
+	{SealKeyMissing, 810, KindNotReady, "There is no seal key",
+		"The root's key is sealed under a key that is kept apart from the store, and that file is not there.",
+		"Put the key file back in place, as seal.keyFile of the configuration says."},
+	{FileUnsafe, 811, KindNotReady, "A file or folder with secrets is open to others",
+		"Others may read or replace it.",
+		"Make it readable by its owner alone (chmod 0600, folders 0700), owned by the user who runs the process, and not a symbolic link."},
+	{BundlePublished, 812, KindNotReady, "A bundle of this trust domain is already published",
+		"Somewhere a CA of this trust domain exists or existed. A second root would break everything that trusts the first.",
+		"Restore the first CA. If it is gone for good, remove the published bundle and run init again."},
+	{MintBudget, 813, KindUnavailable, "The budget of intermediates is spent",
+		"So many were minted in the last hour that a crash loop is likely; each stays valid for a day.",
+		"Find out why the CA restarts. The budget frees itself within the hour."},
+	{ConfigInvalid, 814, KindInvalid, "The configuration is wrong",
+		"A value is missing, unknown, twice there or out of range; the message says which and where.",
+		"Mend the line it names; `signet-ca check-config` tells whether all is well."},
+	{LedgerFailed, 815, KindUnavailable, "The ledger cannot be written",
+		"Nothing is issued that is not on record.",
+		"Free disk space or mend the disk, then start the CA again."},
+	{UpstreamRefused, 816, KindUnavailable, "The root did not sign an acceptable intermediate",
+		"Its answer failed one of the CA's checks. Nothing changed.",
+		"The message says which check; look at the upstream's configuration."},
+	{CacheUnsafe, 817, KindNotReady, "The cache folder could reach a disk",
+		"The agent's cache holds keys, so it must be on a tmpfs, on a node without swap.",
+		"Mount a tmpfs there and turn swap off, or set cache.dir to \"\" and lose the warm restart."},
+	{SocketUnsafe, 818, KindNotReady, "The socket's path is not safe",
+		"Its folder is open to others, or something that is not a socket lies there.",
+		"Use a folder that only this user can write to, and remove what lies there."},
+	{AdminForbidden, 901, KindPermissionDenied, "Only the CA's own user may do this",
+		"The admin socket belongs to the user who runs the CA, and to root.",
+		"Run the command as that user."},
+	{NotFound, 902, KindNotFound, "There is nothing by that name",
+		"No authority, SVID or code matches.",
+		"List what there is first."},
+	{DeadlineExceeded, 903, KindDeadline, "It took too long",
+		"The deadline passed before an answer was there.",
+		"Try again; it is safe to."},
+	{Canceled, 904, KindCanceled, "The caller went away",
+		"The request was ended by the one who made it.",
+		"Nothing."},
+	{Internal, 999, KindInternal, "Something is wrong inside Signet",
+		"This should not happen.",
+		"Report it with the correlation id and the log around it."},
+}

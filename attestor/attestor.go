@@ -1,0 +1,45 @@
+// Package attestor proves and verifies what a workload or a node is.
+//
+// Evidence is what the CA believes; the agent that carries it is never believed. There is one file for each kind of
+// evidence, with both halves in it: the Prover that collects it and the Attestor that checks it. Everything in Claims was
+// read from evidence whose signature, audience and time were checked; nothing in it comes from the caller's own words.
+package attestor
+
+import (
+	"context"
+	"time"
+)
+
+// Evidence is a proof and its kind, as it crosses the wire.
+type Evidence struct {
+	Kind string // api.EvidenceServiceAccount
+	Data []byte // secret: never logged, never part of an error
+}
+
+// Claims are the attested facts about a pod: the workload that asks, or the agent of a node.
+type Claims struct {
+	Kind               string // of the evidence they came from
+	Issuer             string // "iss": tells clusters apart
+	Namespace          string // DNS label, at most 63 bytes
+	ServiceAccount     string // DNS subdomain, at most 253 bytes
+	ServiceAccountUID  string
+	PodName            string
+	PodUID             string
+	NodeName           string
+	NodeUID            string
+	TokenID            string // "jti", or a hash of the token where the issuer writes none
+	IssuedAt, ExpireAt time.Time
+}
+
+// Attestor verifies one kind of evidence. It is safe for concurrent use, bounds its input before it spends on it, and
+// answers with an *api.Error whose text holds no part of the evidence.
+type Attestor interface {
+	// Attest checks evidence for exactly one audience at one time and returns what it proves.
+	Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error)
+}
+
+// Prover collects evidence of what the calling process is.
+type Prover interface {
+	// Prove returns fresh evidence; it reads its source anew each time.
+	Prove(ctx context.Context) (Evidence, error)
+}
