@@ -48,6 +48,8 @@ const (
 	IssuerMismatch Reason = "ISSUER_MISMATCH"
 	// DirectoryUnavailable: the CA cannot see which pods live.
 	DirectoryUnavailable Reason = "DIRECTORY_UNAVAILABLE"
+	// NotAnAgent: the token does not belong to an agent.
+	NotAnAgent Reason = "NOT_AN_AGENT"
 	// CSRTooLarge: the certificate request is too large.
 	CSRTooLarge Reason = "CSR_TOO_LARGE"
 	// CSRMalformed: the certificate request does not parse.
@@ -100,6 +102,8 @@ const (
 	BundleEquivocation Reason = "BUNDLE_EQUIVOCATION"
 	// SVIDRejected: the SVID that came back is not the one that was asked for.
 	SVIDRejected Reason = "SVID_REJECTED"
+	// BundleRejected: the trust bundle cannot be used.
+	BundleRejected Reason = "BUNDLE_REJECTED"
 	// ResourceNotAuthorized: the secret belongs to somebody else.
 	ResourceNotAuthorized Reason = "RESOURCE_NOT_AUTHORIZED"
 	// ResourceName: the secret's name is malformed.
@@ -116,6 +120,8 @@ const (
 	NodeMetadataTooLarge Reason = "METADATA_TOO_LARGE"
 	// ReauthRequired: the stream's token is about to expire.
 	ReauthRequired Reason = "REAUTH_REQUIRED"
+	// AgentStopping: the agent ended the stream.
+	AgentStopping Reason = "AGENT_STOPPING"
 	// StateMissing: there is no state.
 	StateMissing Reason = "STATE_MISSING"
 	// StateExists: there is a state already.
@@ -234,6 +240,9 @@ var table = []Page{
 	{DirectoryUnavailable, 206, KindUnavailable, "The CA cannot see which pods live",
 		"Its directory of pods does not answer, and a new identity is never given on a guess.",
 		"Look at the CA's /readyz: it names what is missing. Known SVIDs stay valid meanwhile."},
+	{NotAnAgent, 207, KindPermissionDenied, "The token does not belong to an agent",
+		"Only pods of the configured namespace and ServiceAccount may be agents.",
+		"Compare `agents` in the CA's configuration with the agent's DaemonSet."},
 	{CSRTooLarge, 301, KindInvalid, "The certificate request is too large",
 		"It is above 16 KiB and was not parsed.",
 		"Send a PKCS#10 request with a key and nothing else."},
@@ -312,6 +321,9 @@ var table = []Page{
 	{SVIDRejected, 612, KindInternal, "The SVID that came back is not the one that was asked for",
 		"Key, SPIFFE ID or chain do not fit what the agent holds; it keeps the last good one.",
 		"Look at the agent's log, which says what differed."},
+	{BundleRejected, 613, KindInternal, "The trust bundle cannot be used",
+		"It holds no authority, something that is not one, or one trust domain twice. The last good one is kept: an empty bundle must never reach a proxy.",
+		"Report it with the log around it; look at the CA's `signet bundle`."},
 	{ResourceNotAuthorized, 701, KindPermissionDenied, "The secret belongs to somebody else",
 		"A stream gets the secrets of the workload that it belongs to, and no other.",
 		"Ask for default, ROOTCA, ALL, the workload's own SPIFFE ID or its trust domain."},
@@ -336,6 +348,9 @@ var table = []Page{
 	{ReauthRequired, 708, KindUnavailable, "The stream's token is about to expire",
 		"A token is read when a stream opens, so a stream ends before its token does.",
 		"Nothing: the proxy opens a new stream with the fresh token and keeps its secrets."},
+	{AgentStopping, 709, KindUnavailable, "The agent ended the stream",
+		"It is stopping or restarting, or no longer serves this workload here.",
+		"Nothing: the proxy keeps its secrets and opens a new stream."},
 	{StateMissing, 801, KindNotReady, "There is no state",
 		"`signet-ca run` never makes a root, so that a lost volume does not become a new one.",
 		"For a new trust domain run `signet-ca init`. For an old one restore its volume or a backup."},
