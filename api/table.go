@@ -166,6 +166,10 @@ const (
 	DeadlineExceeded Reason = "DEADLINE_EXCEEDED"
 	// Canceled: the caller went away.
 	Canceled Reason = "CANCELED"
+	// ProgramMissing: a program that is needed is not there.
+	ProgramMissing Reason = "PROGRAM_MISSING"
+	// DemoFailed: the demo did not show what it should.
+	DemoFailed Reason = "DEMO_FAILED"
 	// Internal: something is wrong inside Signet.
 	Internal Reason = "INTERNAL"
 )
@@ -417,6 +421,12 @@ var table = []Page{
 	{Canceled, 904, KindCanceled, "The caller went away",
 		"The request was ended by the one who made it.",
 		"Nothing."},
+	{ProgramMissing, 905, KindNotReady, "A program that is needed is not there",
+		"The demo starts signet-ca and signet-agent as programs of their own, from the folder of signet itself.",
+		"Build or install them beside signet, or name their folder with --bin-dir."},
+	{DemoFailed, 906, KindInternal, "The demo did not show what it should",
+		"A request failed, a stranger got in, or certificates did not change; the message says which.",
+		"Read the logs that it kept: one for each program. Run it again with --keep to see the configurations too."},
 	{Internal, 999, KindInternal, "Something is wrong inside Signet",
 		"This should not happen.",
 		"Report it with the correlation id and the log around it."},
