@@ -170,6 +170,8 @@ const (
 	ProgramMissing Reason = "PROGRAM_MISSING"
 	// DemoFailed: the demo did not show what it should.
 	DemoFailed Reason = "DEMO_FAILED"
+	// InputUnreadable: what the command was given cannot be read.
+	InputUnreadable Reason = "INPUT_UNREADABLE"
 	// Internal: something is wrong inside Signet.
 	Internal Reason = "INTERNAL"
 )
@@ -427,6 +429,9 @@ var table = []Page{
 	{DemoFailed, 906, KindInternal, "The demo did not show what it should",
 		"A request failed, a stranger got in, or certificates did not change; the message says which.",
 		"Read the logs that it kept: one for each program. Run it again with --keep to see the configurations too."},
+	{InputUnreadable, 907, KindInvalid, "What the command was given cannot be read",
+		"The file is missing, too large or not what the command reads, or nobody speaks TLS at the address.",
+		"Check the path or the address; `signet svid inspect --help` says what is accepted."},
 	{Internal, 999, KindInternal, "Something is wrong inside Signet",
 		"This should not happen.",
 		"Report it with the correlation id and the log around it."},
