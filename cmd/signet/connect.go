@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+)
+
+// maxAnswer bounds one answer of the CA; a listing of 100 000 SVIDs is about half of it.
+const maxAnswer = 128 << 20
+
+// A channel is a connection to the CA's admin service. It dials at the first request, and again after a break.
+type channel struct {
+	apiv1.AdminClient
+	conn *grpc.ClientConn
+	path string
+
+	mu      sync.Mutex
+	dialErr error // of the last attempt, which gRPC reports only as text; guarded by mu
+}
+
+// connect prepares a channel to the socket that flag, environment or default name. The caller closes it.
+func (a *app) connect() (*channel, error) {
+	ch := &channel{path: a.socketPath()}
+	conn, err := grpc.NewClient("passthrough:///signet-ca",
+		// No TLS: the socket's permissions are the proof of identity, in both directions.
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(ch.dial),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second}}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
+	if err != nil {
+		return nil, err
+	}
+	ch.conn, ch.AdminClient = conn, apiv1.NewAdminClient(conn)
+	return ch, nil
+}
+
+func (a *app) socketPath() string {
+	path := a.socket
+	if path == "" {
+		path = a.getenv(socketEnv)
+	}
+	if path == "" {
+		path = defaultSocket
+	}
+	if rest, ok := strings.CutPrefix(path, "unix:"); ok {
+		path = strings.TrimPrefix(rest, "//")
+	}
+	return path
+}
+
+func (ch *channel) dial(ctx context.Context, _ string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", ch.path)
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	ch.dialErr = err
+	return conn, err
+}
+
+// Close ends the connection.
+func (ch *channel) Close() error { return ch.conn.Close() }
+
+// ask makes one request, bounded by --timeout, and turns what went wrong into a failure.
+func ask[Q, R any](ctx context.Context, a *app, ch *channel, call func(context.Context, Q, ...grpc.CallOption) (R, error), req Q) (R, error) {
+	if a.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+	}
+	resp, err := call(ctx, req)
+	if err != nil {
+		return resp, a.callFailed(ch, err)
+	}
+	return resp, nil
+}
+
+// once lets f use a channel of its own.
+func once[R any](a *app, f func(*channel) (R, error)) (R, error) {
+	ch, err := a.connect()
+	if err != nil {
+		var none R
+		return none, err
+	}
+	defer ch.Close()
+	return f(ch)
+}
+
+// callFailed says what an error of a request means to the one who typed the command.
+func (a *app) callFailed(ch *channel, err error) error {
+	f := &failure{err: api.AsError(api.FromStatus(err))}
+	ch.mu.Lock()
+	dialErr := ch.dialErr
+	ch.mu.Unlock()
+	switch {
+	case f.err.Reason == api.DeadlineExceeded:
+		f.err = api.Wrap(api.DeadlineExceeded, err, "the CA did not answer within "+a.timeout.String())
+		f.why = "it listens at " + ch.path + " and is stopped, overloaded, or waits for its disk"
+		f.next = "signet version --server --timeout 1m"
+	case f.err.Reason != api.CAUnavailable || dialErr == nil:
+	case errors.Is(dialErr, fs.ErrPermission):
+		f.err = api.Wrap(api.AdminForbidden, dialErr, "this user may not open the CA's admin socket "+ch.path)
+		f.next = "ls -ld " + ch.path + "   # the owner is the user to run this as"
+	default:
+		f.err = api.Wrap(api.CAUnavailable, dialErr, "the CA cannot be reached at "+ch.path)
+		f.why, f.next = whyNoConnection(dialErr), "signet-ca run, or name its socket: signet --socket PATH ..."
+	}
+	return f
+}
+
+func whyNoConnection(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "there is no such socket: the CA does not run on this machine, or listens elsewhere"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "the file is there and nobody listens: the CA has stopped"
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	return err.Error()
+}

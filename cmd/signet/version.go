@@ -1,0 +1,131 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+)
+
+// A versionView tells what this binary is, and what the CA says of itself.
+type versionView struct {
+	header
+	Client clientVersion  `json:"client"`
+	Server *serverVersion `json:"server,omitempty"`
+}
+
+type clientVersion struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"` // of the source
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+	Protocol int    `json:"protocol"` // of api/v1
+}
+
+type serverVersion struct {
+	Version     string   `json:"version"`
+	TrustDomain string   `json:"trustDomain"`
+	Replica     string   `json:"replica"`
+	Generation  string   `json:"generation"` // EPOCH.NUMBER
+	StartedAt   string   `json:"startedAt,omitempty"`
+	Agents      uint32   `json:"agents"`
+	Issued      uint64   `json:"issued"`
+	Refused     uint64   `json:"refused"`
+	NotReady    []string `json:"notReady"`
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	var server bool
+	c := &cobra.Command{
+		Use:   "version",
+		Short: "Show the version of this binary, and with --server that of the CA",
+		Example: "  signet version\n" +
+			"  signet version --server   # and what the CA says of itself",
+		Args: noArgs,
+	}
+	o := outputFlags(c)
+	c.Flags().BoolVar(&server, "server", false, "also ask the CA")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		v := &versionView{header: newHeader("Version", "signet"), Client: a.clientVersion()}
+		var failed error
+		if server {
+			st, err := once(a, func(ch *channel) (*apiv1.GetStatusResponse, error) {
+				return ask(c.Context(), a, ch, ch.GetStatus, &apiv1.GetStatusRequest{})
+			})
+			if failed = err; err == nil {
+				v.Server = newServerVersion(st)
+			}
+		}
+		if err := a.print(o, result{object: v, text: func(bool) []block { return describeVersion(v) }}); err != nil {
+			return err
+		}
+		return failed
+	}
+	return c
+}
+
+func (a *app) clientVersion() clientVersion {
+	v := clientVersion{Version: a.version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Protocol: api.Protocol}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		v.Version = cmp.Or(v.Version, "unknown")
+		return v
+	}
+	v.Version = cmp.Or(v.Version, info.Main.Version, "unknown")
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			v.Revision = s.Value + v.Revision
+		case s.Key == "vcs.modified" && s.Value == "true":
+			v.Revision += "-dirty"
+		}
+	}
+	return v
+}
+
+func newServerVersion(st *apiv1.GetStatusResponse) *serverVersion {
+	return &serverVersion{
+		Version:     st.GetVersion(),
+		TrustDomain: st.GetTrustDomain(),
+		Replica:     st.GetReplica(),
+		Generation:  api.Generation{Epoch: st.GetEpoch(), Number: st.GetNumber()}.String(),
+		StartedAt:   stamp(timeOf(st.GetStartedAt())),
+		Agents:      st.GetAgents(),
+		Issued:      st.GetIssued(),
+		Refused:     st.GetRefused(),
+		NotReady:    append([]string{}, st.GetNotReady()...),
+	}
+}
+
+func describeVersion(v *versionView) []block {
+	own := []pair{{"signet", v.Client.Version}}
+	if v.Client.Revision != "" {
+		own = append(own, pair{"revision", v.Client.Revision})
+	}
+	own = append(own, pair{"go", v.Client.Go + " " + v.Client.Platform}, pair{"protocol", fmt.Sprint(v.Client.Protocol)})
+	blocks := []block{{pairs: own}}
+	if s := v.Server; s != nil {
+		ready := "yes"
+		if len(s.NotReady) > 0 {
+			ready = "NO: " + strings.Join(s.NotReady, "; ")
+		}
+		blocks = append(blocks, block{pairs: []pair{
+			{"signet-ca", s.Version},
+			{"trust domain", s.TrustDomain},
+			{"generation", s.Generation},
+			{"replica", s.Replica},
+			{"started", s.StartedAt},
+			{"agents", fmt.Sprint(s.Agents)},
+			{"issued", fmt.Sprint(s.Issued)},
+			{"refused", fmt.Sprint(s.Refused)},
+			{"ready", ready},
+		}})
+	}
+	return blocks
+}
