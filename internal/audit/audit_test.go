@@ -1,0 +1,460 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signet-ca/signet/internal/durable"
+)
+
+func open(t testing.TB, dir string) *Log {
+	t.Helper()
+	l, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// entry is number n of a test: every field is set, some with what would break a line.
+func entry(n int) Entry {
+	at := time.Date(2026, 11, 22, 10, 0, 0, n, time.UTC)
+	return Entry{
+		Time: at, Kind: KindIssue, CorrelationID: fmt.Sprintf("%016x", n), SPIFFEID: "spiffe://example.org/ns/a/sa/b",
+		Cluster: "https://issuer", Namespace: "a\n{\"seq\":7}", ServiceAccount: "b", ServiceAccountUID: "c", Pod: "d\x00\xff\u2028", PodUID: "e",
+		Node: "f", NodeUID: "g", TokenID: "h", DNSNames: []string{"i", `j","crc":"00000000"}`}, Serial: "0a", NotAfter: at.Add(time.Hour), Issuer: "0b", Reason: "<k>",
+	}
+}
+
+// fill makes a closed ledger with n entries and returns its folder.
+func fill(t testing.TB, n int) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "ledger")
+	l := open(t, dir)
+	for i := range n {
+		if err := l.Append(t.Context(), entry(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func scanAll(t testing.TB, dir string) []Record {
+	t.Helper()
+	var all []Record
+	for rec, err := range Scan(dir) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, rec)
+	}
+	return all
+}
+
+func TestAppendThenScan(t *testing.T) {
+	dir := fill(t, 3)
+	l := open(t, dir)
+	if l.Cut() != 0 {
+		t.Errorf("%d bytes cut from a ledger that was closed", l.Cut())
+	}
+	before := time.Now()
+	if err := l.Append(t.Context(), Entry{Kind: KindRefuse, Reason: "POD_DELETED"}); err != nil {
+		t.Fatal(err)
+	}
+	got := scanAll(t, dir)
+	var want []Record
+	for i := range 3 {
+		e := entry(i + 1)
+		e.Pod = "d\x00\ufffd\u2028" // JSON has no way to write a byte that is not UTF-8
+		want = append(want, Record{Seq: uint64(i + 1), Entry: e})
+	}
+	want = append(want, Record{Seq: 4, Entry: Entry{Time: got[3].Time, Kind: KindRefuse, Reason: "POD_DELETED"}})
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("scanned (-want +got):\n%s", diff)
+	}
+	if at := got[3].Time; at.Before(before.Add(-time.Second)) || at.After(time.Now()) || at.Location() != time.UTC {
+		t.Errorf("time %v by default, want now in UTC", at)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(data), "\n"); n != 4 {
+		t.Errorf("%d lines for 4 entries: a value broke its line", n)
+	}
+	if info, err := os.Stat(filepath.Join(dir, fileName)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v, want 0600", info.Mode(), err)
+	}
+}
+
+func TestScanStopsEarly(t *testing.T) {
+	n := 0
+	for range Scan(fill(t, 3)) {
+		if n++; n == 2 {
+			break
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d entries seen, want 2", n)
+	}
+	for _, err := range Scan(t.TempDir()) {
+		if !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("error %v for a folder without a ledger", err)
+		}
+	}
+}
+
+func TestAppendConcurrently(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ledger")
+	l := open(t, dir)
+	const writers, each = 16, 50
+	var acknowledged [writers]atomic.Int64
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				if err := l.Append(t.Context(), Entry{Kind: "test", Pod: fmt.Sprint(w), Serial: fmt.Sprint(i)}); err != nil {
+					t.Error(err)
+				}
+				acknowledged[w].Store(int64(i + 1))
+			}
+		})
+	}
+	// Whoever reads meanwhile finds at least what was acknowledged before.
+	for range 20 {
+		var want, got [writers]int64
+		for w := range writers {
+			want[w] = acknowledged[w].Load()
+		}
+		seq := uint64(0)
+		for rec, err := range l.All() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seq++; rec.Seq != seq {
+				t.Fatalf("entry %d follows %d", rec.Seq, seq-1)
+			}
+			var w int
+			fmt.Sscan(rec.Pod, &w)
+			if rec.Serial != fmt.Sprint(got[w]) {
+				t.Fatalf("writer %d: entry %s in place of %d", w, rec.Serial, got[w])
+			}
+			got[w]++
+		}
+		for w := range writers {
+			if got[w] < want[w] {
+				t.Fatalf("writer %d: %d entries read, %d acknowledged", w, got[w], want[w])
+			}
+		}
+	}
+	wg.Wait()
+	if got := len(scanAll(t, dir)); got != writers*each {
+		t.Errorf("%d entries, want %d", got, writers*each)
+	}
+}
+
+// waitFor waits until cond holds for l.
+func waitFor(t *testing.T, l *Log, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+		l.mu.Lock()
+		ok := cond()
+		l.mu.Unlock()
+		if ok {
+			return
+		}
+	}
+	t.Fatal("it did not happen")
+}
+
+// While one batch is on its way to the disk, all who come share the next one. Those who leave are on record all the
+// same, and the leader, on whom the others wait, does not leave.
+func TestAppendSharesBatch(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ledger")
+	l := open(t, dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	l.writing.Lock() // a disk that takes its time
+	var wg sync.WaitGroup
+	var left, stayed atomic.Int32
+	enter := func(n int) {
+		wg.Go(func() {
+			switch err := l.Append(ctx, entry(n)); {
+			case err == nil:
+				stayed.Add(1)
+			case errors.Is(err, context.Canceled) && !errors.Is(err, ErrFailed):
+				left.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	enter(1)
+	waitFor(t, l, func() bool { return l.last == 1 })
+	shared := l.batch
+	for n := range 9 {
+		enter(n + 2)
+	}
+	waitFor(t, l, func() bool { return l.last == 10 && l.batch == shared })
+	cancel()
+	for left.Load() < 9 {
+		runtime.Gosched()
+	}
+	if size := l.size; size != 0 {
+		t.Errorf("%d bytes count as written before they are", size)
+	}
+	l.writing.Unlock()
+	wg.Wait()
+	if left.Load() != 9 || stayed.Load() != 1 {
+		t.Errorf("%d left and %d stayed, want 9 and the leader", left.Load(), stayed.Load())
+	}
+	if got := len(scanAll(t, dir)); got != 10 {
+		t.Errorf("%d entries on record, want 10", got)
+	}
+	if err := l.Append(ctx, entry(11)); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v for a context that has ended before", err)
+	}
+	if got := len(scanAll(t, dir)); got != 10 {
+		t.Errorf("%d entries on record, want 10", got)
+	}
+}
+
+func TestAppendTooLarge(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ledger")
+	l := open(t, dir)
+	for n := MaxEntryBytes - 200; n < MaxEntryBytes+200; n++ {
+		if err := l.Append(t.Context(), Entry{Kind: "test", Pod: strings.Repeat("x", n)}); err != nil && !errors.Is(err, ErrTooLarge) {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Append(t.Context(), entry(1)); err != nil {
+		t.Errorf("the ledger does not go on after an entry that was too large: %v", err)
+	}
+	// The longest that was accepted can be read back.
+	if got := scanAll(t, dir); len(got) < 2 || len(got) > 300 {
+		t.Errorf("%d entries on record", len(got))
+	}
+}
+
+func TestOpenLocked(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ledger")
+	l := open(t, dir)
+	if _, err := Open(dir); !errors.Is(err, ErrLocked) {
+		t.Errorf("error %v, want ErrLocked", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(t.Context(), entry(1)); !errors.Is(err, ErrClosed) {
+		t.Errorf("error %v, want ErrClosed", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	open(t, dir)
+}
+
+func TestOpenUnsafe(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir); !errors.Is(err, durable.ErrUnsafe) {
+		t.Errorf("error %v, want durable.ErrUnsafe", err)
+	}
+	for _, name := range []string{fileName, lockName} {
+		dir := filepath.Join(t.TempDir(), "ledger")
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.Symlink("elsewhere", filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(dir); err == nil {
+			t.Errorf("%s was followed as a link", name)
+		}
+	}
+}
+
+// A crash may leave the last line torn, and nothing else. What is cut was never acknowledged; what was is never cut.
+func TestOpenDamaged(t *testing.T) {
+	dir := fill(t, 3)
+	good, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(good), "\n")[:3]
+	flip := func(s string, i int) string { return s[:i] + string(s[i]^1) + s[i+1:] }
+	other := func(n uint64) string { return string(appendLine(nil, n, []byte(`{"kind":"x"}`))) }
+	type row struct {
+		name, content string
+		keep          int    // entries that stay; -1: refused
+		seq           uint64 // of the line that is refused
+		why           string
+	}
+	rows := []row{
+		{"whole", string(good), 3, 0, ""},
+		{"empty", "", 0, 0, ""},
+		{"zeros at the end", string(good) + strings.Repeat("\x00", 4096), 3, 0, ""},
+		{"many zeros at the end", string(good) + strings.Repeat("\x00", 3*MaxEntryBytes), 3, 0, ""},
+		{"zeros, then the end of the line", lines[0] + strings.Repeat("\x00", 512) + lines[1][512%len(lines[1]):], 1, 0, ""},
+		{"last line rotten", lines[0] + lines[1] + flip(lines[2], 30), 2, 0, ""},
+		{"last line empty", string(good) + "\n", 3, 0, ""},
+		{"middle line rotten", lines[0] + flip(lines[1], 30) + lines[2], -1, 2, wrongChecksum},
+		{"checksum rotten", lines[0] + flip(lines[1], len(lines[1])-6) + lines[2], -1, 2, wrongChecksum},
+		{"middle line missing", lines[0] + lines[2], -1, 2, wrongNumber},
+		{"first lines missing", lines[2], -1, 1, wrongNumber},
+		{"line twice at the end", string(good) + lines[2], -1, 4, wrongNumber},
+		{"two torn lines", lines[0] + "{\n{", -1, 2, noChecksum},
+		{"an empty line between", lines[0] + "\n" + lines[1], -1, 2, noChecksum},
+		{"a long line between", lines[0] + strings.Repeat("x", 2*MaxEntryBytes) + "\n" + other(2), -1, 2, tooLong},
+		{"number with a prefix", lines[0] + other(20), -1, 2, wrongNumber},
+	}
+	for n := range len(lines[2]) {
+		rows = append(rows, row{fmt.Sprintf("torn after %d bytes", n), lines[0] + lines[1] + lines[2][:n], 2, 0, ""})
+	}
+	for _, tc := range rows {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(dir, fileName)
+			if err := os.WriteFile(path, []byte(tc.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Open(dir)
+			if tc.keep < 0 {
+				ce, ok := errors.AsType[*CorruptError](err)
+				if !ok || ce.Seq != tc.seq || ce.Why != tc.why {
+					t.Fatalf("error %v, want entry %d refused: %s", err, tc.seq, tc.why)
+				}
+				if got, _ := os.ReadFile(path); string(got) != tc.content {
+					t.Error("a damaged ledger was changed")
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			kept := strings.Join(lines[:tc.keep], "")
+			if got, _ := os.ReadFile(path); string(got) != kept || l.Cut() != int64(len(tc.content)-len(kept)) {
+				t.Errorf("%d bytes cut, %d kept, want %d kept", l.Cut(), len(got), len(kept))
+			}
+			if err := l.Append(t.Context(), entry(9)); err != nil {
+				t.Fatal(err)
+			}
+			all := scanAll(t, dir)
+			if len(all) != tc.keep+1 || all[tc.keep].Seq != uint64(tc.keep+1) {
+				t.Errorf("%d entries after one more, want %d", len(all), tc.keep+1)
+			}
+		})
+	}
+}
+
+// Scan of a ledger in use ends before a line that is being written, and tells damage like Open does.
+func TestScanDamaged(t *testing.T) {
+	dir := fill(t, 2)
+	path := filepath.Join(dir, fileName)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name, content string
+		good          int
+		corrupt       bool
+	}{
+		{"half a line", string(good[:len(good)-3]), 1, false},
+		{"rotten", "x" + string(good[1:]), 0, true},
+		{"not an entry", string(appendLine(nil, 1, []byte(`{"time":5}`))) + string(good), 0, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := os.WriteFile(path, []byte(tc.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			for _, err := range Scan(dir) {
+				if err == nil {
+					n++
+				} else if ce, ok := errors.AsType[*CorruptError](err); !ok || !tc.corrupt || ce.Offset != 0 {
+					t.Errorf("error %v", err)
+				}
+			}
+			if n != tc.good {
+				t.Errorf("%d entries, want %d", n, tc.good)
+			}
+		})
+	}
+}
+
+// FuzzOpen: no content makes Open panic, change what it refuses, or keep what it cannot read back.
+func FuzzOpen(f *testing.F) {
+	line := string(appendLine(nil, 1, []byte(`{"time":"2026-11-22T10:00:00Z","kind":"issue"}`)))
+	for _, seed := range []string{"", line, line + line, line[:20], line + "\x00\x00", "\n", line + "{\n", strings.Repeat("x", 2*MaxEntryBytes)} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := filepath.Join(t.TempDir(), "ledger")
+		path := filepath.Join(dir, fileName)
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, data, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Open(dir)
+		after, rerr := os.ReadFile(path)
+		if rerr != nil {
+			t.Fatal(rerr)
+		}
+		if err != nil {
+			if _, ok := errors.AsType[*CorruptError](err); !ok || string(after) != string(data) {
+				t.Fatalf("error %v, content changed: %v", err, string(after) != string(data))
+			}
+			return
+		}
+		defer l.Close()
+		if string(data[:len(after)]) != string(after) || int64(len(data)-len(after)) != l.Cut() {
+			t.Fatal("more than the end was changed")
+		}
+		for _, err := range l.All() {
+			if _, ok := errors.AsType[*CorruptError](err); err != nil && !ok {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func BenchmarkAppend(b *testing.B) {
+	for _, writers := range []int{1, 8, 64} {
+		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
+			l := open(b, filepath.Join(b.TempDir(), "ledger"))
+			e := entry(1)
+			b.SetParallelism(max(1, writers/runtime.GOMAXPROCS(0)))
+			b.ReportAllocs()
+			if writers == 1 {
+				for b.Loop() {
+					if err := l.Append(b.Context(), e); err != nil {
+						b.Fatal(err)
+					}
+				}
+			} else {
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if err := l.Append(b.Context(), e); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+		})
+	}
+}
