@@ -1,0 +1,292 @@
+package attestor
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// Defaults and limits of ServiceAccountConfig.
+const (
+	MaxSkew            = 5 * time.Second
+	DefaultMaxLifetime = 24 * time.Hour
+)
+
+// ServiceAccountConfig says whose tokens a ServiceAccount believes, and which.
+type ServiceAccountConfig struct {
+	// Issuers are the key sets of the clusters, by the "iss" of their tokens. At least one.
+	Issuers map[string]Keys
+
+	// Skew is how far in the future a token's "iat" and "nbf" may be, for clocks that differ. Zero is MaxSkew, which is
+	// also the most; a negative one means none. Expiry has no leeway: kubelet replaces a token long before.
+	Skew time.Duration
+
+	// MaxLifetime is the longest that a token may live from "iat" to "exp". Zero is DefaultMaxLifetime. It keeps out
+	// the tokens that API servers extend to a year.
+	MaxLifetime time.Duration
+}
+
+// ServiceAccount checks projected ServiceAccount tokens of Kubernetes (api.EvidenceServiceAccount) against the key sets
+// of their issuers, without asking an API server. It proves that the API server made the token for a pod on a node; it
+// cannot know whether that pod still lives.
+type ServiceAccount struct {
+	issuers     map[string]Keys
+	skew        time.Duration
+	maxLifetime time.Duration
+}
+
+var _ Attestor = (*ServiceAccount)(nil)
+
+// NewServiceAccount makes an attestor. It fails with api.ConfigInvalid.
+func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
+	a := &ServiceAccount{issuers: maps.Clone(cfg.Issuers), skew: cfg.Skew, maxLifetime: cfg.MaxLifetime}
+	switch {
+	case len(a.issuers) == 0:
+		return nil, api.E(api.ConfigInvalid, "there is no token issuer")
+	case a.skew > MaxSkew:
+		return nil, api.E(api.ConfigInvalid, "skew is %v; the most is %v", a.skew, MaxSkew)
+	case a.maxLifetime < 0:
+		return nil, api.E(api.ConfigInvalid, "the longest lifetime of a token is negative")
+	case a.skew == 0:
+		a.skew = MaxSkew
+	}
+	for iss, keys := range a.issuers {
+		if iss == "" || keys == nil {
+			return nil, api.E(api.ConfigInvalid, "a token issuer lacks its name or its keys")
+		}
+	}
+	a.skew = max(a.skew, 0)
+	if a.maxLifetime == 0 {
+		a.maxLifetime = DefaultMaxLifetime
+	}
+	return a, nil
+}
+
+// Attest checks a token. In this order, it (1) bounds it and takes it apart, (2) looks up its issuer, before anything is
+// spent on its signature, (3) verifies the signature, (4) reads its Kubernetes claims, (5) checks that audience is its
+// only audience, and (6) checks its times.
+func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
+	return a.attest(ctx, e, audience, now, 0)
+}
+
+// AttestExpired is Attest for a token that may have expired up to grace ago: everything else must still hold. It is for
+// renewals while no API server can give out new tokens; an identity that is not held already must not rest on it.
+func (a *ServiceAccount) AttestExpired(ctx context.Context, e Evidence, audience string, now time.Time, grace time.Duration) (Claims, error) {
+	return a.attest(ctx, e, audience, now, max(grace, 0))
+}
+
+func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string, now time.Time, grace time.Duration) (Claims, error) {
+	if e.Kind != api.EvidenceServiceAccount {
+		return Claims{}, api.E(api.EvidenceKind, "the evidence is not a ServiceAccount token")
+	}
+	jws, err := parseCompact(e.Data) // (1)
+	if err != nil {
+		return Claims{}, err
+	}
+	m, err := parseObject(jws.payload, maxTokenValues)
+	if err != nil {
+		return Claims{}, api.E(api.TokenMalformed, "the token's payload is %s", err)
+	}
+	iss, _ := m["iss"].(string)
+	keys, ok := a.issuers[iss] // (2)
+	if !ok {
+		return Claims{}, api.E(api.IssuerUnknown, "the token's issuer is not one of ours")
+	}
+	if err := jws.verify(ctx, keys); err != nil { // (3)
+		return Claims{}, err
+	}
+	c, err := kubernetesClaims(m) // (4)
+	if err != nil {
+		return Claims{}, err
+	}
+	if err := checkAudience(m["aud"], audience); err != nil { // (5)
+		return Claims{}, err
+	}
+	if err := a.checkTimes(&c, m, now, grace); err != nil { // (6)
+		return Claims{}, err
+	}
+	c.Kind, c.Issuer = e.Kind, iss
+	if c.TokenID, err = tokenID(m, jws); err != nil {
+		return Claims{}, err
+	}
+	return c, nil
+}
+
+// checkAudience wants exactly one audience (RFC 7519 section 4.1.3: a string or a list): each further one could replay
+// the token here, and we there.
+func checkAudience(aud any, want string) error {
+	var list []string
+	switch aud := aud.(type) {
+	case nil:
+	case string:
+		list = []string{aud}
+	case []any:
+		for _, v := range aud {
+			s, ok := v.(string)
+			if !ok {
+				return api.E(api.TokenMalformed, "the token's aud is not a list of strings")
+			}
+			list = append(list, s)
+		}
+	default:
+		return api.E(api.TokenMalformed, "the token's aud is not a list of strings")
+	}
+	switch {
+	case want == "" || !slices.Contains(list, want):
+		return api.E(api.TokenAudience, "the token is for another audience, not %q", want)
+	case len(list) != 1:
+		return api.E(api.TokenAudienceNotExclusive, "the token has audiences besides %q", want)
+	}
+	return nil
+}
+
+// checkTimes wants exp and iat, and nbf to hold where it is there, and fills the times of c.
+func (a *ServiceAccount) checkTimes(c *Claims, m map[string]any, now time.Time, grace time.Duration) error {
+	exp, okExp := numericDate(m["exp"])
+	iat, okIat := numericDate(m["iat"])
+	nbf, okNbf := iat, true
+	if v, ok := m["nbf"]; ok {
+		nbf, okNbf = numericDate(v)
+	}
+	switch {
+	case !okExp || !okIat || !okNbf:
+		return api.E(api.TokenMalformed, "the token's exp, iat or nbf is missing or not a whole number of seconds")
+	case !exp.After(iat):
+		return api.E(api.TokenMalformed, "the token expires before it was issued")
+	case !now.Before(exp.Add(grace)):
+		return api.E(api.TokenExpired, "the token expired %v ago", now.Sub(exp).Truncate(time.Second))
+	case iat.After(now.Add(a.skew)) || nbf.After(now.Add(a.skew)):
+		return api.E(api.TokenNotYetValid, "the token is from the future")
+	case exp.Sub(iat) > a.maxLifetime:
+		return api.E(api.TokenTTLTooLong, "the token lives %v; the most is %v", exp.Sub(iat), a.maxLifetime)
+	}
+	c.IssuedAt, c.ExpireAt = iat, exp
+	return nil
+}
+
+// numericDate reads a NumericDate (RFC 7519 section 2) as Kubernetes writes it: whole seconds, before the year 10000.
+func numericDate(v any) (time.Time, bool) {
+	n, ok := v.(json.Number)
+	if !ok {
+		return time.Time{}, false
+	}
+	sec, err := strconv.ParseInt(n.String(), 10, 64)
+	if err != nil || sec < 0 || sec > 253402300799 {
+		return time.Time{}, false
+	}
+	return time.Unix(sec, 0).UTC(), true
+}
+
+// tokenID is the issuer's "jti", or a hash of the token where there is none (in clusters before Kubernetes 1.30).
+func tokenID(m map[string]any, jws *compact) (string, error) {
+	v, ok := m["jti"]
+	if !ok {
+		return jws.hash(), nil
+	}
+	id, ok := v.(string)
+	if !ok || !isUID(id) {
+		return "", api.E(api.TokenMalformed, "the token's jti is malformed")
+	}
+	return id, nil
+}
+
+// kubernetesClaims reads what the API server wrote about pod, node and ServiceAccount
+// (k8s.io/kubernetes/pkg/serviceaccount/claims.go documents the claims).
+func kubernetesClaims(m map[string]any) (Claims, error) {
+	k, ok := m["kubernetes.io"].(map[string]any)
+	if !ok {
+		for name := range m {
+			if strings.HasPrefix(name, "kubernetes.io/serviceaccount/") { // from a Secret, of old
+				return Claims{}, api.E(api.TokenNotPodBound, "the token comes from a Secret")
+			}
+		}
+		return Claims{}, api.E(api.TokenMalformed, "the token has no kubernetes.io claims")
+	}
+	c, err := subject(m, k)
+	if err != nil {
+		return Claims{}, err
+	}
+	_, secret := k["secret"]
+	if _, pod := k["pod"]; !pod || secret {
+		return Claims{}, api.E(api.TokenNotPodBound, "the token is not bound to a pod")
+	}
+	if c.PodName, c.PodUID, ok = reference(k["pod"]); !ok || !isSubdomain(c.PodName) || !isUID(c.PodUID) {
+		return Claims{}, api.E(api.SubjectMalformed, "the token's pod is malformed")
+	}
+	if c.NodeName, c.NodeUID, ok = reference(k["node"]); !ok || c.NodeName == "" || c.NodeUID == "" {
+		return Claims{}, api.E(api.NodeUnverifiable, "the token does not name its pod's node and the node's UID")
+	}
+	if !isSubdomain(c.NodeName) || !isUID(c.NodeUID) {
+		return Claims{}, api.E(api.SubjectMalformed, "the token's node is malformed")
+	}
+	return c, nil
+}
+
+// subject reads namespace and ServiceAccount, which the token tells twice: in "sub" and in its Kubernetes claims.
+func subject(m, k map[string]any) (Claims, error) {
+	var c Claims
+	var ok bool
+	c.Namespace, _ = k["namespace"].(string)
+	if c.ServiceAccount, c.ServiceAccountUID, ok = reference(k["serviceaccount"]); !ok {
+		return Claims{}, api.E(api.SubjectMalformed, "the token does not name its ServiceAccount")
+	}
+	if !isLabel(c.Namespace) || !isSubdomain(c.ServiceAccount) || !isUID(c.ServiceAccountUID) {
+		return Claims{}, api.E(api.SubjectMalformed, "the token's namespace or ServiceAccount is malformed")
+	}
+	if sub, _ := m["sub"].(string); sub != "system:serviceaccount:"+c.Namespace+":"+c.ServiceAccount {
+		return Claims{}, api.E(api.SubjectMalformed, "the token's sub is not the ServiceAccount of its claims")
+	}
+	return c, nil
+}
+
+// reference reads {"name": ..., "uid": ...}; a member that is missing or no string is empty.
+func reference(v any) (name, uid string, ok bool) {
+	m, ok := v.(map[string]any)
+	name, _ = m["name"].(string)
+	uid, _ = m["uid"].(string)
+	return name, uid, ok
+}
+
+// isLabel reports whether s is a DNS label as Kubernetes has them (RFC 1123, lower case).
+func isLabel(s string) bool { return len(s) <= 63 && isDNSPart(s) }
+
+// isSubdomain reports whether s is a DNS subdomain as Kubernetes has them: parts may be longer than a DNS label.
+func isSubdomain(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if !isDNSPart(part) {
+			return false
+		}
+	}
+	return true
+}
+
+func isDNSPart(s string) bool {
+	for i := range len(s) {
+		b := s[i]
+		alnum := 'a' <= b && b <= 'z' || '0' <= b && b <= '9'
+		if !alnum && (b != '-' || i == 0 || i == len(s)-1) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// isUID reports whether s can stand for a UID or a jti: 1 to 64 letters, digits and hyphens. Kubernetes writes UUIDs, but
+// does not promise to.
+func isUID(s string) bool {
+	for i := range len(s) {
+		if b := s[i]; b == '_' || !isBase64URL(b) {
+			return false
+		}
+	}
+	return 0 < len(s) && len(s) <= 64
+}
