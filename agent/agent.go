@@ -1,0 +1,234 @@
+// Package agent keeps the identities of one node fresh.
+//
+// It is a courier: it proves nothing and decides nothing about who a workload is. It carries the workload's token and a
+// CSR to the CA, checks what comes back, keeps the last good thing until it expires, and renews with a fresh key before
+// that. It knows nothing of Envoy: whoever serves identities to workloads (SDS, the Workload API) asks it through Admit
+// and follows the values it hands out. It links no signing code and no key but those it made for its own node.
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/internal/latest"
+	"github.com/signet-ca/signet/internal/run"
+)
+
+// Config is what an agent is made of. Fields without a default are required.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Dial        func(ctx context.Context) (net.Conn, error) // a new connection to the CA
+	Trust       *Trust                                      // the first trust; what the cache holds comes before it
+	Prover      attestor.Prover                             // the agent's own token, audience api.AgentAudience
+	Verifier    func(KeySets) (attestor.Attestor, error)    // checks workloads' tokens by the key sets that the CA pushed
+	Cache       Cache                                       // nil: nothing outlives the process
+	Version     string                                      // of the build, for people
+
+	IssueTimeout time.Duration // of one request to the CA. Zero: 10 s
+	MinBackoff   time.Duration // after the first failure. Zero: 250 ms
+	MaxBackoff   time.Duration // between two tries. Zero: 30 s
+	ReportEvery  time.Duration // least time between two reports to the CA. Zero: 1 s
+
+	Log     *slog.Logger // nil: discarded
+	Metrics *Metrics     // nil: NewMetrics
+}
+
+// KeySets are the issuers' key sets (JWKS, JSON) by issuer.
+type KeySets map[string][]byte
+
+// Agent is made by New and works while Run does.
+type Agent struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *Metrics
+
+	trust    latest.Value[*Trust]
+	verifier latest.Value[attestor.Attestor] // nil until there are key sets
+	self     latest.Value[*credential]       // the agent's own identity; nil until attested
+	link     latest.Value[*link]             // nil while there is no session
+	changed  latest.Value[uint64]            // counts changes that the CA should hear of
+
+	mu         sync.Mutex
+	identities map[podKey]*Identity
+	running    context.Context // nil before Run and after it
+	keepers    sync.WaitGroup  // one for each identity
+	sequence   uint64          // of changed
+}
+
+// podKey says whose an identity is: one pod of one cluster, under one ServiceAccount.
+type podKey struct{ issuer, podUID, serviceAccountUID string }
+
+// maxIdentities bounds what one node can hold; kubelet's own limit of pods is far below.
+const maxIdentities = 4096
+
+// New returns an agent that holds what its cache holds and serves it at once; Run makes it fresh. The error has the
+// reason ConfigInvalid.
+func New(cfg Config) (*Agent, error) {
+	switch {
+	case cfg.TrustDomain.IsZero():
+		return nil, api.E(api.ConfigInvalid, "a trust domain is required")
+	case cfg.Dial == nil || cfg.Prover == nil || cfg.Verifier == nil:
+		return nil, api.E(api.ConfigInvalid, "a connection to the CA, a token of the agent's own and a verifier are required")
+	}
+	setDefault(&cfg.IssueTimeout, 10*time.Second)
+	setDefault(&cfg.MinBackoff, 250*time.Millisecond)
+	setDefault(&cfg.MaxBackoff, 30*time.Second)
+	setDefault(&cfg.ReportEvery, time.Second)
+	setDefault(&cfg.Log, slog.New(slog.DiscardHandler))
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics()
+	}
+	a := &Agent{cfg: cfg, log: cfg.Log, metrics: cfg.Metrics, identities: map[podKey]*Identity{}}
+	a.restore(time.Now())
+	if a.trust.Load() == nil {
+		if cfg.Trust == nil {
+			return nil, api.E(api.ConfigInvalid, "there is neither a cached trust bundle nor one to begin with")
+		}
+		a.trust.Set(cfg.Trust)
+	}
+	a.metrics.setTrust(a.trust.Load())
+	return a, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Run keeps a session with the CA and every identity fresh until ctx ends, and returns nil.
+func (a *Agent) Run(ctx context.Context) error {
+	a.mu.Lock()
+	a.running = ctx
+	for _, id := range a.identities {
+		a.startKeeper(id)
+	}
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		a.running = nil
+		a.mu.Unlock()
+		a.keepers.Wait()
+	}()
+	return run.All(ctx, run.Task{Name: "session", Run: a.keepSession})
+}
+
+// Trust follows the trust bundle; it is never nil.
+func (a *Agent) Trust() *latest.Value[*Trust] { return &a.trust }
+
+// NotReady names what is missing before the agent can serve; empty when it is ready. An agent that holds identities is
+// ready while the CA is away.
+func (a *Agent) NotReady() []string {
+	if a.link.Load() != nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, id := range a.identities {
+		if id.held.Load().SVID != nil {
+			return nil
+		}
+	}
+	return []string{"there is no session with the CA and no identity is held"}
+}
+
+// Admit says whose identity the bearer of a token may use, and keeps that identity fresh from then on. The token is
+// checked here, by the key sets that the CA pushed, so that an identity that is held can be served while the CA is away;
+// a new one is only ever given by the CA, which checks again. Volume says where on the node the token was delivered.
+//
+// Admit blocks while there are no key sets to check by. Until is when the token expires. It returns an *api.Error: why the
+// token is not good, or why the CA refused this workload moments ago.
+func (a *Agent) Admit(ctx context.Context, e attestor.Evidence, volume string) (id *Identity, until time.Time, err error) {
+	v, err := a.waitVerifier(ctx)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	c, err := v.Attest(ctx, e, api.WorkloadAudience(a.cfg.TrustDomain), time.Now())
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	if self := a.self.Load(); self != nil && c.NodeUID != self.nodeUID {
+		return nil, time.Time{}, api.E(api.NodeMismatch, "the token's pod runs on another node")
+	}
+	if id, err = a.identity(podKey{c.Issuer, c.PodUID, c.ServiceAccountUID}, c); err != nil {
+		return nil, time.Time{}, err
+	}
+	id.offer(e, c.ExpireAt, volume)
+	if refused := id.held.Load().Refused(); refused != nil {
+		return nil, time.Time{}, refused
+	}
+	return id, c.ExpireAt, nil
+}
+
+func (a *Agent) waitVerifier(ctx context.Context) (attestor.Attestor, error) {
+	for {
+		v, changed := a.verifier.Get()
+		if v != nil {
+			return v, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, api.E(api.KeysUnavailable, "the CA has not sent the issuers' key sets yet")
+		case <-changed:
+		}
+	}
+}
+
+// identity returns the identity of a pod, making one that is on its way where there is none.
+func (a *Agent) identity(k podKey, c attestor.Claims) (*Identity, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if id, ok := a.identities[k]; ok {
+		return id, nil
+	}
+	if len(a.identities) >= maxIdentities {
+		return nil, api.E(api.Overloaded, "the node holds %d identities already", maxIdentities)
+	}
+	id := newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
+	a.identities[k] = id
+	a.startKeeper(id)
+	return id, nil
+}
+
+// startKeeper runs an identity's keeper; the caller holds a.mu. Before Run nothing is started: Run does it.
+func (a *Agent) startKeeper(id *Identity) {
+	if ctx := a.running; ctx != nil {
+		a.keepers.Go(func() { a.keep(ctx, id) })
+	}
+}
+
+// forget drops an identity whose pod is gone.
+func (a *Agent) forget(id *Identity) {
+	a.mu.Lock()
+	delete(a.identities, id.key)
+	a.mu.Unlock()
+	a.uncache(id)
+	a.touch()
+}
+
+func (a *Agent) list() []*Identity {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ids := make([]*Identity, 0, len(a.identities))
+	for _, id := range a.identities {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// touch tells the reporter that something changed.
+func (a *Agent) touch() {
+	a.mu.Lock()
+	a.sequence++
+	n := a.sequence
+	a.mu.Unlock()
+	a.changed.Set(n)
+}

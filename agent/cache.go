@@ -1,0 +1,336 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/internal/durable"
+)
+
+// Cache keeps what an agent needs to serve at once after a restart, CA or no CA: SVIDs with their keys, the bundle, key
+// sets and tokens. It holds keys, so it must never reach a disk. Methods are safe for concurrent use; Put replaces a
+// whole entry or nothing. What is lost from a cache is only fetched again.
+type Cache interface {
+	// Put replaces the entry of that name.
+	Put(name string, data []byte) error
+	// Delete removes the entry of that name, if there is one.
+	Delete(name string) error
+	// All yields every entry that can be read.
+	All() iter.Seq2[string, []byte]
+}
+
+// DirCache is a Cache in a folder of mode 0700 on a tmpfs.
+type DirCache struct{ dir string }
+
+const (
+	cacheSuffix   = ".json"
+	maxCacheEntry = 1 << 20
+)
+
+// OpenDirCache returns the cache in dir, which is made where it is missing. It is refused with CacheUnsafe where it could
+// reach a disk: not on a tmpfs, or on a machine with swap; lax (for development) turns that into the returned warning.
+func OpenDirCache(dir string, lax bool) (c *DirCache, warning error, err error) {
+	if err := durable.MkdirPrivate(dir); err != nil {
+		return nil, nil, api.Wrap(api.FileUnsafe, err, fmt.Sprintf("the cache folder: %v", err))
+	}
+	if err := checkVolatile(dir); err != nil {
+		unsafe := api.Wrap(api.CacheUnsafe, err, err.Error())
+		if !lax {
+			return nil, nil, unsafe
+		}
+		warning = unsafe
+	}
+	return &DirCache{dir}, warning, nil
+}
+
+// Put implements Cache.
+func (c *DirCache) Put(name string, data []byte) error {
+	return durable.WriteFile(filepath.Join(c.dir, name+cacheSuffix), data, 0o600)
+}
+
+// Delete implements Cache.
+func (c *DirCache) Delete(name string) error {
+	err := os.Remove(filepath.Join(c.dir, name+cacheSuffix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// All implements Cache.
+func (c *DirCache) All() iter.Seq2[string, []byte] {
+	return func(yield func(string, []byte) bool) {
+		entries, err := os.ReadDir(c.dir)
+		if err != nil {
+			return
+		}
+		for _, e := range entries {
+			name, ok := strings.CutSuffix(e.Name(), cacheSuffix)
+			if !ok {
+				continue
+			}
+			data, err := durable.ReadPrivate(filepath.Join(c.dir, e.Name()), maxCacheEntry)
+			if err != nil {
+				continue
+			}
+			if !yield(name, data) {
+				return
+			}
+		}
+	}
+}
+
+// Names of the entries; an identity's is "pod-" and a hash of its key.
+const (
+	entryTrust   = "trust"
+	entrySelf    = "self"
+	entryKeySets = "keysets"
+	entryPod     = "pod-"
+)
+
+type cachedTrust struct {
+	Sequence uint64   `json:"sequence"`
+	Roots    [][]byte `json:"roots"`
+}
+
+type cachedSVID struct {
+	Chain   [][]byte  `json:"chain"`
+	Key     []byte    `json:"key"` // PKCS#8
+	RenewAt time.Time `json:"renewAt"`
+}
+
+type cachedIdentity struct {
+	Issuer            string     `json:"issuer"`
+	PodUID            string     `json:"podUID"`
+	ServiceAccountUID string     `json:"serviceAccountUID"`
+	Namespace         string     `json:"namespace"`
+	PodName           string     `json:"podName"`
+	EvidenceKind      string     `json:"evidenceKind"`
+	Evidence          []byte     `json:"evidence"`
+	EvidenceEnd       time.Time  `json:"evidenceEnd"`
+	Volume            string     `json:"volume"`
+	SVID              cachedSVID `json:"svid"`
+}
+
+func (a *Agent) cacheTrust(t *Trust) {
+	c := cachedTrust{Sequence: t.Generation.Sequence()}
+	for _, r := range t.Bundle.X509Authorities() {
+		c.Roots = append(c.Roots, r.Raw)
+	}
+	a.put(entryTrust, c)
+}
+
+func (a *Agent) cacheSelf(c *credential) {
+	if s, err := freeze(c.svid, c.renewAt); err == nil {
+		a.put(entrySelf, s)
+	}
+}
+
+func (a *Agent) cacheKeySets(k KeySets) { a.put(entryKeySets, k) }
+
+func (a *Agent) cacheIdentity(id *Identity, h Held) {
+	s, err := freeze(h.SVID, h.RenewAt)
+	if err != nil {
+		return
+	}
+	id.mu.Lock()
+	c := cachedIdentity{
+		Issuer: id.key.issuer, PodUID: id.key.podUID, ServiceAccountUID: id.key.serviceAccountUID,
+		Namespace: id.pod.Namespace, PodName: id.pod.Name,
+		EvidenceKind: id.evidence.Kind, Evidence: id.evidence.Data, EvidenceEnd: id.evidenceEnd, Volume: id.volume,
+		SVID: s,
+	}
+	id.mu.Unlock()
+	a.put(id.entry(), c)
+}
+
+func (a *Agent) uncache(id *Identity) {
+	if a.cfg.Cache == nil {
+		return
+	}
+	if err := a.cfg.Cache.Delete(id.entry()); err != nil {
+		a.log.Warn("cache entry not removed", "error", err)
+	}
+}
+
+func (id *Identity) entry() string {
+	h := sha256.Sum256([]byte(id.key.issuer + "\x00" + id.key.podUID + "\x00" + id.key.serviceAccountUID))
+	return entryPod + hex.EncodeToString(h[:16])
+}
+
+// put writes an entry. A failure costs only the next restart its warmth, so it is said and not more.
+func (a *Agent) put(name string, v any) {
+	if a.cfg.Cache == nil {
+		return
+	}
+	data, err := json.Marshal(v)
+	if err == nil {
+		err = a.cfg.Cache.Put(name, data)
+	}
+	if err != nil {
+		a.log.Warn("cache not written", "entry", name, "error", err)
+	}
+}
+
+func freeze(s *x509svid.SVID, renewAt time.Time) (cachedSVID, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(s.PrivateKey)
+	if err != nil {
+		return cachedSVID{}, err
+	}
+	c := cachedSVID{Key: key, RenewAt: renewAt}
+	for _, cert := range s.Certificates {
+		c.Chain = append(c.Chain, cert.Raw)
+	}
+	return c, nil
+}
+
+// restore takes from the cache what is still good. The bundle comes first, for everything else must verify under it.
+func (a *Agent) restore(now time.Time) {
+	if a.cfg.Cache == nil {
+		return
+	}
+	entries := map[string][]byte{}
+	for name, data := range a.cfg.Cache.All() {
+		entries[name] = data
+	}
+	warn := func(name string, err error) {
+		a.log.Warn("cache entry not used", "entry", name, "error", err)
+	}
+	if data, ok := entries[entryTrust]; ok {
+		if err := a.restoreTrust(data); err != nil {
+			warn(entryTrust, err)
+		}
+	}
+	if a.trust.Load() == nil {
+		return // without a bundle nothing else can be checked
+	}
+	if data, ok := entries[entryKeySets]; ok {
+		if err := a.restoreKeySets(data); err != nil {
+			warn(entryKeySets, err)
+		}
+	}
+	if data, ok := entries[entrySelf]; ok {
+		if err := a.restoreSelf(data, now); err != nil {
+			warn(entrySelf, err)
+		}
+	}
+	for name, data := range entries {
+		if !strings.HasPrefix(name, entryPod) {
+			continue
+		}
+		if err := a.restoreIdentity(data, now); err != nil {
+			warn(name, err)
+			if err := a.cfg.Cache.Delete(name); err != nil {
+				warn(name, err)
+			}
+		}
+	}
+	a.log.Info("cache restored", "identities", len(a.identities), "generation", a.trust.Load().Generation.String())
+}
+
+func (a *Agent) restoreTrust(data []byte) error {
+	var c cachedTrust
+	if err := json.Unmarshal(data, &c); err != nil {
+		return err
+	}
+	var roots []*x509.Certificate
+	for _, der := range c.Roots {
+		r, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		roots = append(roots, r)
+	}
+	t, err := NewTrust(a.cfg.TrustDomain, api.FromSequence(c.Sequence), roots)
+	if err != nil {
+		return err
+	}
+	a.trust.Set(t)
+	return nil
+}
+
+func (a *Agent) restoreKeySets(data []byte) error {
+	var k KeySets
+	if err := json.Unmarshal(data, &k); err != nil {
+		return err
+	}
+	v, err := a.cfg.Verifier(k)
+	if err != nil {
+		return err
+	}
+	a.verifier.Set(v)
+	return nil
+}
+
+// thaw parses a cached SVID and checks it as if it had just come from the CA.
+func (a *Agent) thaw(c cachedSVID, now time.Time) (*x509svid.SVID, error) {
+	s, err := x509svid.ParseRaw(join(c.Chain), c.Key)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := x509svid.Verify(s.Certificates, a.trust.Load().Bundle, x509svid.WithTime(now)); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func join(chain [][]byte) []byte {
+	var all []byte
+	for _, c := range chain {
+		all = append(all, c...)
+	}
+	return all
+}
+
+func (a *Agent) restoreSelf(data []byte, now time.Time) error {
+	var c cachedSVID
+	if err := json.Unmarshal(data, &c); err != nil {
+		return err
+	}
+	s, err := a.thaw(c, now)
+	if err != nil {
+		return err
+	}
+	uid, ok := api.NodeUID(s.ID, a.cfg.TrustDomain)
+	if !ok {
+		return errors.New("it is not an agent's identity")
+	}
+	a.self.Set(&credential{svid: s, nodeUID: uid, renewAt: c.RenewAt})
+	a.metrics.selfEnd.Set(float64(s.Certificates[0].NotAfter.Unix()))
+	return nil
+}
+
+func (a *Agent) restoreIdentity(data []byte, now time.Time) error {
+	var c cachedIdentity
+	if err := json.Unmarshal(data, &c); err != nil {
+		return err
+	}
+	s, err := a.thaw(c.SVID, now)
+	if err != nil {
+		return err
+	}
+	if _, err := api.ParseWorkloadID(s.ID.String()); err != nil || api.IsReserved(s.ID) {
+		return errors.New("it is not a workload's identity")
+	}
+	k := podKey{c.Issuer, c.PodUID, c.ServiceAccountUID}
+	id := newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
+	id.evidence = attestor.Evidence{Kind: c.EvidenceKind, Data: c.Evidence}
+	id.evidenceEnd, id.volume = c.EvidenceEnd, c.Volume
+	id.held.Set(Held{SVID: s, RenewAt: c.SVID.RenewAt})
+	a.identities[k] = id
+	return nil
+}

@@ -1,0 +1,119 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/ca/issuance"
+)
+
+// NewAdminServer returns the gRPC server of the admin channel. The caller serves it on a Unix socket of mode 0600 and
+// gives credentials that let nobody through but the CA's own user and root.
+func (ca *CA) NewAdminServer(opts ...grpc.ServerOption) *grpc.Server {
+	s := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.MaxRecvMsgSize(1 << 20),
+		grpc.UnaryInterceptor(ca.unary),
+		grpc.StreamInterceptor(ca.stream),
+	}, opts...)...)
+	apiv1.RegisterAdminServer(s, &admin{ca: ca})
+	return s
+}
+
+// admin serves the operator's tool.
+type admin struct {
+	apiv1.UnimplementedAdminServer
+	ca *CA
+}
+
+// GetStatus implements the call of that name.
+func (a *admin) GetStatus(context.Context, *apiv1.GetStatusRequest) (*apiv1.GetStatusResponse, error) {
+	b, err := a.bundle()
+	if err != nil {
+		return nil, err
+	}
+	return &apiv1.GetStatusResponse{
+		TrustDomain: b.TrustDomain.Name(),
+		Replica:     a.ca.cfg.Replica,
+		Version:     a.ca.cfg.Version,
+		Epoch:       b.Generation.Epoch,
+		Number:      b.Generation.Number,
+		StartedAt:   timestamppb.New(a.ca.started),
+		Agents:      uint32(a.ca.sessions.nodes()),
+		Issued:      a.ca.issued.Load(),
+		Refused:     a.ca.refused.Load(),
+		NotReady:    a.ca.NotReady(),
+	}, nil
+}
+
+// GetBundle implements the call of that name.
+func (a *admin) GetBundle(context.Context, *apiv1.GetBundleRequest) (*apiv1.GetBundleResponse, error) {
+	b, err := a.bundle()
+	if err != nil {
+		return nil, err
+	}
+	return &apiv1.GetBundleResponse{TrustDomain: b.TrustDomain.Name(), Bundle: bundleProto(b)}, nil
+}
+
+// ListAuthorities implements the call of that name.
+func (a *admin) ListAuthorities(context.Context, *apiv1.ListAuthoritiesRequest) (*apiv1.ListAuthoritiesResponse, error) {
+	b, err := a.bundle()
+	if err != nil {
+		return nil, err
+	}
+	resp := &apiv1.ListAuthoritiesResponse{TrustDomain: b.TrustDomain.Name()}
+	for _, root := range a.ca.record.Load().Authorities {
+		c, err := x509.ParseCertificate(root.Certificate)
+		if err != nil {
+			return nil, err
+		}
+		info := authorityInfo(c, "root", string(root.State))
+		info.Parent = info.Id
+		resp.Authorities = append(resp.Authorities, info)
+	}
+	if s := a.ca.signing.Load(); s != nil {
+		info := authorityInfo(s.cert, "intermediate", "active")
+		info.Parent, info.Replica = s.root, a.ca.cfg.Replica
+		resp.Authorities = append(resp.Authorities, info)
+	}
+	return resp, nil
+}
+
+// ListSVIDs implements the call of that name.
+func (a *admin) ListSVIDs(_ context.Context, r *apiv1.ListSVIDsRequest) (*apiv1.ListSVIDsResponse, error) {
+	return &apiv1.ListSVIDsResponse{Holdings: a.ca.listHoldings(r.GetNamespace(), r.GetSpiffeId())}, nil
+}
+
+func (a *admin) bundle() (*Bundle, error) {
+	if b := a.ca.bundle.Load(); b != nil {
+		return b, nil
+	}
+	return nil, api.E(api.CAUnavailable, "the CA is starting")
+}
+
+func authorityInfo(c *x509.Certificate, kind, state string) *apiv1.AuthorityInfo {
+	return &apiv1.AuthorityInfo{
+		Id:          hexID(c),
+		Kind:        kind,
+		State:       state,
+		Subject:     c.Subject.String(),
+		Key:         issuance.KeyName(c.PublicKey),
+		NotBefore:   timestamppb.New(c.NotBefore),
+		NotAfter:    timestamppb.New(c.NotAfter),
+		Certificate: c.Raw,
+	}
+}
+
+// ended reports whether a call ended because the other side did, which is no refusal of ours.
+func ended(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
+}

@@ -1,0 +1,140 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/internal/audit"
+)
+
+// agentVolume is the place that an agent's own token serves.
+const agentVolume = "agent"
+
+// attestAgent turns an agent's own token into the identity of the agent of its node. The pod must be one of ours by
+// namespace and ServiceAccount, and must live.
+func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER []byte, now time.Time) (*issuance.Issued, error) {
+	claims, err := ca.attestNode(ctx, e, now)
+	if err != nil {
+		return nil, err
+	}
+	entry := audit.Entry{
+		Time: now, Kind: audit.KindAttestAgent, CorrelationID: api.NewCorrelationID(),
+		Cluster: claims.Issuer, Namespace: claims.Namespace, ServiceAccount: claims.ServiceAccount, ServiceAccountUID: claims.ServiceAccountUID,
+		Pod: claims.PodName, PodUID: claims.PodUID, Node: claims.NodeName, NodeUID: claims.NodeUID, TokenID: claims.TokenID,
+	}
+	issued, err := ca.certifyAgent(ctx, claims, csrDER, now, &entry)
+	if err != nil {
+		return nil, ca.recordRefusal(ctx, entry, err)
+	}
+	return issued, nil
+}
+
+func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
+	if err := ca.checkPod(ctx, c, now); err != nil {
+		return nil, err
+	}
+	if err := ca.memory.bindToken(c.Issuer, c.TokenID, c.NodeUID, agentVolume, c.ExpireAt); err != nil {
+		return nil, err
+	}
+	id, err := api.AgentID(ca.cfg.TrustDomain, c.NodeUID)
+	if err != nil {
+		return nil, api.Wrap(api.IDMalformed, err, "the node's UID does not make a SPIFFE ID")
+	}
+	e.SPIFFEID = id.String()
+	csr, err := issuance.ParseCSR(csrDER, issuance.Keys{})
+	if err != nil {
+		return nil, err
+	}
+	if err := csr.Match(id); err != nil {
+		return nil, err
+	}
+	s, err := ca.signer(now)
+	if err != nil {
+		return nil, err
+	}
+	p, err := issuance.Prepare(issuance.Profile{TTL: ca.cfg.AgentTTL}, issuance.Request{ID: id, PublicKey: csr.PublicKey}, s.issuer, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := ca.memory.bindKey(csr.SPKI, id, now, p.NotAfter()); err != nil {
+		return nil, err
+	}
+	issued, err := ca.recordAndSign(ctx, s, p, e)
+	if err != nil {
+		return nil, err
+	}
+	ca.memory.notePod(c.Issuer, c.PodUID, issued.Leaf.NotAfter)
+	return issued, nil
+}
+
+// attestNode checks an agent's own token: audience of agents, our agents' ServiceAccount, a node that it is bound to.
+func (ca *CA) attestNode(ctx context.Context, e attestor.Evidence, now time.Time) (attestor.Claims, error) {
+	c, err := ca.attest(ctx, e, api.AgentAudience(ca.cfg.TrustDomain), now)
+	if err != nil {
+		return attestor.Claims{}, err
+	}
+	if c.Namespace != ca.cfg.Agents.Namespace || c.ServiceAccount != ca.cfg.Agents.ServiceAccount {
+		return attestor.Claims{}, api.E(api.NotAnAgent, "the token belongs to a pod that is not an agent")
+	}
+	if c.NodeUID == "" {
+		return attestor.Claims{}, api.E(api.NodeUnverifiable, "the agent's token does not say on which node it runs")
+	}
+	return c, nil
+}
+
+// verifyPeer returns the identity of a client certificate that verifies now against the bundle as it is now.
+func (ca *CA) verifyPeer(certs []*x509.Certificate, now time.Time) (spiffeid.ID, error) {
+	b := ca.bundle.Load()
+	if b == nil {
+		return spiffeid.ID{}, api.E(api.CAUnavailable, "the CA is starting")
+	}
+	id, err := x509svid.IDFromCert(certs[0])
+	if err != nil {
+		return spiffeid.ID{}, api.Wrap(api.AgentIdentityRequired, err, "the client certificate has no SPIFFE ID")
+	}
+	if err := issuance.Verify(certs, b.Roots, id, now); err != nil {
+		return spiffeid.ID{}, api.Wrap(api.AgentIdentityRequired, err, "the client certificate does not verify against the trust bundle")
+	}
+	return id, nil
+}
+
+// peerAgent returns the node of the agent on the other side of a call, and when its SVID expires. The chain was verified
+// in the handshake; its time is checked again, for a connection may outlive it.
+func (ca *CA) peerAgent(ctx context.Context, now time.Time) (nodeUID string, expires time.Time, err error) {
+	refuse := func(detail string) (string, time.Time, error) {
+		return "", time.Time{}, api.E(api.AgentIdentityRequired, "%s", detail)
+	}
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return refuse("the call came without a connection")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return refuse("the call came without a client certificate")
+	}
+	leaf := info.State.PeerCertificates[0]
+	id, err := x509svid.IDFromCert(leaf)
+	if err != nil {
+		return refuse("the client certificate has no SPIFFE ID")
+	}
+	uid, ok := api.NodeUID(id, ca.cfg.TrustDomain)
+	if !ok {
+		return refuse("the client certificate is not that of an agent of this trust domain")
+	}
+	if !now.Before(leaf.NotAfter) {
+		return refuse("the agent's SVID has expired")
+	}
+	return uid, leaf.NotAfter, nil
+}
+
+func hexID(c *x509.Certificate) string { return hex.EncodeToString(c.SubjectKeyId) }

@@ -1,0 +1,298 @@
+// Package ca is the authority: it attests a workload by its token, decides which identity that is, records the decision,
+// and signs.
+//
+// The CA believes a token, never an agent. Every identity is backed by a token that the API server issued for one pod,
+// and that token is worth nothing outside a session of the agent on that pod's node; so a stolen node yields the
+// identities of its own pods and no others. The main path is Issue in issue.go, numbered as in ARCHITECTURE.md.
+package ca
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/journal"
+	"github.com/signet-ca/signet/internal/latest"
+	"github.com/signet-ca/signet/internal/run"
+)
+
+// Config is what a CA is made of. Fields without a default are required.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Replica     string // a path segment, unique among the replicas; its identity is /signet/ca/REPLICA
+	Version     string // of the build, for people
+
+	Store     Store
+	Upstream  Upstream
+	Ledger    Ledger
+	Directory Directory // nil: the life of a pod is not checked; only for development
+	Publisher Publisher // nil: the bundle is not published
+	Policy    *Policy
+	Attestors map[string]attestor.Attestor // by kind of evidence
+	KeySets   map[string]KeySets           // by issuer, pushed to agents
+	Agents    AgentRule
+
+	AgentTTL   time.Duration    // of an agent's own SVID. Zero: 1 h
+	Keys       issuance.KeyKind // of intermediates and of the CA's own identity. Zero: ECDSA P-256
+	MintBudget int              // intermediates an hour. Zero: 20
+	SessionAge time.Duration    // of an agent's session, drawn from 3/4 of it up. Zero: 1 h
+	Concurrent int              // SVIDs in work at once. Zero: 4 for each CPU
+	Queue      int              // SVIDs that may wait for their turn. Zero: 4096
+
+	Log     *slog.Logger // nil: discarded
+	Metrics *Metrics     // nil: NewMetrics
+}
+
+// AgentRule says which pods are agents.
+type AgentRule struct {
+	Namespace      string `yaml:"namespace"`      // Default: signet-system
+	ServiceAccount string `yaml:"serviceAccount"` // Default: signet-agent
+}
+
+// CA is one replica of the authority. It is made by New and works while Run does.
+type CA struct {
+	cfg      Config
+	log      *slog.Logger
+	metrics  *Metrics
+	started  time.Time
+	signing  latest.Value[*signing] // nil until the first intermediate
+	bundle   latest.Value[*Bundle]  // nil until the record was read
+	record   latest.Value[journal.Journal]
+	keySets  latest.Value[*apiv1.KeySets] // nil until the first was read
+	sessions sessions
+	memory   *memory
+	work     *gate
+	stopping chan struct{} // closed when Run ends: sessions end with it
+	issued   atomic.Uint64
+	refused  atomic.Uint64
+}
+
+// New returns a CA that does nothing yet. The error has the reason ConfigInvalid.
+func New(cfg Config) (*CA, error) {
+	switch {
+	case cfg.TrustDomain.IsZero():
+		return nil, api.E(api.ConfigInvalid, "a trust domain is required")
+	case cfg.Store == nil || cfg.Upstream == nil || cfg.Ledger == nil || cfg.Policy == nil:
+		return nil, api.E(api.ConfigInvalid, "store, upstream, ledger and policy are required")
+	case len(cfg.Attestors) == 0:
+		return nil, api.E(api.ConfigInvalid, "at least one attestor is required")
+	}
+	if _, err := api.ReplicaID(cfg.TrustDomain, cfg.Replica); err != nil {
+		return nil, api.E(api.ConfigInvalid, "replica %.80q does not make a SPIFFE ID: %v", cfg.Replica, err)
+	}
+	setDefault(&cfg.Agents.Namespace, "signet-system")
+	setDefault(&cfg.Agents.ServiceAccount, "signet-agent")
+	setDefault(&cfg.AgentTTL, time.Hour)
+	setDefault(&cfg.MintBudget, 20)
+	setDefault(&cfg.SessionAge, time.Hour)
+	setDefault(&cfg.Concurrent, 4*runtime.GOMAXPROCS(0))
+	setDefault(&cfg.Queue, 4096)
+	setDefault(&cfg.Log, slog.New(slog.DiscardHandler))
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics()
+	}
+	return &CA{
+		cfg:      cfg,
+		log:      cfg.Log,
+		metrics:  cfg.Metrics,
+		started:  time.Now(),
+		memory:   newMemory(),
+		work:     newGate(cfg.Concurrent, cfg.Queue),
+		stopping: make(chan struct{}),
+	}, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Run reads the record, publishes the bundle and keeps an intermediate until ctx ends; then it ends every session and
+// returns nil. An error ends the process: the record is missing, damaged or foreign, or a write has an unknown outcome.
+func (ca *CA) Run(ctx context.Context) error {
+	defer close(ca.stopping)
+	j, _, err := ca.cfg.Store.Load(ctx)
+	if err != nil {
+		return err
+	}
+	if j.TrustDomain != ca.cfg.TrustDomain.Name() {
+		return api.E(api.StateForeign, "the record belongs to trust domain %q, the configuration says %q", j.TrustDomain, ca.cfg.TrustDomain)
+	}
+	b, err := NewBundle(j)
+	if err != nil {
+		return err
+	}
+	ca.record.Set(j)
+	ca.bundle.Set(b)
+	ca.metrics.setBundle(b)
+	ca.log.InfoContext(ctx, "record loaded", "trust_domain", j.TrustDomain, "generation", b.Generation.String(), "root", j.ActiveAuthority().ID)
+	return run.All(ctx,
+		run.Task{Name: "intermediate", Run: ca.keepIntermediate},
+		run.Task{Name: "publisher", Run: ca.keepPublished},
+		run.Task{Name: "key sets", Run: ca.keepKeySets},
+		run.Task{Name: "memory", Run: ca.keepMemory},
+		run.Task{Name: "ledger", Run: ca.watchLedger},
+	)
+}
+
+// Bundle returns the trust bundle; nil before Run has read the record.
+func (ca *CA) Bundle() *Bundle { return ca.bundle.Load() }
+
+// NotReady names what is missing before the CA can issue; empty when it is ready.
+func (ca *CA) NotReady() []string {
+	var missing []string
+	if ca.bundle.Load() == nil {
+		missing = append(missing, "the record was not read yet")
+	}
+	if s := ca.signing.Load(); s == nil || !time.Now().Before(s.cert.NotAfter) {
+		missing = append(missing, "there is no intermediate to sign with")
+	}
+	for _, issuer := range slices.Sorted(maps.Keys(ca.cfg.KeySets)) {
+		if jwks, _ := ca.cfg.KeySets[issuer].Snapshot(); jwks == nil {
+			missing = append(missing, fmt.Sprintf("the key set of issuer %s was never read", issuer))
+		}
+	}
+	select {
+	case <-ca.cfg.Ledger.Failed():
+		missing = append(missing, "the ledger cannot be written")
+	default:
+	}
+	return missing
+}
+
+// keepPublished shows the bundle at each change and once a minute, so that a foreign change is put right.
+func (ca *CA) keepPublished(ctx context.Context) error {
+	if ca.cfg.Publisher == nil {
+		return nil
+	}
+	for {
+		b, changed := ca.bundle.Get()
+		if err := ca.cfg.Publisher.Publish(ctx, b); err != nil {
+			ca.log.ErrorContext(ctx, "bundle not published", "error", err)
+			ca.metrics.publishFailures.Inc()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-time.After(time.Minute):
+		}
+	}
+}
+
+// keepKeySets gathers the issuers' key sets into the one message that sessions push.
+func (ca *CA) keepKeySets(ctx context.Context) error {
+	changed := make(chan struct{}, 1)
+	var tasks []run.Task
+	for issuer, source := range ca.cfg.KeySets {
+		tasks = append(tasks, run.Task{Name: issuer, Run: func(ctx context.Context) error {
+			for {
+				_, newer := source.Snapshot()
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-newer:
+				}
+			}
+		}})
+	}
+	tasks = append(tasks, run.Task{Name: "gather", Run: func(ctx context.Context) error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			}
+			sets := &apiv1.KeySets{}
+			for _, issuer := range slices.Sorted(maps.Keys(ca.cfg.KeySets)) {
+				if jwks, _ := ca.cfg.KeySets[issuer].Snapshot(); jwks != nil {
+					sets.Sets = append(sets.Sets, &apiv1.KeySet{Issuer: issuer, Jwks: jwks})
+				}
+			}
+			if len(sets.Sets) > 0 {
+				ca.keySets.Set(sets)
+			}
+		}
+	}})
+	return run.All(ctx, tasks...)
+}
+
+// watchLedger ends the process when the ledger has failed: what it then holds is read anew at the next start.
+func (ca *CA) watchLedger(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-ca.cfg.Ledger.Failed():
+		return api.E(api.LedgerFailed, "the ledger can no longer be written")
+	}
+}
+
+func (ca *CA) keepMemory(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Minute):
+			ca.memory.sweep(time.Now())
+		}
+	}
+}
+
+// Init makes the first root of a trust domain and its record. It refuses where there is a record (StateExists) or where
+// a bundle of the trust domain is published already (BundlePublished): a lost volume is not a new root.
+func Init(ctx context.Context, td spiffeid.TrustDomain, s Store, f Founder, p Publisher) (*Bundle, error) {
+	_, _, err := s.Load(ctx)
+	switch {
+	case err == nil:
+		return nil, api.E(api.StateExists, "there is a record already; init makes one only where there is none")
+	case api.ReasonOf(err) != api.StateMissing:
+		return nil, err
+	}
+	if p != nil {
+		published, err := p.Published(ctx, td)
+		if err != nil {
+			return nil, err
+		}
+		if published {
+			return nil, api.E(api.BundlePublished, "a bundle of trust domain %q is published already, so its root exists or existed somewhere", td)
+		}
+	}
+	root, err := f.Found(ctx, td, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	j, err := journal.New(td, root)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Swap(ctx, 0, j); err != nil {
+		return nil, err
+	}
+	b, err := NewBundle(j)
+	if err != nil {
+		return nil, err
+	}
+	if p != nil {
+		if err := p.Publish(ctx, b); err != nil {
+			return nil, fmt.Errorf("the root was made, but its bundle could not be published: %w", err)
+		}
+	}
+	return b, nil
+}

@@ -1,0 +1,210 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/internal/durable"
+)
+
+// maxFile bounds a directory or bundle file before it is parsed.
+const maxFile = 16 << 20
+
+// FileDirectory is a ca.Directory over a JSON file of pods, for development and for clusters whose pods somebody else
+// writes down. The file is read anew when it has changed; while it cannot be read nothing new is issued.
+type FileDirectory struct {
+	path string
+
+	mu    sync.Mutex
+	stamp fileStamp
+	pods  map[podKey]ca.Pod
+	err   error
+}
+
+type podKey struct{ issuer, uid string }
+
+// fileStamp tells whether a file changed; writers replace it by rename, so the inode changes each time.
+type fileStamp struct {
+	mod   time.Time
+	size  int64
+	inode uint64
+}
+
+// NewFileDirectory returns a directory over the file at path, which need not exist yet.
+func NewFileDirectory(path string) *FileDirectory { return &FileDirectory{path: path} }
+
+// filePods is the file's shape.
+type filePods struct {
+	Pods []filePod `json:"pods"`
+}
+
+type filePod struct {
+	Issuer            string    `json:"issuer"`
+	Namespace         string    `json:"namespace"`
+	Name              string    `json:"name"`
+	UID               string    `json:"uid"`
+	ServiceAccount    string    `json:"serviceAccount"`
+	ServiceAccountUID string    `json:"serviceAccountUID"`
+	Node              string    `json:"node"`
+	NodeUID           string    `json:"nodeUID"`
+	DeletionTimestamp time.Time `json:"deletionTimestamp,omitzero"`
+	Finished          bool      `json:"finished,omitempty"`
+}
+
+// Pod implements ca.Directory.
+func (d *FileDirectory) Pod(_ context.Context, issuer, uid string) (ca.Pod, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refresh()
+	if d.err != nil {
+		return ca.Pod{}, api.Wrap(api.DirectoryUnavailable, d.err, "the directory of pods cannot be read")
+	}
+	p, ok := d.pods[podKey{issuer, uid}]
+	if !ok {
+		return ca.Pod{}, api.E(api.PodUnknown, "the pod is not in the directory of live pods")
+	}
+	return p, nil
+}
+
+func (d *FileDirectory) refresh() {
+	info, err := os.Stat(d.path)
+	if err != nil {
+		d.err, d.stamp = err, fileStamp{}
+		return
+	}
+	stamp := fileStamp{info.ModTime(), info.Size(), inode(info)}
+	if stamp == d.stamp {
+		return
+	}
+	d.stamp = stamp
+	pods, err := readPods(d.path, info.Size())
+	if err != nil {
+		d.err = err
+		return
+	}
+	d.pods, d.err = pods, nil
+}
+
+func readPods(path string, size int64) (map[podKey]ca.Pod, error) {
+	if size > maxFile {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	var f filePods
+	if err := dec.Decode(&f); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	pods := make(map[podKey]ca.Pod, len(f.Pods))
+	for _, p := range f.Pods {
+		k := podKey{p.Issuer, p.UID}
+		if p.UID == "" || p.Issuer == "" {
+			return nil, fmt.Errorf("%s: a pod without uid or issuer", path)
+		}
+		if _, ok := pods[k]; ok {
+			return nil, fmt.Errorf("%s: the pod with UID %.64q is there twice", path, p.UID)
+		}
+		pods[k] = ca.Pod{
+			Issuer: p.Issuer, Namespace: p.Namespace, Name: p.Name, UID: p.UID,
+			ServiceAccount: p.ServiceAccount, ServiceAccountUID: p.ServiceAccountUID,
+			NodeName: p.Node, NodeUID: p.NodeUID, DeleteAt: p.DeletionTimestamp, Finished: p.Finished,
+		}
+	}
+	return pods, nil
+}
+
+// FilePublisher is a ca.Publisher that writes the bundle as files: bundle.json in the SPIFFE format, whose sequence is the
+// generation, and bundle.pem beside it.
+type FilePublisher struct{ dir string }
+
+// NewFilePublisher returns a publisher into dir, which is made when it is needed.
+func NewFilePublisher(dir string) *FilePublisher { return &FilePublisher{dir: dir} }
+
+// Names of the published files.
+const (
+	BundleJSON = "bundle.json"
+	BundlePEM  = "bundle.pem"
+)
+
+// refreshHint is how often a reader of the files should look again (SPIFFE Trust Domain and Bundle section 4.1.3).
+const refreshHint = 5 * time.Minute
+
+// Published implements ca.Publisher: any bundle file counts, for whatever is there was trusted by somebody.
+func (p *FilePublisher) Published(context.Context, spiffeid.TrustDomain) (bool, error) {
+	for _, name := range []string{BundleJSON, BundlePEM} {
+		_, err := os.Lstat(filepath.Join(p.dir, name))
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// Publish implements ca.Publisher. Files that hold the bundle already are left alone.
+func (p *FilePublisher) Publish(_ context.Context, b *ca.Bundle) error {
+	if err := os.MkdirAll(p.dir, 0o755); err != nil {
+		return err
+	}
+	sb := spiffebundle.New(b.TrustDomain)
+	for _, r := range b.Roots {
+		sb.AddX509Authority(r)
+	}
+	sb.SetSequenceNumber(b.Generation.Sequence())
+	sb.SetRefreshHint(refreshHint)
+	doc, err := sb.Marshal()
+	if err != nil {
+		return err
+	}
+	pemDoc, err := sb.X509Bundle().Marshal()
+	if err != nil {
+		return err
+	}
+	if err := p.refuseOlder(b); err != nil {
+		return err
+	}
+	return errors.Join(p.write(BundlePEM, pemDoc), p.write(BundleJSON, doc))
+}
+
+// refuseOlder keeps a published bundle of a later generation.
+func (p *FilePublisher) refuseOlder(b *ca.Bundle) error {
+	data, err := os.ReadFile(filepath.Join(p.dir, BundleJSON))
+	if err != nil {
+		return nil // nothing readable is published
+	}
+	old, err := spiffebundle.Parse(b.TrustDomain, data)
+	if err != nil {
+		return nil // a foreign change: put right
+	}
+	if seq, ok := old.SequenceNumber(); ok && seq > b.Generation.Sequence() {
+		return api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(seq), b.Generation)
+	}
+	return nil
+}
+
+func (p *FilePublisher) write(name string, data []byte) error {
+	path := filepath.Join(p.dir, name)
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	return durable.WriteFile(path, data, 0o644)
+}

@@ -1,0 +1,132 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca/journal"
+	"github.com/signet-ca/signet/internal/audit"
+)
+
+// Revision identifies one version of the stored journal. The zero Revision stands for "there is none".
+type Revision uint64
+
+// Store keeps the shared record and one small record for each replica. Drivers are in ca/store.
+//
+// A write has returned nil only when it is durable. An error of reason StateUnknown says that the write may or may not
+// have been kept: the caller must not go on from memory. Methods are safe for concurrent use.
+type Store interface {
+	// Load returns the journal and its revision; StateMissing when there is none, StateNewer and StateCorrupt as
+	// journal.Decode says.
+	Load(ctx context.Context) (journal.Journal, Revision, error)
+	// Swap replaces the journal if its revision is still old, and returns the new revision; StateConflict when it is not,
+	// and nothing was changed. With the zero Revision it creates the journal where there is none.
+	Swap(ctx context.Context, old Revision, j journal.Journal) (Revision, error)
+	// Replica returns what the named replica saved last; the zero Replica when it saved nothing.
+	Replica(ctx context.Context, name string) (Replica, error)
+	// SaveReplica replaces the record of one replica; only that replica writes it.
+	SaveReplica(ctx context.Context, r Replica) error
+}
+
+// Replica is what one CA replica wrote about itself.
+type Replica struct {
+	Name string `json:"name"`
+	// Minted lists the intermediates that may exist: each is written before it is asked for, so its lifetime is known
+	// even when the answer was lost. Expired ones are dropped at the next mint.
+	Minted []Minted `json:"minted,omitempty"`
+}
+
+// Minted is an intermediate that may exist.
+type Minted struct {
+	At       time.Time `json:"at"`
+	NotAfter time.Time `json:"notAfter"`
+	Root     string    `json:"root"` // id of the authority that was asked
+}
+
+// Upstream is where the root's key lives. Drivers are in ca/upstream.
+type Upstream interface {
+	// Mint has the root sign an intermediate for a public key. The answer is the intermediate first, then what leads to
+	// the root, without the root. It is checked by the caller: a driver is not believed. It returns within ctx; an error
+	// means that nothing may have been signed, or that it does not matter, since the key of the request is thrown away.
+	Mint(ctx context.Context, r MintRequest) ([]*x509.Certificate, error)
+}
+
+// MintRequest says which intermediate is wanted.
+type MintRequest struct {
+	TrustDomain  spiffeid.TrustDomain
+	Root         journal.Authority // the active authority
+	PublicKey    crypto.PublicKey
+	NotAfter     time.Time
+	ExcludeNames bool // no DNS name or IP address may be certified below it
+}
+
+// Founder is an Upstream that can make the first root of a trust domain; `signet-ca init` asks for it.
+type Founder interface {
+	// Found makes a root, its key sealed or upstream. Nothing is stored by it.
+	Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time) (journal.Authority, error)
+}
+
+// Ledger records every decision durably before its effect leaves the CA. It is implemented by internal/audit.
+type Ledger interface {
+	// Append returns when the entry is durable. After an error nothing may be issued by this process any more.
+	Append(ctx context.Context, e audit.Entry) error
+	// Failed is closed when the ledger can no longer be written.
+	Failed() <-chan struct{}
+}
+
+// Directory knows which pods live. Implementations are in ca/cluster.
+type Directory interface {
+	// Pod returns the pod with this UID in the cluster of that issuer: PodUnknown where there is none,
+	// DirectoryUnavailable where that cannot be told now. It is called for each issuance, so it answers from memory.
+	Pod(ctx context.Context, issuer, uid string) (Pod, error)
+}
+
+// Pod is a pod as the cluster sees it now.
+type Pod struct {
+	Issuer, Namespace, Name, UID      string
+	ServiceAccount, ServiceAccountUID string
+	NodeName, NodeUID                 string
+	DeleteAt                          time.Time // its deletionTimestamp; zero while it is not being deleted
+	Finished                          bool      // Succeeded or Failed
+}
+
+// Publisher shows the bundle to those who need it for their first trust. Implementations are in ca/cluster.
+type Publisher interface {
+	// Published reports whether a bundle of td is there already, whoever put it there.
+	Published(ctx context.Context, td spiffeid.TrustDomain) (bool, error)
+	// Publish replaces the published bundle; one of a higher generation is never replaced (BundleRollback).
+	Publish(ctx context.Context, b *Bundle) error
+}
+
+// KeySets is an issuer's key set as it changes, for agents that must check a token while the CA is away. It is
+// implemented by attestor.
+type KeySets interface {
+	// Snapshot returns the last good JWKS (nil before the first) and a channel that is closed when there is a newer one.
+	Snapshot() (jwks []byte, changed <-chan struct{})
+}
+
+// Bundle is the trust bundle at one generation. It is never changed once made.
+type Bundle struct {
+	TrustDomain spiffeid.TrustDomain
+	Generation  api.Generation
+	Roots       []*x509.Certificate
+	Hash        [32]byte // api.BundleHash of Roots
+}
+
+// NewBundle returns the bundle that follows from a journal.
+func NewBundle(j journal.Journal) (*Bundle, error) {
+	td, err := spiffeid.TrustDomainFromString(j.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := j.Roots()
+	if err != nil {
+		return nil, err
+	}
+	return &Bundle{TrustDomain: td, Generation: j.Generation(), Roots: roots, Hash: api.BundleHash(roots)}, nil
+}

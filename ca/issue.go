@@ -1,0 +1,178 @@
+package ca
+
+import (
+	"context"
+	"encoding/hex"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/internal/audit"
+)
+
+// Request asks for one SVID: the proof of what the workload is, a proof of possession of its key, and where on the node
+// its token was delivered.
+type Request struct {
+	Evidence attestor.Evidence
+	CSR      []byte // PKCS#10 DER
+	Volume   string // opaque, at most 256 bytes
+}
+
+// maxVolume bounds Request.Volume.
+const maxVolume = 256
+
+// asker is who asks: the agent of one node, in a live session.
+type asker struct {
+	nodeUID, nodeName string
+	issuer            string // of the cluster that attested the agent
+}
+
+// issue is the main path, numbered as in ARCHITECTURE.md. Whatever it refuses has its reason; what it issues is on record
+// before it is signed, and was verified before it is returned.
+func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time) (*issuance.Issued, error) {
+	if len(r.Volume) > maxVolume {
+		return nil, api.E(api.TokenMalformed, "the volume's name is longer than %d bytes", maxVolume)
+	}
+	// (4) Attest: token before CSR, so that nothing is spent on a key whose owner is unknown.
+	claims, err := ca.attest(ctx, r.Evidence, api.WorkloadAudience(ca.cfg.TrustDomain), now)
+	if err != nil {
+		return nil, err
+	}
+	e := audit.Entry{
+		Time: now, Kind: audit.KindIssue, CorrelationID: api.NewCorrelationID(),
+		Cluster: claims.Issuer, Namespace: claims.Namespace, ServiceAccount: claims.ServiceAccount, ServiceAccountUID: claims.ServiceAccountUID,
+		Pod: claims.PodName, PodUID: claims.PodUID, Node: claims.NodeName, NodeUID: claims.NodeUID, TokenID: claims.TokenID,
+	}
+	issued, err := ca.decideAndSign(ctx, who, claims, r, now, &e)
+	if err != nil {
+		return nil, ca.recordRefusal(ctx, e, err)
+	}
+	ca.issued.Add(1)
+	return issued, nil
+}
+
+func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Claims, r Request, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
+	// (4) Decide: the claimed node must be the caller's, the pod must live, the policy must allow it.
+	if err := ca.authorize(ctx, who, claims, r.Volume, now); err != nil {
+		return nil, err
+	}
+	d, err := ca.cfg.Policy.Decide(claims)
+	if err != nil {
+		return nil, err
+	}
+	e.SPIFFEID, e.DNSNames = d.ID.String(), d.DNSNames
+	csr, err := issuance.ParseCSR(r.CSR, ca.cfg.Policy.Keys())
+	if err != nil {
+		return nil, err
+	}
+	if err := csr.Match(d.ID); err != nil {
+		return nil, err
+	}
+	// (5) Prepare, record, sign, verify.
+	s, err := ca.signer(now)
+	if err != nil {
+		return nil, err
+	}
+	p, err := issuance.Prepare(issuance.Profile{TTL: d.TTL}, issuance.Request{ID: d.ID, PublicKey: csr.PublicKey, DNSNames: d.DNSNames}, s.issuer, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := ca.memory.bindKey(csr.SPKI, d.ID, now, p.NotAfter()); err != nil {
+		return nil, err
+	}
+	issued, err := ca.recordAndSign(ctx, s, p, e)
+	if err != nil {
+		return nil, err
+	}
+	ca.memory.notePod(claims.Issuer, claims.PodUID, issued.Leaf.NotAfter)
+	return issued, nil
+}
+
+// recordAndSign puts the decision on record and signs. Before the result leaves, Sign verified it under its issuer, whose
+// whole path was verified when it was made, and here the root of that path must be in our own bundle.
+func (ca *CA) recordAndSign(ctx context.Context, s *signing, p *issuance.Prepared, e *audit.Entry) (*issuance.Issued, error) {
+	e.Serial, e.NotAfter, e.Issuer = p.Serial(), p.NotAfter(), hex.EncodeToString(s.cert.SubjectKeyId)
+	if err := ca.cfg.Ledger.Append(ctx, *e); err != nil {
+		return nil, api.Wrap(api.LedgerFailed, err, "the decision could not be recorded, so nothing was signed")
+	}
+	issued, err := p.Sign()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.issuer.CheckBundle(ca.bundle.Load().Roots); err != nil {
+		return nil, err
+	}
+	return issued, nil
+}
+
+// recordRefusal puts a refusal of an attested caller on record and returns it with its correlation id.
+func (ca *CA) recordRefusal(ctx context.Context, e audit.Entry, cause error) error {
+	refusal := *api.AsError(cause)
+	refusal.CorrelationID = e.CorrelationID
+	if refusal.Reason.Kind() == api.KindCanceled || refusal.Reason == api.LedgerFailed {
+		return &refusal
+	}
+	e.Kind, e.Reason = audit.KindRefuse, string(refusal.Reason)
+	if err := ca.cfg.Ledger.Append(context.WithoutCancel(ctx), e); err != nil {
+		ca.log.ErrorContext(ctx, "refusal not recorded", "correlation_id", e.CorrelationID, "reason", e.Reason, "error", err)
+	}
+	return &refusal
+}
+
+// attest checks evidence with the attestor of its kind.
+func (ca *CA) attest(ctx context.Context, e attestor.Evidence, audience string, now time.Time) (attestor.Claims, error) {
+	a, ok := ca.cfg.Attestors[e.Kind]
+	if !ok {
+		return attestor.Claims{}, api.E(api.EvidenceKind, "evidence of this kind is not accepted")
+	}
+	return a.Attest(ctx, e, audience, now)
+}
+
+// authorize decides whether this agent may have an SVID for the attested workload: same cluster, same node, one place for
+// each token, and a pod that lives.
+func (ca *CA) authorize(ctx context.Context, who asker, c attestor.Claims, volume string, now time.Time) error {
+	if c.Issuer != who.issuer {
+		return api.E(api.IssuerMismatch, "the workload's token comes from another cluster than the agent's")
+	}
+	if c.NodeUID == "" {
+		return api.E(api.NodeUnverifiable, "the token does not say on which node its pod runs")
+	}
+	if c.NodeUID != who.nodeUID {
+		return api.E(api.NodeMismatch, "the workload's pod runs on another node than the agent that asks")
+	}
+	if err := ca.checkPod(ctx, c, now); err != nil {
+		return err
+	}
+	return ca.memory.bindToken(c.Issuer, c.TokenID, who.nodeUID, volume, c.ExpireAt)
+}
+
+// checkPod asks the directory whether the pod of the token lives and is the one it claims to be. Until its deletion time
+// only renewals pass; after it nothing does, whether or not the object still exists.
+func (ca *CA) checkPod(ctx context.Context, c attestor.Claims, now time.Time) error {
+	if ca.cfg.Directory == nil {
+		return nil
+	}
+	p, err := ca.cfg.Directory.Pod(ctx, c.Issuer, c.PodUID)
+	if err != nil {
+		return err
+	}
+	if p.UID != c.PodUID || p.Namespace != c.Namespace || p.Name != c.PodName || p.ServiceAccount != c.ServiceAccount ||
+		p.ServiceAccountUID != "" && p.ServiceAccountUID != c.ServiceAccountUID ||
+		p.NodeUID != "" && p.NodeUID != c.NodeUID {
+		return api.E(api.PodMismatch, "the token's pod is not the pod that the cluster knows")
+	}
+	if p.Finished {
+		return api.E(api.PodDeleted, "the pod has finished")
+	}
+	if p.DeleteAt.IsZero() {
+		return nil
+	}
+	if !now.Before(p.DeleteAt) {
+		return api.E(api.PodDeleted, "the pod is deleted")
+	}
+	if !ca.memory.holds(c.Issuer, c.PodUID, now) {
+		return api.E(api.PodDeleted, "the pod is being deleted, so only an identity that it holds is renewed")
+	}
+	return nil
+}

@@ -1,0 +1,128 @@
+package ca
+
+import (
+	"context"
+	"crypto/sha256"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// memory is what this replica remembers of what it did: which place each token serves, which identity each public key
+// belongs to, and which pods hold an SVID. Every entry ends by itself: a token's at its expiry, the others with the SVID.
+// It is bounded by what was issued, and only attested requests reach it.
+type memory struct {
+	mu     sync.Mutex
+	tokens map[string]place                // by issuer and jti
+	keys   map[[sha256.Size]byte]keyHolder // by SHA-256 of the SubjectPublicKeyInfo
+	pods   map[string]time.Time            // by issuer and pod UID: until when it holds an SVID
+}
+
+type place struct {
+	nodeUID, volume string
+	until           time.Time
+}
+
+type keyHolder struct {
+	id    spiffeid.ID
+	until time.Time
+}
+
+func newMemory() *memory {
+	return &memory{tokens: map[string]place{}, keys: map[[sha256.Size]byte]keyHolder{}, pods: map[string]time.Time{}}
+}
+
+// bindToken ties a token to one node and volume; TokenReplayedElsewhere when it is tied to another.
+func (m *memory) bindToken(issuer, jti, nodeUID, volume string, until time.Time) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := issuer + "\x00" + jti
+	if p, ok := m.tokens[k]; ok && (p.nodeUID != nodeUID || p.volume != volume) {
+		return api.E(api.TokenReplayedElsewhere, "the token was already used on another node or volume")
+	}
+	m.tokens[k] = place{nodeUID, volume, until}
+	return nil
+}
+
+// bindKey ties a public key to an identity until its SVID expires; KeyReused when an unexpired SVID of another identity
+// has it.
+func (m *memory) bindKey(spki [sha256.Size]byte, id spiffeid.ID, now, until time.Time) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, ok := m.keys[spki]
+	if ok && h.id != id && now.Before(h.until) {
+		return api.E(api.KeyReused, "the key was certified for another identity")
+	}
+	if until.After(h.until) || h.id != id {
+		m.keys[spki] = keyHolder{id, until}
+	}
+	return nil
+}
+
+func (m *memory) notePod(issuer, uid string, until time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pods[issuer+"\x00"+uid] = until
+}
+
+// holds reports whether this replica issued an SVID to the pod that has not expired.
+func (m *memory) holds(issuer, uid string, now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return now.Before(m.pods[issuer+"\x00"+uid])
+}
+
+func (m *memory) sweep(now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k, p := range m.tokens {
+		if !now.Before(p.until) {
+			delete(m.tokens, k)
+		}
+	}
+	for k, h := range m.keys {
+		if !now.Before(h.until) {
+			delete(m.keys, k)
+		}
+	}
+	for k, until := range m.pods {
+		if !now.Before(until) {
+			delete(m.pods, k)
+		}
+	}
+}
+
+// gate bounds how many SVIDs are in work and how many wait for their turn; whoever comes beyond that is sent away before
+// anything is spent on him.
+type gate struct {
+	slots chan struct{}
+	queue chan struct{}
+}
+
+func newGate(concurrent, queue int) *gate {
+	return &gate{slots: make(chan struct{}, concurrent), queue: make(chan struct{}, concurrent+queue)}
+}
+
+// enter waits for a turn; Overloaded when too many wait.
+func (g *gate) enter(ctx context.Context) error {
+	select {
+	case g.queue <- struct{}{}:
+	default:
+		return &api.Error{Reason: api.Overloaded, Detail: "too many requests are waiting", RetryAfter: time.Second}
+	}
+	select {
+	case g.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		<-g.queue
+		return ctx.Err()
+	}
+}
+
+func (g *gate) leave() {
+	<-g.slots
+	<-g.queue
+}

@@ -1,0 +1,87 @@
+package ca
+
+import (
+	"crypto/x509"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// Metrics are the CA's own. No label holds a name that a workload or a client chose.
+type Metrics struct {
+	issued          *prometheus.CounterVec
+	refusals        *prometheus.CounterVec
+	issueSeconds    prometheus.Histogram
+	sessions        prometheus.Gauge
+	authorityEnd    *prometheus.GaugeVec
+	generation      prometheus.Gauge
+	mintFailures    prometheus.Counter
+	publishFailures prometheus.Counter
+}
+
+// NewMetrics returns the CA's metrics, to be registered by the caller.
+func NewMetrics() *Metrics {
+	return &Metrics{
+		issued: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_svids_issued_total", Help: "SVIDs issued, by what they are for (workload, agent)."}, []string{"kind"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_refusals_total", Help: "Requests refused, by reason of the closed table."}, []string{"reason"}),
+		issueSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "signet_issue_duration_seconds", Help: "Time from an attested request's turn to its SVID.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1}}),
+		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "signet_agent_sessions", Help: "Sessions of agents that are open now."}),
+		authorityEnd: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "signet_authority_not_after_timestamp_seconds", Help: "When an authority expires, by kind (root, intermediate) and id."}, []string{"kind", "id"}),
+		generation: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "signet_bundle_sequence", Help: "Generation of the trust bundle, as spiffe_sequence."}),
+		mintFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "signet_intermediate_failures_total", Help: "Intermediates that could not be minted."}),
+		publishFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "signet_bundle_publish_failures_total", Help: "Times that the bundle could not be published."}),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range m.all() {
+		c.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range m.all() {
+		c.Collect(ch)
+	}
+}
+
+func (m *Metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures}
+}
+
+// count notes one attempt to issue.
+func (m *Metrics) count(kind string, err error) {
+	if err == nil {
+		m.issued.WithLabelValues(kind).Inc()
+	} else if kind == "workload" { // a refused agent is counted at the boundary
+		m.refusals.WithLabelValues(string(api.ReasonOf(err))).Inc()
+	}
+}
+
+func (m *Metrics) setBundle(b *Bundle) {
+	m.generation.Set(float64(b.Generation.Sequence()))
+	m.authorityEnd.DeletePartialMatch(prometheus.Labels{"kind": "root"})
+	for _, r := range b.Roots {
+		m.authorityEnd.WithLabelValues("root", hexID(r)).Set(float64(r.NotAfter.Unix()))
+	}
+}
+
+func (m *Metrics) setIntermediate(c *x509.Certificate) {
+	m.authorityEnd.DeletePartialMatch(prometheus.Labels{"kind": "intermediate"})
+	m.authorityEnd.WithLabelValues("intermediate", hexID(c)).Set(float64(c.NotAfter.Unix()))
+}
+
+// Metrics returns the CA's metrics, for the caller to register.
+func (ca *CA) Metrics() *Metrics { return ca.metrics }

@@ -1,0 +1,183 @@
+package ca
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/attestor"
+)
+
+// Limits of the agents' port. They hold before anything is parsed.
+const (
+	maxMessage     = 64*(api.MaxTokenBytes+api.MaxCSRBytes) + 64<<10 // a full batch
+	maxHeaderBytes = 16 << 10
+	maxRPCs        = 64 // at once on one connection
+	handshakeTime  = 5 * time.Second
+)
+
+// NewServer returns the gRPC server of the agents' port, with Authority registered on it. Serve and stop it with a
+// listener of the caller's.
+func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
+	opts := append([]grpc.ServerOption{
+		grpc.Creds(credentials.NewTLS(ca.ServerTLS())),
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(maxRPCs),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: false}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.UnaryInterceptor(ca.unary),
+		grpc.StreamInterceptor(ca.stream),
+	}, extra...)
+	s := grpc.NewServer(opts...)
+	apiv1.RegisterAuthorityServer(s, &authority{ca: ca})
+	return s
+}
+
+// authority serves node agents.
+type authority struct {
+	apiv1.UnimplementedAuthorityServer
+	ca *CA
+}
+
+// AttestAgent implements the call of that name.
+func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest) (*apiv1.AttestAgentResponse, error) {
+	if r.GetProtocol() != api.Protocol {
+		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
+	}
+	if err := a.ca.work.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer a.ca.work.leave()
+	e := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
+	issued, err := a.ca.attestAgent(ctx, e, r.GetCsr(), time.Now())
+	a.ca.metrics.count("agent", err)
+	if err != nil {
+		return nil, err
+	}
+	a.ca.log.InfoContext(ctx, "agent attested", "spiffe_id", issued.ID.String(), "not_after", issued.Leaf.NotAfter)
+	return &apiv1.AttestAgentResponse{
+		Chain:   issued.Chain,
+		RenewAt: timestamppb.New(issued.RenewAt),
+		Bundle:  bundleProto(a.ca.bundle.Load()),
+	}, nil
+}
+
+// Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing.
+func (a *authority) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.IssueResponse, error) {
+	nodeUID, _, err := a.ca.peerAgent(ctx, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	who, err := a.ca.sessions.asker(nodeUID)
+	if err != nil {
+		return nil, err
+	}
+	items := r.GetItems()
+	if len(items) == 0 || len(items) > api.MaxBatch {
+		return nil, api.E(api.BatchSize, "%d requests in one call, want 1 to %d", len(items), api.MaxBatch)
+	}
+	results := make([]*apiv1.IssueResult, len(items))
+	var wg sync.WaitGroup
+	for i, item := range items {
+		if len(items) == 1 {
+			results[i] = a.issueItem(ctx, who, item)
+			break
+		}
+		wg.Go(func() { results[i] = a.issueItem(ctx, who, item) })
+	}
+	wg.Wait()
+	return &apiv1.IssueResponse{Results: results}, nil
+}
+
+func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueItem) (result *apiv1.IssueResult) {
+	var err error
+	defer func() {
+		if p := recover(); p != nil {
+			a.ca.log.ErrorContext(ctx, "panic", "panic", p, "stack", string(debug.Stack()))
+			err = api.E(api.Internal, "internal error")
+		}
+		a.ca.metrics.count("workload", err)
+		if err != nil {
+			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
+		}
+	}()
+	if err = a.ca.work.enter(ctx); err != nil {
+		return nil
+	}
+	defer a.ca.work.leave()
+	start := time.Now()
+	e := attestor.Evidence{Kind: item.GetEvidence().GetKind(), Data: item.GetEvidence().GetData()}
+	issued, ierr := a.ca.issue(ctx, who, Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume()}, start)
+	if err = ierr; err != nil {
+		return nil
+	}
+	a.ca.metrics.issueSeconds.Observe(time.Since(start).Seconds())
+	return &apiv1.IssueResult{Result: &apiv1.IssueResult_Svid{Svid: &apiv1.SVID{
+		SpiffeId: issued.ID.String(),
+		Chain:    issued.Chain,
+		RenewAt:  timestamppb.New(issued.RenewAt),
+	}}}
+}
+
+// refusal is what the caller learns of an error; the cause stays in our log under the same correlation id.
+func (ca *CA) refusal(ctx context.Context, err error, attrs ...any) *apiv1.Refusal {
+	e := ca.logRefusal(ctx, err, attrs...)
+	return &apiv1.Refusal{Reason: string(e.Reason), Message: e.Detail, CorrelationId: e.CorrelationID}
+}
+
+func (ca *CA) logRefusal(ctx context.Context, err error, attrs ...any) *api.Error {
+	e := *api.AsError(err)
+	if e.CorrelationID == "" {
+		e.CorrelationID = api.NewCorrelationID()
+	}
+	level := slog.LevelInfo
+	if e.Reason.Kind() == api.KindInternal {
+		level = slog.LevelError
+	}
+	attrs = append(attrs, "reason", string(e.Reason), "code", e.Reason.Code(), "correlation_id", e.CorrelationID, "detail", e.Detail)
+	if e.Err != nil {
+		attrs = append(attrs, "cause", e.Err.Error())
+	}
+	ca.log.Log(ctx, level, "refused", attrs...)
+	ca.refused.Add(1)
+	return &e
+}
+
+// unary is the boundary of single calls: it contains panics, and every error leaves with its reason and correlation id.
+func (ca *CA) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer func() { err = ca.boundary(ctx, info.FullMethod, err, recover()) }()
+	return next(ctx, req)
+}
+
+// stream is the boundary of streams.
+func (ca *CA) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer func() { err = ca.boundary(ss.Context(), info.FullMethod, err, recover()) }()
+	return next(srv, ss)
+}
+
+func (ca *CA) boundary(ctx context.Context, method string, err error, panicked any) error {
+	if panicked != nil {
+		ca.log.ErrorContext(ctx, "panic", "method", method, "panic", panicked, "stack", string(debug.Stack()))
+		err = api.E(api.Internal, "internal error")
+	}
+	if err == nil {
+		return nil
+	}
+	if ended(err) {
+		return err
+	}
+	e := ca.logRefusal(ctx, err, "method", method)
+	ca.metrics.refusals.WithLabelValues(string(e.Reason)).Inc()
+	return api.ToStatus(e).Err()
+}

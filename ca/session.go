@@ -1,0 +1,298 @@
+package ca
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/attestor"
+)
+
+// Bounds of a session, so that no agent can hold more of the CA than a node is worth.
+const (
+	helloTimeout = 10 * time.Second
+	maxHoldings  = 4096
+	maxStreams   = 64 // of one holding
+)
+
+// sessions are the agents that are connected now. A node may have two for a moment, while its agent changes to a
+// connection with a fresh SVID.
+type sessions struct {
+	mu     sync.Mutex
+	byNode map[string]map[*session]struct{}
+}
+
+// session is one agent's stream.
+type session struct {
+	asker
+	version string
+
+	mu         sync.Mutex // guards what follows
+	generation api.Generation
+	holdings   map[string]reported
+}
+
+type reported struct {
+	holding *apiv1.Holding
+	at      time.Time
+}
+
+func (s *sessions) add(x *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byNode == nil {
+		s.byNode = map[string]map[*session]struct{}{}
+	}
+	if s.byNode[x.nodeUID] == nil {
+		s.byNode[x.nodeUID] = map[*session]struct{}{}
+	}
+	s.byNode[x.nodeUID][x] = struct{}{}
+}
+
+func (s *sessions) remove(x *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byNode[x.nodeUID], x)
+	if len(s.byNode[x.nodeUID]) == 0 {
+		delete(s.byNode, x.nodeUID)
+	}
+}
+
+// asker returns the agent of a node by its live session; SessionRequired where there is none.
+func (s *sessions) asker(nodeUID string) (asker, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for x := range s.byNode[nodeUID] {
+		return x.asker, nil
+	}
+	return asker{}, api.E(api.SessionRequired, "the agent has no session with this replica")
+}
+
+func (s *sessions) nodes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.byNode)
+}
+
+func (s *sessions) all() []*session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*session
+	for _, of := range s.byNode {
+		all = slices.AppendSeq(all, maps.Keys(of))
+	}
+	return all
+}
+
+// Session serves one agent: first its Hello, then the bundle and the key sets at each change, until the session's end.
+func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
+	ca, ctx, now := a.ca, stream.Context(), time.Now()
+	nodeUID, expires, err := ca.peerAgent(ctx, now)
+	if err != nil {
+		return err
+	}
+	in := receive(stream)
+	x, err := ca.hello(ctx, in, nodeUID)
+	if err != nil {
+		return err
+	}
+	ca.sessions.add(x)
+	ca.metrics.sessions.Inc()
+	ca.log.InfoContext(ctx, "session opened", "node", x.nodeName, "node_uid", x.nodeUID, "agent_version", x.version)
+	defer func() {
+		ca.sessions.remove(x)
+		ca.metrics.sessions.Dec()
+		ca.log.InfoContext(ctx, "session ended", "node", x.nodeName, "node_uid", x.nodeUID)
+	}()
+	welcome := &apiv1.Welcome{Protocol: api.Protocol, TrustDomain: ca.cfg.TrustDomain.Name(), Replica: ca.cfg.Replica}
+	if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
+		return err
+	}
+	return ca.serveSession(stream, x, in, min(time.Until(expires), jitter(ca.cfg.SessionAge)))
+}
+
+func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in <-chan received, age time.Duration) error {
+	end := time.NewTimer(age)
+	defer end.Stop()
+	b, bundleChanged := ca.bundle.Get()
+	sets, setsChanged := ca.keySets.Get()
+	sendBundle, sendSets := true, true
+	for {
+		if sendBundle {
+			if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Bundle{Bundle: bundleProto(b)}}); err != nil {
+				return err
+			}
+		}
+		if sendSets && sets != nil {
+			if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_KeySets{KeySets: sets}}); err != nil {
+				return err
+			}
+		}
+		sendBundle, sendSets = false, false
+		select {
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		case <-end.C:
+			return api.E(api.SessionEnded, "the session has reached its end")
+		case <-ca.stopping:
+			return api.E(api.SessionEnded, "the CA is stopping")
+		case <-bundleChanged:
+			b, bundleChanged = ca.bundle.Get()
+			sendBundle = true
+		case <-setsChanged:
+			sets, setsChanged = ca.keySets.Get()
+			sendSets = true
+		case m := <-in:
+			if m.err != nil {
+				return m.err
+			}
+			if err := x.apply(m.msg.GetReport()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+type received struct {
+	msg *apiv1.SessionRequest
+	err error
+}
+
+// receive reads a stream into a channel. Its goroutine ends with the stream, which ends when the handler returns: gRPC
+// has no other way to end a Recv.
+func receive(stream apiv1.Authority_SessionServer) <-chan received {
+	in := make(chan received)
+	go func() {
+		for {
+			m, err := stream.Recv()
+			select {
+			case in <- received{m, err}:
+			case <-stream.Context().Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return in
+}
+
+// hello waits for the first message and ties the session to a node of one cluster: the agent's own token must name the
+// node that its SVID names.
+func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*session, error) {
+	var m received
+	select {
+	case m = <-in:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-ca.stopping:
+		return nil, api.E(api.SessionEnded, "the CA is stopping")
+	case <-time.After(helloTimeout):
+		return nil, api.E(api.SessionProtocol, "no Hello within %s", helloTimeout)
+	}
+	if m.err != nil {
+		return nil, m.err
+	}
+	h := m.msg.GetHello()
+	if h == nil {
+		return nil, api.E(api.SessionProtocol, "the first message of a session is Hello")
+	}
+	if h.GetProtocol() != api.Protocol {
+		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", h.GetProtocol(), api.Protocol)
+	}
+	c, err := ca.attestNode(ctx, attestor.Evidence{Kind: h.GetEvidence().GetKind(), Data: h.GetEvidence().GetData()}, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	if c.NodeUID != nodeUID {
+		return nil, api.E(api.NodeMismatch, "the agent's token names another node than its SVID")
+	}
+	if err := ca.checkPod(ctx, c, time.Now()); err != nil {
+		return nil, err
+	}
+	return &session{
+		asker:    asker{nodeUID: nodeUID, nodeName: c.NodeName, issuer: c.Issuer},
+		version:  cut(h.GetVersion(), 64),
+		holdings: map[string]reported{},
+	}, nil
+}
+
+// apply takes over what an agent says it holds.
+func (x *session) apply(r *apiv1.Report) error {
+	if r == nil {
+		return api.E(api.SessionProtocol, "after Hello an agent sends reports")
+	}
+	now := time.Now()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if r.GetFull() {
+		clear(x.holdings)
+	}
+	for _, k := range r.GetRemoved() {
+		delete(x.holdings, k)
+	}
+	for _, h := range r.GetChanged() {
+		if len(h.GetStreams()) > maxStreams {
+			return api.E(api.SessionProtocol, "a holding with more than %d streams", maxStreams)
+		}
+		x.holdings[h.GetKey()] = reported{h, now}
+	}
+	if len(x.holdings) > maxHoldings {
+		return api.E(api.SessionProtocol, "more than %d holdings on one node", maxHoldings)
+	}
+	x.generation = api.Generation{Epoch: r.GetBundleEpoch(), Number: r.GetBundleNumber()}
+	return nil
+}
+
+// listHoldings returns what live agents hold, sorted by SPIFFE ID, then pod. Where a node has two sessions, the newest
+// report of a key is used.
+func (ca *CA) listHoldings(namespace, id string) []*apiv1.NodeHolding {
+	newest := map[string]*apiv1.NodeHolding{}
+	for _, x := range ca.sessions.all() {
+		x.mu.Lock()
+		for k, r := range x.holdings {
+			h := r.holding
+			if namespace != "" && h.GetNamespace() != namespace || id != "" && h.GetSpiffeId() != id {
+				continue
+			}
+			key := x.nodeUID + "\x00" + k
+			if old := newest[key]; old == nil || old.GetReportedAt().AsTime().Before(r.at) {
+				newest[key] = &apiv1.NodeHolding{Node: x.nodeName, NodeUid: x.nodeUID, Holding: h, ReportedAt: timestamppb.New(r.at)}
+			}
+		}
+		x.mu.Unlock()
+	}
+	return slices.SortedFunc(maps.Values(newest), func(a, b *apiv1.NodeHolding) int {
+		if c := strings.Compare(a.Holding.GetSpiffeId(), b.Holding.GetSpiffeId()); c != 0 {
+			return c
+		}
+		if c := strings.Compare(a.Holding.GetPodName(), b.Holding.GetPodName()); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Holding.GetKey(), b.Holding.GetKey())
+	})
+}
+
+func bundleProto(b *Bundle) *apiv1.Bundle {
+	p := &apiv1.Bundle{Epoch: b.Generation.Epoch, Number: b.Generation.Number, Hash: b.Hash[:]}
+	for _, r := range b.Roots {
+		p.Roots = append(p.Roots, r.Raw)
+	}
+	return p
+}
+
+// cut shortens a foreign string to n bytes.
+func cut(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "?")
+}

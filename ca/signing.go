@@ -1,0 +1,245 @@
+package ca
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca/issuance"
+)
+
+// The life of an intermediate: at least a day and four times the longest SVID, renewed at a third, so that two thirds of
+// its life are left to get over an outage of the root.
+const (
+	minIntermediateTTL = 24 * time.Hour
+	intermediateTTLs   = 4
+	renewIntermediate  = 3
+)
+
+// signing is all that is needed to sign: an intermediate whose key exists only in this process, and the identity of this
+// replica under it. It is replaced whole, never changed.
+type signing struct {
+	issuer  *issuance.Issuer
+	cert    *x509.Certificate // the intermediate
+	root    string            // id of the authority above it
+	renewAt time.Time         // of the intermediate
+	self    *tls.Certificate  // this replica's own identity
+	selfEnd time.Time         // when self is due
+}
+
+// keepIntermediate has an intermediate minted at the start, at a third of its life, and when the active authority is
+// another one; and keeps this replica's own identity fresh under it. It fails only when a write has an unknown outcome:
+// an upstream that is away costs nothing while the intermediate lives.
+func (ca *CA) keepIntermediate(ctx context.Context) error {
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = 200*time.Millisecond, time.Minute
+	for {
+		wait := time.Minute
+		err := ca.refreshSigning(ctx, time.Now())
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case api.ReasonOf(err) == api.StateUnknown:
+			return err
+		case err != nil:
+			ca.metrics.mintFailures.Inc()
+			wait = retry.NextBackOff()
+			ca.log.ErrorContext(ctx, "no new intermediate", "error", err, "retry_in", wait.String())
+		default:
+			retry.Reset()
+			s := ca.signing.Load()
+			wait = max(time.Until(earlier(s.renewAt, s.selfEnd)), 100*time.Millisecond)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// refreshSigning mints what is due and installs it.
+func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
+	j, s := ca.record.Load(), ca.signing.Load()
+	if s == nil || !now.Before(s.renewAt) || s.root != j.ActiveAuthority().ID {
+		fresh, err := ca.mint(ctx, now)
+		if err != nil {
+			return err
+		}
+		s = fresh
+	} else if now.Before(s.selfEnd) {
+		return nil
+	}
+	self, err := ca.identify(s, now)
+	if err != nil {
+		return err
+	}
+	ca.signing.Set(self)
+	ca.metrics.setIntermediate(self.cert)
+	return nil
+}
+
+// mint asks the root for an intermediate. Its lifetime is in the record before it is asked for, and the record bounds how
+// many are asked for in an hour, over restarts too.
+func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
+	j := ca.record.Load()
+	root := j.ActiveAuthority()
+	rootCert, err := x509.ParseCertificate(root.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	notAfter := now.Add(max(minIntermediateTTL, intermediateTTLs*ca.cfg.Policy.MaxTTL()))
+	if notAfter.After(rootCert.NotAfter) {
+		notAfter = rootCert.NotAfter
+	}
+	notAfter = notAfter.Truncate(time.Second)
+	if err := ca.bookMint(ctx, Minted{At: now, NotAfter: notAfter, Root: root.ID}); err != nil {
+		return nil, err
+	}
+	key, err := issuance.GenerateKey(ca.cfg.Keys)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	chain, err := ca.cfg.Upstream.Mint(ctx, MintRequest{
+		TrustDomain:  ca.cfg.TrustDomain,
+		Root:         root,
+		PublicKey:    key.Public(),
+		NotAfter:     notAfter,
+		ExcludeNames: len(ca.cfg.Policy.DNSNames()) == 0 && issuance.CanExcludeNames(ca.cfg.TrustDomain),
+	})
+	if err != nil {
+		return nil, err
+	}
+	check := issuance.IntermediateCheck{
+		TrustDomain: ca.cfg.TrustDomain,
+		PublicKey:   key.Public(),
+		Chain:       chain,
+		Roots:       []*x509.Certificate{rootCert},
+		MinLifetime: ca.cfg.Policy.MaxTTL(),
+		DNSNames:    ca.cfg.Policy.DNSNames(),
+	}
+	good, err := issuance.CheckIntermediate(check, now)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range good.Warnings {
+		ca.log.WarnContext(ctx, "intermediate accepted with a weakness", "weakness", string(w), "detail", w.Text())
+	}
+	issuer, err := issuance.NewIssuer(ca.cfg.TrustDomain, good.Chain, good.Root, key)
+	if err != nil {
+		return nil, err
+	}
+	cert := issuer.Certificate()
+	ca.log.InfoContext(ctx, "intermediate minted", "issuer", fmt.Sprintf("%x", cert.SubjectKeyId), "root", root.ID, "not_after", cert.NotAfter)
+	return &signing{
+		issuer:  issuer,
+		cert:    cert,
+		root:    root.ID,
+		renewAt: now.Add(issuer.NotAfter().Sub(now) / renewIntermediate),
+	}, nil
+}
+
+// bookMint writes down that an intermediate may exist; MintBudget when too many were asked for in the last hour.
+func (ca *CA) bookMint(ctx context.Context, m Minted) error {
+	r, err := ca.cfg.Store.Replica(ctx, ca.cfg.Replica)
+	if err != nil {
+		return err
+	}
+	kept, recent := r.Minted[:0:0], 0
+	for _, old := range r.Minted {
+		if m.At.Sub(old.At) < time.Hour {
+			recent++
+		}
+		if old.NotAfter.After(m.At) {
+			kept = append(kept, old)
+		}
+	}
+	if recent >= ca.cfg.MintBudget {
+		return api.E(api.MintBudget, "%d intermediates were minted in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
+	}
+	return ca.cfg.Store.SaveReplica(ctx, Replica{Name: ca.cfg.Replica, Minted: append(kept, m)})
+}
+
+// identify returns s with a fresh identity of this replica, signed by its own intermediate: the server certificate by
+// which agents know their CA.
+func (ca *CA) identify(s *signing, now time.Time) (*signing, error) {
+	id, err := api.ReplicaID(ca.cfg.TrustDomain, ca.cfg.Replica)
+	if err != nil {
+		return nil, err
+	}
+	key, err := issuance.GenerateKey(ca.cfg.Keys)
+	if err != nil {
+		return nil, err
+	}
+	p, err := issuance.Prepare(issuance.Profile{}, issuance.Request{ID: id, PublicKey: key.Public()}, s.issuer, now)
+	if err != nil {
+		return nil, err
+	}
+	issued, err := p.Sign()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.issuer.CheckBundle(ca.bundle.Load().Roots); err != nil {
+		return nil, err
+	}
+	next := *s
+	next.self = &tls.Certificate{Certificate: issued.Chain, PrivateKey: key, Leaf: issued.Leaf}
+	next.selfEnd = issued.RenewAt
+	return &next, nil
+}
+
+// signer returns what to sign with now; SignerUnavailable when there is nothing.
+func (ca *CA) signer(now time.Time) (*signing, error) {
+	s := ca.signing.Load()
+	if s == nil || !now.Before(s.cert.NotAfter) {
+		return nil, api.E(api.SignerUnavailable, "the CA has no intermediate to sign with")
+	}
+	return s, nil
+}
+
+// ServerTLS returns the TLS configuration of the agents' port: TLS 1.3 alone, this replica's newest identity, and a
+// client certificate that, where there is one, must verify against the bundle as it is now. Session tickets are off: a
+// resumed session would skip that check.
+func (ca *CA) ServerTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		ClientAuth:             tls.RequestClientCert,
+		SessionTicketsDisabled: true,
+		NextProtos:             []string{"h2"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			s := ca.signing.Load()
+			if s == nil {
+				return nil, errors.New("no identity yet")
+			}
+			return s.self, nil
+		},
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if len(cs.PeerCertificates) == 0 {
+				return nil // AttestAgent needs none; every other call refuses
+			}
+			_, err := ca.verifyPeer(cs.PeerCertificates, time.Now())
+			return err
+		},
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// jitter returns a duration drawn evenly from [3/4 d, d).
+func jitter(d time.Duration) time.Duration {
+	return d - time.Duration(rand.Int64N(int64(d/4)+1))
+}

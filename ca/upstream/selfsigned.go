@@ -1,0 +1,107 @@
+package upstream
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/hex"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/journal"
+)
+
+func init() { Register("selfsigned", openSelfsigned) }
+
+const (
+	defaultRootTTL = 10 * 365 * 24 * time.Hour
+	minRootTTL     = 24 * time.Hour
+)
+
+// selfsigned is a root that Signet manages itself: its key lies sealed in the record and is opened only for the moment of
+// a signature.
+type selfsigned struct {
+	sealer *ca.Sealer
+	ttl    time.Duration
+	key    issuance.KeyKind
+}
+
+func openSelfsigned(c Config, p Parts) (ca.Upstream, error) {
+	if p.Sealer == nil {
+		return nil, api.E(api.SealKeyMissing, "a self-managed root needs a seal key")
+	}
+	if c.TTL == 0 {
+		c.TTL = defaultRootTTL
+	}
+	if c.TTL < minRootTTL {
+		return nil, api.E(api.ConfigInvalid, "upstream.ttl of %s is shorter than %s", c.TTL, minRootTTL)
+	}
+	kind := issuance.KeyKind(c.Key)
+	if _, err := issuance.GenerateKey(kind); err != nil {
+		return nil, api.E(api.ConfigInvalid, "upstream.key %.32q: %v", c.Key, err)
+	}
+	return &selfsigned{sealer: p.Sealer, ttl: c.TTL, key: kind}, nil
+}
+
+// Found implements ca.Founder.
+func (s *selfsigned) Found(_ context.Context, td spiffeid.TrustDomain, now time.Time) (journal.Authority, error) {
+	key, err := issuance.GenerateKey(s.key)
+	if err != nil {
+		return journal.Authority{}, err
+	}
+	root, err := issuance.NewRoot(td, key, s.ttl, now)
+	if err != nil {
+		return journal.Authority{}, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return journal.Authority{}, err
+	}
+	id := hex.EncodeToString(root.SubjectKeyId)
+	return journal.Authority{ID: id, State: journal.Active, Certificate: root.Raw, SealedKey: s.sealer.Seal(der, sealContext(td, id))}, nil
+}
+
+// Mint implements ca.Upstream.
+func (s *selfsigned) Mint(_ context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
+	root, err := x509.ParseCertificate(r.Root.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	key, err := s.open(r.TrustDomain, r.Root)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := issuance.SignIntermediate(root, key, issuance.IntermediateRequest{
+		TrustDomain:  r.TrustDomain,
+		PublicKey:    r.PublicKey,
+		NotAfter:     r.NotAfter,
+		ExcludeNames: r.ExcludeNames,
+	}, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return []*x509.Certificate{cert}, nil
+}
+
+// open returns the key of a root; it must be the key of that root's certificate.
+func (s *selfsigned) open(td spiffeid.TrustDomain, a journal.Authority) (crypto.Signer, error) {
+	der, err := s.sealer.Open(a.SealedKey, sealContext(td, a.ID))
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, api.E(api.StateCorrupt, "the root's key does not parse")
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, api.E(api.StateCorrupt, "the root's key cannot sign")
+	}
+	return key, nil
+}
+
+func sealContext(td spiffeid.TrustDomain, id string) string { return td.Name() + "/" + id }

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/strictyaml"
+)
+
+// config is the configuration file of signet-agent. docs/config.md is made from these comments.
+type config struct {
+	// "signet.dev/v1". Required.
+	APIVersion string `yaml:"apiVersion"`
+	// "AgentConfig". Required.
+	Kind string `yaml:"kind"`
+	// The trust domain, as in the CA's configuration. Required.
+	TrustDomain string `yaml:"trustDomain"`
+	// Allows what is only fit for development: a cache folder that could reach a disk. Default: false.
+	Development bool `yaml:"development"`
+	// The CA.
+	CA caConfig `yaml:"ca"`
+	// The agent's own projected token, audience signet-agent:TRUST-DOMAIN. Required.
+	TokenFile string `yaml:"tokenFile"`
+	// A Unix socket for every proxy of the node: it sends its own token as metadata. Default: none.
+	SharedSocket string `yaml:"sharedSocket"`
+	// What outlives a restart.
+	Cache cacheConfig `yaml:"cache"`
+	// host:port of /livez, /readyz and /metrics; "none" for no such port. Default: :9081.
+	HTTP string `yaml:"http"`
+}
+
+// caConfig says where the CA is and what is trusted before it has answered.
+type caConfig struct {
+	// host:port. The CA is known by its SPIFFE ID, not by this name. Required.
+	Address string `yaml:"address"`
+	// The published bundle, bundle.json or bundle.pem, for the first trust. Once there is a cache it is not read again.
+	// Required.
+	BundleFile string `yaml:"bundleFile"`
+}
+
+// cacheConfig says what outlives a restart.
+type cacheConfig struct {
+	// A folder of this agent alone on a tmpfs, on a machine without swap, for SVIDs, keys and tokens; "" for none.
+	// Default: none.
+	Dir string `yaml:"dir"`
+}
+
+// loaded is a configuration whose every part is known to be good.
+type loaded struct {
+	config
+	td spiffeid.TrustDomain
+}
+
+func load(path string) (*loaded, error) {
+	var c config
+	if err := strictyaml.DecodeFile(path, &c); err != nil {
+		return nil, api.Wrap(api.ConfigInvalid, err, err.Error())
+	}
+	switch c.HTTP {
+	case "":
+		c.HTTP = ":9081"
+	case "none":
+		c.HTTP = ""
+	}
+	var wrong []string
+	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	if c.APIVersion != "signet.dev/v1" || c.Kind != "AgentConfig" {
+		bad("it must begin with apiVersion: signet.dev/v1 and kind: AgentConfig")
+	}
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	switch {
+	case err != nil:
+		bad("trustDomain: %v", err)
+	case td.Name() != c.TrustDomain:
+		bad("trustDomain: write it as %q", td.Name())
+	}
+	for name, value := range map[string]string{"ca.address": c.CA.Address, "ca.bundleFile": c.CA.BundleFile, "tokenFile": c.TokenFile} {
+		if value == "" {
+			bad("%s is required", name)
+		}
+	}
+	if len(wrong) > 0 {
+		return nil, api.E(api.ConfigInvalid, "%s: %s", path, strings.Join(wrong, "; "))
+	}
+	return &loaded{config: c, td: td}, nil
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/sds"
+)
+
+// metrics are those of the SDS server.
+type metrics struct {
+	streams prometheus.Gauge
+	refused *prometheus.CounterVec
+	pushed  *prometheus.CounterVec
+	answers *prometheus.CounterVec
+	latency prometheus.Histogram
+}
+
+func newMetrics() *metrics {
+	return &metrics{
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "signet_sds_streams", Help: "SDS streams that are open now."}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_sds_refusals_total", Help: "SDS streams that were not let in or were ended, by reason of the closed table."}, []string{"reason"}),
+		pushed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_sds_pushes_total", Help: "Secrets pushed, by kind (identity, trust)."}, []string{"kind"}),
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_sds_updates_total", Help: "Answers to pushes, by result (ack, nack)."}, []string{"result"}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "signet_sds_answer_duration_seconds", Help: "Time from a push to its answer.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .5, 1, 5, 30}}),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range m.all() {
+		c.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range m.all() {
+		c.Collect(ch)
+	}
+}
+
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.streams, m.refused, m.pushed, m.answers, m.latency}
+}
+
+func (m *metrics) hooks() sds.Hooks {
+	return sds.Hooks{
+		Opened: func(string) { m.streams.Inc() },
+		Closed: func(_ string, reason api.Reason) {
+			m.streams.Dec()
+			if reason != "" {
+				m.refused.WithLabelValues(string(reason)).Inc()
+			}
+		},
+		Refused: func(_ string, reason api.Reason) { m.refused.WithLabelValues(string(reason)).Inc() },
+		Pushed:  func(_, kind string) { m.pushed.WithLabelValues(kind).Inc() },
+		Answered: func(_ string, acked bool, in time.Duration) {
+			result := "nack"
+			if acked {
+				result = "ack"
+			}
+			m.answers.WithLabelValues(result).Inc()
+			m.latency.Observe(in.Seconds())
+		},
+	}
+}

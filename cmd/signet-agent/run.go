@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/signet-ca/signet/agent"
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/internal/daemon"
+	"github.com/signet-ca/signet/internal/run"
+	"github.com/signet-ca/signet/sds"
+)
+
+func runCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "run",
+		Short:   "Serve the node's workloads until SIGTERM",
+		Example: "  signet-agent run --config /etc/signet/agent.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := daemon.NewLogger(os.Stderr, o.logFormat, o.logLevel)
+			if err != nil {
+				return usageError{err}
+			}
+			l, err := load(o.config)
+			if err != nil {
+				return err
+			}
+			ctx, stop := daemon.Signals()
+			defer stop()
+			return serve(ctx, l, log)
+		},
+	}
+}
+
+func checkCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "check-config",
+		Short:   "Check the configuration, and change nothing",
+		Example: "  signet-agent check-config --config /etc/signet/agent.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := load(o.config)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: trust domain %s, CA at %s\n", o.config, l.td, l.CA.Address)
+			return nil
+		},
+	}
+}
+
+// serve wires the agent and runs it until ctx ends.
+func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
+	cfg, err := agentConfig(l, log)
+	if err != nil {
+		return err
+	}
+	a, err := agent.New(cfg)
+	if err != nil {
+		return err
+	}
+	src := newSource(a)
+	tasks := []run.Task{
+		{Name: "agent", Run: a.Run},
+		daemon.HTTP{Address: l.HTTP, NotReady: a.NotReady, Collectors: []prometheus.Collector{a.Collector(), src.metrics}, Log: log}.Task(),
+	}
+	if l.SharedSocket != "" {
+		listener, err := daemon.ListenUnix(l.SharedSocket, 0o666) // anybody may connect: who has no token gets nothing
+		if err != nil {
+			return err
+		}
+		defer listener.Close()
+		tasks = append(tasks, serveSDS(src, listener, log))
+	}
+	log.InfoContext(ctx, "starting", "version", version, "trust_domain", l.td.Name(), "ca", l.CA.Address, "development", l.Development)
+	err = run.All(ctx, tasks...)
+	log.InfoContext(context.WithoutCancel(ctx), "stopped", "error", err)
+	return err
+}
+
+// serveSDS serves SDS on the shared socket. Its limits hold before anything is read.
+func serveSDS(src *source, l net.Listener, log *slog.Logger) run.Task {
+	secrets := sds.New(sds.Config{Source: src, Log: log, Hooks: src.metrics.hooks()})
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(sds.MaxRequestBytes),
+		grpc.MaxHeaderListSize(2*api.MaxTokenBytes),
+		grpc.MaxConcurrentStreams(64),
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),
+	)
+	secrets.Register(server)
+	serve := daemon.Serve("sds", server, l, log)
+	return run.Task{Name: serve.Name, Run: func(ctx context.Context) error {
+		stop := context.AfterFunc(ctx, secrets.Close)
+		defer stop()
+		defer src.close()
+		return serve.Run(ctx)
+	}}
+}
+
+func agentConfig(l *loaded, log *slog.Logger) (agent.Config, error) {
+	cfg := agent.Config{
+		TrustDomain: l.td,
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", l.CA.Address)
+		},
+		Prover:   attestor.TokenFile{Path: l.TokenFile},
+		Verifier: verifier,
+		Version:  version,
+		Log:      log,
+	}
+	if l.Cache.Dir != "" {
+		cache, warning, err := agent.OpenDirCache(l.Cache.Dir, l.Development)
+		if err != nil {
+			return cfg, err
+		}
+		if warning != nil {
+			log.Warn("the cache is fit for development only", "error", warning)
+		}
+		cfg.Cache = cache
+	}
+	data, err := readBundle(l.CA.BundleFile)
+	if err != nil {
+		if cfg.Cache == nil {
+			return cfg, api.Wrap(api.ConfigInvalid, err, fmt.Sprintf("ca.bundleFile cannot be read: %v", err))
+		}
+		log.Warn("the bundle file cannot be read; the cache may hold a bundle", "error", err)
+		return cfg, nil
+	}
+	if cfg.Trust, err = agent.ParseTrust(l.td, data); err != nil {
+		return cfg, api.Wrap(api.ConfigInvalid, err, fmt.Sprintf("ca.bundleFile does not hold a trust bundle of %s: %v", l.td, err))
+	}
+	return cfg, nil
+}
+
+// maxBundle bounds the published bundle before it is parsed.
+const maxBundle = 1 << 20
+
+func readBundle(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxBundle+1))
+	if err == nil && len(data) > maxBundle {
+		err = errors.New("it is larger than 1 MiB")
+	}
+	return data, err
+}
+
+// verifier checks workloads' tokens by the key sets that the CA pushed.
+func verifier(sets agent.KeySets) (attestor.Attestor, error) {
+	keys := map[string]attestor.Keys{}
+	for issuer, jwks := range sets {
+		k, err := attestor.StaticKeys(jwks)
+		if err != nil {
+			return nil, err
+		}
+		keys[issuer] = k
+	}
+	return attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys})
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/signet-ca/signet/agent"
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/internal/latest"
+	"github.com/signet-ca/signet/sds"
+)
+
+const (
+	handshakeTime = 5 * time.Second
+	keepaliveTime = 30 * time.Second
+)
+
+// sharedVolume is the place that tokens serve which come over the shared socket.
+const sharedVolume = "shared"
+
+// source is an sds.Source over an agent: it says whose a stream is by the token in its metadata, and turns what the agent
+// holds into secrets, encoded once for all streams. It is the only place where the agent and Envoy meet.
+type source struct {
+	agent   *agent.Agent
+	metrics *metrics
+
+	mu        sync.Mutex
+	closed    bool
+	followers map[*agent.Identity]*follower
+	trust     *agent.Trust // the one that encoded is of
+	encoded   *sds.Trust
+	wg        sync.WaitGroup // one for each follower
+}
+
+// follower keeps the secrets of one identity in step with what the agent holds, while a stream is open for it.
+type follower struct {
+	material latest.Value[*sds.Material]
+	streams  int // guarded by source.mu
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when the identity was refused
+	refused  error         // why; set before done is closed
+}
+
+func newSource(a *agent.Agent) *source {
+	return &source{agent: a, metrics: newMetrics(), followers: map[*agent.Identity]*follower{}}
+}
+
+// Open implements sds.Source.
+func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error) {
+	e, err := attestor.FromMetadata(md.Get("authorization"))
+	if err != nil {
+		return nil, err
+	}
+	id, until, err := s.agent.Admit(ctx, e, sharedVolume)
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.follow(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	pod := id.Pod()
+	w := &sds.Workload{
+		Name:     pod.Namespace + "/" + pod.Name,
+		Material: &f.material,
+		ExpireAt: until,
+		Done:     f.done,
+		Err:      func() error { return f.refused },
+		Report:   func(r sds.Report) { id.Report(r.Stream, streamProto(r)) },
+	}
+	if svid := id.Held().Load().SVID; svid != nil {
+		w.ID = svid.ID
+	}
+	return w, nil
+}
+
+// follow enters a stream into the identity's follower, and leaves it when the stream's context ends.
+func (s *source) follow(ctx context.Context, id *agent.Identity) (*follower, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, api.E(api.AgentStopping, "the agent is stopping")
+	}
+	f := s.followers[id]
+	if f == nil {
+		running, cancel := context.WithCancel(context.Background())
+		f = &follower{cancel: cancel, done: make(chan struct{})}
+		s.followers[id] = f
+		s.wg.Go(func() { s.run(running, id, f) })
+	}
+	f.streams++
+	context.AfterFunc(ctx, func() { s.leave(id, f) })
+	return f, nil
+}
+
+func (s *source) leave(id *agent.Identity, f *follower) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.streams--; f.streams == 0 {
+		s.drop(id, f)
+	}
+}
+
+// drop ends a follower; the caller holds s.mu.
+func (s *source) drop(id *agent.Identity, f *follower) {
+	f.cancel()
+	if s.followers[id] == f {
+		delete(s.followers, id)
+	}
+}
+
+// close ends all followers and waits for them.
+func (s *source) close() {
+	s.mu.Lock()
+	s.closed = true
+	for id, f := range s.followers {
+		s.drop(id, f)
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// run follows the identity and the trust bundle until ctx ends or the identity is refused.
+func (s *source) run(ctx context.Context, id *agent.Identity, f *follower) {
+	var identity *sds.Identity
+	var of any // the SVID that identity is of
+	for {
+		held, heldChanged := id.Held().Get()
+		trust, trustChanged := s.agent.Trust().Get()
+		if refused := held.Refused(); refused != nil {
+			s.mu.Lock()
+			s.drop(id, f)
+			s.mu.Unlock()
+			f.refused = refused
+			close(f.done)
+			return
+		}
+		encoded := s.encode(trust)
+		switch {
+		case held.SVID == nil:
+			identity, of = nil, nil
+		case of != any(held.SVID):
+			if next, err := sds.NewIdentity(held.SVID); err == nil {
+				identity, of = next, held.SVID
+			}
+		}
+		if encoded != nil {
+			f.material.Set(&sds.Material{Identity: identity, Trust: encoded})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-heldChanged:
+		case <-trustChanged:
+		}
+	}
+}
+
+// encode returns the bundle as secrets, made once for all streams of the node.
+func (s *source) encode(t *agent.Trust) *sds.Trust {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.trust != t {
+		encoded, err := sds.NewTrust(t.Bundle, nil, t.Generation.Sequence())
+		if err != nil {
+			return s.encoded // the last good one
+		}
+		s.trust, s.encoded = t, encoded
+	}
+	return s.encoded
+}
+
+func streamProto(r sds.Report) *apiv1.Stream {
+	if !r.Open {
+		return nil
+	}
+	return &apiv1.Stream{
+		Id: r.Stream, Proxy: r.Proxy, Protocol: r.Protocol, Names: r.Names, WantsBundle: r.WantsBundle,
+		AckedSerial: r.AckedSerial, AckedGeneration: r.AckedGeneration, AckedHash: r.AckedHash,
+		PushedGeneration: r.PushedGeneration, Nack: r.Nack, Acks: r.Acks, Nacks: r.Nacks,
+	}
+}

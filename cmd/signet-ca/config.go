@@ -1,0 +1,242 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/store"
+	"github.com/signet-ca/signet/ca/upstream"
+	"github.com/signet-ca/signet/internal/strictyaml"
+)
+
+// config is the configuration file of signet-ca. docs/config.md is made from these comments.
+type config struct {
+	// "signet.dev/v1". Required.
+	APIVersion string `yaml:"apiVersion"`
+	// "CAConfig". Required.
+	Kind string `yaml:"kind"`
+	// The trust domain: lower-case letters, digits, dots, dashes, underscores. It is in every SVID and is never renamed.
+	// Required.
+	TrustDomain string `yaml:"trustDomain"`
+	// Allows what is only fit for development: SVIDs from 10 s, key sets over http on loopback, a directory of kind none.
+	// Default: false.
+	Development bool `yaml:"development"`
+	// The name of this replica: letters, digits, dots, dashes, underscores. Default: the host's name.
+	Replica string `yaml:"replica"`
+	// Where agents connect: host:port, gRPC over TLS 1.3. Default: :8443.
+	Listen string `yaml:"listen"`
+	// The Unix socket of the operator's tool, mode 0600. Default: /run/signet-ca/admin.sock.
+	AdminSocket string `yaml:"adminSocket"`
+	// host:port of /livez, /readyz and /metrics; "none" for no such port. Default: :9080.
+	HTTP string `yaml:"http"`
+	// Where the shared record is kept.
+	Store store.Config `yaml:"store"`
+	// What seals private keys in the record.
+	Seal sealConfig `yaml:"seal"`
+	// The record of every decision.
+	Ledger ledgerConfig `yaml:"ledger"`
+	// Where the root's key lives.
+	Upstream upstream.Config `yaml:"upstream"`
+	// The policy file: which namespaces, which TTL, which DNS names. Required.
+	PolicyFile string `yaml:"policyFile"`
+	// Where the bundle is shown.
+	Publish publishConfig `yaml:"publish"`
+	// The clusters whose tokens are believed. At least one.
+	Issuers []issuerConfig `yaml:"issuers"`
+	// Which pods live.
+	Directory directoryConfig `yaml:"directory"`
+	// Which pods are agents.
+	Agents agentsConfig `yaml:"agents"`
+	// The key of intermediates: ecdsa-p256 or ecdsa-p384. Default: ecdsa-p256.
+	Key string `yaml:"key"`
+	// How many intermediates may be minted in an hour, over restarts. Default: 20.
+	MintBudget int `yaml:"mintBudget"`
+	// How long an agent's session lasts at most. Default: 1h.
+	SessionAge time.Duration `yaml:"sessionAge"`
+}
+
+// sealConfig says what seals private keys in the record.
+type sealConfig struct {
+	// A file of 32 random bytes, mode 0600, kept apart from the store and from its backups. `signet-ca init` makes it
+	// where it is missing. Required.
+	KeyFile string `yaml:"keyFile"`
+	// The file is a mounted Kubernetes Secret: symbolic links and the group's read bit are accepted. Default: false.
+	MountedSecret bool `yaml:"mountedSecret"`
+}
+
+// ledgerConfig says where decisions are recorded.
+type ledgerConfig struct {
+	// A folder of this CA alone. Required.
+	Dir string `yaml:"dir"`
+}
+
+// publishConfig says where the bundle is shown.
+type publishConfig struct {
+	// A folder for bundle.json (SPIFFE format, its sequence is the generation) and bundle.pem. Default: none.
+	Dir string `yaml:"dir"`
+}
+
+// issuerConfig is a cluster whose tokens are believed.
+type issuerConfig struct {
+	// "iss" of its tokens, exactly. Required.
+	Issuer string `yaml:"issuer"`
+	// Its key set (JWKS).
+	JWKS jwksConfig `yaml:"jwks"`
+}
+
+// jwksConfig says where an issuer's key set is read; one of file and url.
+type jwksConfig struct {
+	// A file, read anew when it changes. Default: none.
+	File string `yaml:"file"`
+	// An https URL. Default: none.
+	URL string `yaml:"url"`
+	// PEM certificates that the URL's server must chain to. Default: the system's roots.
+	CAFile string `yaml:"caFile"`
+	// A bearer token for the URL, read anew each time. Default: none.
+	TokenFile string `yaml:"tokenFile"`
+	// How often it is read. Default: 1m.
+	Refresh time.Duration `yaml:"refresh"`
+	// A file that keeps the last good key set over restarts. Default: none.
+	Persist string `yaml:"persist"`
+}
+
+// directoryConfig says how the CA knows which pods live.
+type directoryConfig struct {
+	// "file": a JSON file of pods. "none": it is not checked, and an identity lives as long as its token; only with
+	// development: true. Required.
+	Kind string `yaml:"kind"`
+	// The file, for kind file.
+	Path string `yaml:"path"`
+}
+
+// agentsConfig says which pods are agents.
+type agentsConfig struct {
+	// Their namespace. Default: signet-system.
+	Namespace string `yaml:"namespace"`
+	// Their ServiceAccount. Default: signet-agent.
+	ServiceAccount string `yaml:"serviceAccount"`
+	// The lifetime of an agent's own SVID. Default: 1h.
+	TTL time.Duration `yaml:"ttl"`
+}
+
+// loaded is a configuration whose every part is known to be good.
+type loaded struct {
+	config
+	td     spiffeid.TrustDomain
+	policy *ca.Policy
+}
+
+// load reads the configuration and the policy and reports all that is wrong with them at once.
+func load(path string) (*loaded, error) {
+	var c config
+	if err := strictyaml.DecodeFile(path, &c); err != nil {
+		return nil, api.Wrap(api.ConfigInvalid, err, err.Error())
+	}
+	c.setDefaults()
+	l := &loaded{config: c}
+	wrong := c.check()
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	switch {
+	case err != nil:
+		wrong = append(wrong, fmt.Sprintf("trustDomain: %v", err))
+	case td.Name() != c.TrustDomain:
+		wrong = append(wrong, fmt.Sprintf("trustDomain: write it as %q", td.Name()))
+	default:
+		l.td = td
+		if l.policy, err = loadPolicy(c.PolicyFile, td, c.Development); err != nil {
+			wrong = append(wrong, err.Error())
+		}
+	}
+	if len(wrong) > 0 {
+		return nil, api.E(api.ConfigInvalid, "%s: %s", path, strings.Join(wrong, "; "))
+	}
+	return l, nil
+}
+
+func loadPolicy(path string, td spiffeid.TrustDomain, development bool) (*ca.Policy, error) {
+	if path == "" {
+		return nil, errors.New("policyFile is required")
+	}
+	var f ca.PolicyFile
+	if err := strictyaml.DecodeFile(path, &f); err != nil {
+		return nil, err
+	}
+	return ca.NewPolicy(f, td, development)
+}
+
+func (c *config) setDefaults() {
+	if c.Replica == "" {
+		c.Replica, _ = os.Hostname() // an empty one is refused by check
+	}
+	for field, value := range map[*string]string{
+		&c.Listen:                ":8443",
+		&c.AdminSocket:           "/run/signet-ca/admin.sock",
+		&c.HTTP:                  ":9080",
+		&c.Agents.Namespace:      "signet-system",
+		&c.Agents.ServiceAccount: "signet-agent",
+	} {
+		if *field == "" {
+			*field = value
+		}
+	}
+	if c.HTTP == "none" {
+		c.HTTP = ""
+	}
+}
+
+func (c *config) check() []string {
+	var wrong []string
+	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	if c.APIVersion != "signet.dev/v1" || c.Kind != "CAConfig" {
+		bad("it must begin with apiVersion: signet.dev/v1 and kind: CAConfig")
+	}
+	if c.Seal.KeyFile == "" {
+		bad("seal.keyFile is required")
+	} else if filepath.Dir(c.Seal.KeyFile) == c.Ledger.Dir {
+		bad("seal.keyFile lies in ledger.dir: keep it apart from what is backed up")
+	}
+	if c.Ledger.Dir == "" {
+		bad("ledger.dir is required")
+	}
+	if k := issuance.KeyKind(c.Key); c.Key != "" && k != issuance.KeyP256 && k != issuance.KeyP384 {
+		bad("key %.32q is not ecdsa-p256 or ecdsa-p384", c.Key)
+	}
+	if c.MintBudget < 0 || c.SessionAge < 0 || c.Agents.TTL < 0 {
+		bad("mintBudget, sessionAge and agents.ttl cannot be negative")
+	}
+	switch c.Directory.Kind {
+	case "file":
+		if c.Directory.Path == "" {
+			bad("directory.path is required for kind file")
+		}
+	case "none":
+		if !c.Development {
+			bad("directory.kind none needs development: true, for it gives identities to pods that are gone")
+		}
+	default:
+		bad("directory.kind %.32q is not file or none", c.Directory.Kind)
+	}
+	if len(c.Issuers) == 0 {
+		bad("issuers is empty: no token could ever be believed")
+	}
+	seen := map[string]bool{}
+	for i, is := range c.Issuers {
+		if is.Issuer == "" {
+			bad("issuers[%d].issuer is required", i)
+		}
+		if seen[is.Issuer] {
+			bad("issuers[%d].issuer is there twice", i)
+		}
+		seen[is.Issuer] = true
+	}
+	return wrong
+}

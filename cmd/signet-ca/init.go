@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/cluster"
+	"github.com/signet-ca/signet/ca/store"
+	"github.com/signet-ca/signet/ca/upstream"
+	"github.com/signet-ca/signet/internal/durable"
+)
+
+func initCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "init",
+		Short: "Make the root of a new trust domain, once",
+		Long: `Make the root of a new trust domain, once: the record, the root, and the seal key where there is none.
+
+It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
+new root. It never replaces anything.`,
+		Example: "  signet-ca init --config /etc/signet/ca.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := load(o.config)
+			if err != nil {
+				return err
+			}
+			b, err := initialise(cmd.Context(), l)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			fmt.Fprintf(out, "trust domain  %s\ngeneration    %s\n", b.TrustDomain, b.Generation)
+			for _, r := range b.Roots {
+				fmt.Fprintf(out, "root          %x, until %s\n", r.SubjectKeyId, r.NotAfter.Format("2006-01-02"))
+			}
+			fmt.Fprintf(out, "seal key      %s: keep a copy apart from the store, nothing else opens the root's key\n", l.Seal.KeyFile)
+			return nil
+		},
+	}
+}
+
+func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
+	if l.Store.Path != "" {
+		if err := os.MkdirAll(filepath.Dir(l.Store.Path), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	// What must not be there is asked before anything is made.
+	var p ca.Publisher
+	if l.Publish.Dir != "" {
+		p = cluster.NewFilePublisher(l.Publish.Dir)
+		published, err := p.Published(ctx, l.td)
+		if err != nil {
+			return nil, err
+		}
+		if published {
+			if _, serr := os.Lstat(l.Store.Path); errors.Is(serr, fs.ErrNotExist) {
+				return nil, api.E(api.BundlePublished, "a bundle is published in %s already, so a root of trust domain %q exists or existed somewhere", l.Publish.Dir, l.td)
+			}
+		}
+	}
+	if err := makeSealKey(l.Seal.KeyFile); err != nil {
+		return nil, err
+	}
+	sealer, err := readSealer(l.Seal)
+	if err != nil {
+		return nil, err
+	}
+	up, err := upstream.Open(l.Upstream, upstream.Parts{Sealer: sealer})
+	if err != nil {
+		return nil, err
+	}
+	founder, ok := up.(ca.Founder)
+	if !ok {
+		return nil, api.E(api.ConfigInvalid, "upstream.kind %q has roots of its own: there is nothing to init", l.Upstream.Kind)
+	}
+	s, closeStore, err := store.Open(ctx, l.Store, true)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeStore()) }()
+	return ca.Init(ctx, l.td, s, founder, p)
+}
+
+// makeSealKey makes a seal key where there is none; one that is there is left alone.
+func makeSealKey(path string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return durable.CreateFile(path, ca.NewSealKey(), 0o600)
+}

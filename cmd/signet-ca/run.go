@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/cluster"
+	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/store"
+	"github.com/signet-ca/signet/ca/upstream"
+	"github.com/signet-ca/signet/internal/audit"
+	"github.com/signet-ca/signet/internal/daemon"
+	"github.com/signet-ca/signet/internal/durable"
+	"github.com/signet-ca/signet/internal/run"
+)
+
+func runCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "run",
+		Short:   "Serve agents until SIGTERM",
+		Long:    "Serve agents until SIGTERM. It never makes a root: where there is no record it says so and ends.",
+		Example: "  signet-ca run --config /etc/signet/ca.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := daemon.NewLogger(os.Stderr, o.logFormat, o.logLevel)
+			if err != nil {
+				return usageError{err}
+			}
+			l, err := load(o.config)
+			if err != nil {
+				return err
+			}
+			ctx, stop := daemon.Signals()
+			defer stop()
+			return serve(ctx, l, log)
+		},
+	}
+}
+
+func checkCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "check-config",
+		Short:   "Check the configuration and the policy, and change nothing",
+		Example: "  signet-ca check-config --config /etc/signet/ca.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := load(o.config)
+			if err != nil {
+				return err
+			}
+			if _, _, err := attestors(l, slog.New(slog.DiscardHandler)); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: trust domain %s, replica %s\n", o.config, l.td, l.Replica)
+			return nil
+		},
+	}
+}
+
+// serve wires the CA and runs it until ctx ends. Everything that was opened is closed in reverse order.
+func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
+	s, closeStore, err := store.Open(ctx, l.Store, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeStore()) }()
+	sealer, err := readSealer(l.Seal)
+	if err != nil {
+		return err
+	}
+	up, err := upstream.Open(l.Upstream, upstream.Parts{Sealer: sealer})
+	if err != nil {
+		return err
+	}
+	ledger, err := audit.Open(l.Ledger.Dir)
+	if err != nil {
+		return api.Wrap(api.LedgerFailed, err, fmt.Sprintf("the ledger in %s cannot be opened: %v", l.Ledger.Dir, err))
+	}
+	defer func() { err = errors.Join(err, ledger.Close()) }()
+	verifier, sources, err := attestors(l, log)
+	if err != nil {
+		return err
+	}
+	authority, err := newCA(l, log, s, up, ledger, verifier, sources)
+	if err != nil {
+		return err
+	}
+	return listen(ctx, l, log, authority, sources)
+}
+
+func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor, sources map[string]*attestor.KeySource) (*ca.CA, error) {
+	cfg := ca.Config{
+		TrustDomain: l.td,
+		Replica:     l.Replica,
+		Version:     version,
+		Store:       s,
+		Upstream:    up,
+		Ledger:      ledger,
+		Policy:      l.policy,
+		Attestors:   map[string]attestor.Attestor{api.EvidenceServiceAccount: verifier},
+		KeySets:     map[string]ca.KeySets{},
+		Agents:      ca.AgentRule{Namespace: l.Agents.Namespace, ServiceAccount: l.Agents.ServiceAccount},
+		AgentTTL:    l.Agents.TTL,
+		Keys:        issuance.KeyKind(l.Key),
+		MintBudget:  l.MintBudget,
+		SessionAge:  l.SessionAge,
+		Log:         log,
+		Metrics:     ca.NewMetrics(),
+	}
+	for issuer, source := range sources {
+		cfg.KeySets[issuer] = source
+	}
+	if l.Publish.Dir != "" {
+		cfg.Publisher = cluster.NewFilePublisher(l.Publish.Dir)
+	}
+	if l.Directory.Kind == "file" {
+		cfg.Directory = cluster.NewFileDirectory(l.Directory.Path)
+	}
+	return ca.New(cfg)
+}
+
+// listen opens the three ports and runs all tasks: the agents' port, the admin socket, health and metrics.
+func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, sources map[string]*attestor.KeySource) error {
+	agents, err := net.Listen("tcp", l.Listen)
+	if err != nil {
+		return err
+	}
+	defer agents.Close()
+	admin, err := daemon.ListenUnix(l.AdminSocket, 0o600)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	server := authority.NewServer()
+	healthServer := health.NewServer()
+	grpc_health_v1.RegisterHealthServer(server, healthServer)
+	tasks := []run.Task{
+		{Name: "ca", Run: authority.Run},
+		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority) }},
+		daemon.Serve("grpc", server, agents, log),
+		daemon.Serve("admin", authority.NewAdminServer(), daemon.OwnerOnly(admin), log),
+		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics()}, Log: log}.Task(),
+	}
+	for issuer, source := range sources {
+		tasks = append(tasks, run.Task{Name: "key set of " + issuer, Run: source.Run})
+	}
+	log.InfoContext(ctx, "starting", "version", version, "trust_domain", l.td.Name(), "replica", l.Replica, "development", l.Development)
+	err = run.All(ctx, tasks...)
+	log.InfoContext(context.WithoutCancel(ctx), "stopped", "error", err)
+	return err
+}
+
+// keepHealth brings gRPC health in line with readiness, which has too many causes to be told by each.
+func keepHealth(ctx context.Context, h *health.Server, authority *ca.CA) error {
+	for {
+		status := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+		if len(authority.NotReady()) == 0 {
+			status = grpc_health_v1.HealthCheckResponse_SERVING
+		}
+		h.SetServingStatus("", status)
+		select {
+		case <-ctx.Done():
+			h.Shutdown()
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// attestors returns the one attestor of all issuers, and the key sets that it checks by.
+func attestors(l *loaded, log *slog.Logger) (attestor.Attestor, map[string]*attestor.KeySource, error) {
+	sources, keys := map[string]*attestor.KeySource{}, map[string]attestor.Keys{}
+	for _, is := range l.Issuers {
+		cfg := attestor.KeySourceConfig{
+			Issuer: is.Issuer, File: is.JWKS.File, URL: is.JWKS.URL, CAFile: is.JWKS.CAFile, TokenFile: is.JWKS.TokenFile,
+			Refresh: is.JWKS.Refresh, Persist: is.JWKS.Persist, AllowHTTP: l.Development, Log: log,
+		}
+		if cfg.Persist != "" {
+			cfg.WriteFile = func(path string, data []byte) error { return durable.WriteFile(path, data, 0o600) }
+		}
+		source, err := attestor.NewKeySource(cfg)
+		if err != nil {
+			return nil, nil, err
+		}
+		sources[is.Issuer], keys[is.Issuer] = source, source
+	}
+	verifier, err := attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys})
+	return verifier, sources, err
+}
+
+// readSealer reads the seal key; SealKeyMissing where there is none, FileUnsafe where others could read it.
+func readSealer(c sealConfig) (*ca.Sealer, error) {
+	key, err := durable.Reading{FollowLinks: c.MountedSecret, GroupRead: c.MountedSecret}.ReadPrivate(c.KeyFile, ca.SealKeyBytes+1)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, api.E(api.SealKeyMissing, "there is no seal key at %s", c.KeyFile)
+	case errors.Is(err, durable.ErrUnsafe):
+		return nil, api.Wrap(api.FileUnsafe, err, fmt.Sprintf("the seal key: %v", err))
+	case err != nil:
+		return nil, err
+	}
+	return ca.NewSealer(key)
+}
