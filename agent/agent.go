@@ -35,6 +35,7 @@ type Config struct {
 	MinBackoff   time.Duration // after the first failure. Zero: 250 ms
 	MaxBackoff   time.Duration // between two tries. Zero: 30 s
 	ReportEvery  time.Duration // least time between two reports to the CA. Zero: 1 s
+	Keepalive    time.Duration // of an idle connection, until the CA is asked whether it is there. Zero: 1 min
 
 	Log     *slog.Logger // nil: discarded
 	Metrics *Metrics     // nil: NewMetrics
@@ -81,6 +82,7 @@ func New(cfg Config) (*Agent, error) {
 	setDefault(&cfg.MinBackoff, 250*time.Millisecond)
 	setDefault(&cfg.MaxBackoff, 30*time.Second)
 	setDefault(&cfg.ReportEvery, time.Second)
+	setDefault(&cfg.Keepalive, time.Minute)
 	setDefault(&cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()

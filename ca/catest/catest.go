@@ -1,0 +1,310 @@
+// Package catest is a real CA in memory, for the tests of whoever talks to one: the real record in a bolt file, a real
+// ledger, a real root, a real issuer of tokens, and gRPC over TLS, all without a socket, so that it also works in the fake
+// time of a testing/synctest bubble.
+package catest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/attestor/attestortest"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/store"
+	"github.com/signet-ca/signet/ca/upstream"
+	"github.com/signet-ca/signet/internal/audit"
+)
+
+// Names that a Server uses.
+const (
+	TrustDomain = "example.org"
+	IssuerName  = "https://kubernetes.default.svc.test"
+	Replica     = "ca-0"
+	AgentNS     = "signet-system"
+	AgentSA     = "signet-agent"
+)
+
+// Options change what a Server is made of. The zero Options are good.
+type Options struct {
+	Policy ca.PolicyFile    // zero: all namespaces, one hour
+	Config func(*ca.Config) // changes the configuration last; nil: nothing
+	Log    io.Writer        // nil: discarded
+}
+
+// Server is a CA that runs. Stop and Start end it and bring it back with the same record, as a restart does.
+type Server struct {
+	TD     spiffeid.TrustDomain
+	Tokens *attestortest.Issuer
+	Pods   *Directory
+	Dir    string // of the store and the ledger
+
+	t       testing.TB
+	options Options
+	sealer  *ca.Sealer
+
+	mu       sync.Mutex
+	ca       *ca.CA
+	listener *bufconn.Listener
+	stop     func()
+}
+
+// New makes the root of a trust domain and starts its CA, which ends with the test.
+func New(t testing.TB, o Options) *Server {
+	t.Helper()
+	sealer, err := ca.NewSealer(ca.NewSealKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := attestortest.NewIssuer(attestortest.Config{Issuer: IssuerName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Policy.Namespaces == nil {
+		o.Policy.Namespaces = []string{"*"}
+	}
+	s := &Server{
+		TD:      spiffeid.RequireTrustDomainFromString(TrustDomain),
+		Tokens:  tokens,
+		Pods:    NewDirectory(),
+		Dir:     tempDir(t),
+		t:       t,
+		options: o,
+		sealer:  sealer,
+	}
+	st, closeStore, err := store.Open(t.Context(), s.storeConfig(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	up, err := upstream.Open(upstream.Config{}, upstream.Parts{Sealer: sealer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.Init(t.Context(), s.TD, st, up.(ca.Founder), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := closeStore(); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(s.Stop)
+	return s
+}
+
+// tempDir returns a folder on a tmpfs where there is one: what is proven here is not the disk, and fsync is its price.
+func tempDir(t testing.TB) string {
+	if dir, err := os.MkdirTemp("/dev/shm", "signet-test-"); err == nil {
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		return dir
+	}
+	return t.TempDir()
+}
+
+func (s *Server) storeConfig() store.Config {
+	return store.Config{Kind: "bolt", Path: filepath.Join(s.Dir, "signet.db")}
+}
+
+// Start starts the CA from its record.
+func (s *Server) Start() {
+	s.t.Helper()
+	st, closeStore, err := store.Open(s.t.Context(), s.storeConfig(), false)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ledger, err := audit.Open(filepath.Join(s.Dir, "ledger"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c, err := ca.New(s.config(st, ledger))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	l := bufconn.Listen(256 << 10)
+	server := c.NewServer(grpc.SharedWriteBuffer(true))
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			s.t.Errorf("the CA ended: %v", err)
+		}
+	})
+	wg.Go(func() { server.Serve(l) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ca, s.listener = c, l
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		server.Stop()
+		wg.Wait()
+		ledger.Close()
+		closeStore()
+	})
+}
+
+func (s *Server) config(st ca.Store, ledger ca.Ledger) ca.Config {
+	up, err := upstream.Open(upstream.Config{}, upstream.Parts{Sealer: s.sealer})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	policy, err := ca.NewPolicy(s.options.Policy, s.TD, true)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	keys, err := attestor.StaticKeys(s.Tokens.JWKS())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	verifier, err := attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: map[string]attestor.Keys{IssuerName: keys}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cfg := ca.Config{
+		TrustDomain: s.TD, Replica: Replica, Version: "test",
+		Store: st, Upstream: up, Ledger: ledger, Directory: s.Pods, Policy: policy,
+		Attestors: map[string]attestor.Attestor{api.EvidenceServiceAccount: verifier},
+		KeySets:   map[string]ca.KeySets{IssuerName: fixedKeys(s.Tokens.JWKS())},
+	}
+	if s.options.Log != nil {
+		cfg.Log = slog.New(slog.NewTextHandler(s.options.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	if s.options.Config != nil {
+		s.options.Config(&cfg)
+	}
+	return cfg
+}
+
+// fixedKeys is a ca.KeySets that never changes.
+type fixedKeys []byte
+
+// Snapshot implements ca.KeySets.
+func (k fixedKeys) Snapshot() ([]byte, <-chan struct{}) { return k, nil }
+
+// Stop ends the CA as SIGTERM does and waits for its end; connections to it break.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	stop := s.stop
+	s.listener = nil
+	s.mu.Unlock()
+	stop()
+}
+
+// CA returns the running CA.
+func (s *Server) CA() *ca.CA {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ca
+}
+
+// Dial connects to the CA as an agent does; it fails while the CA is stopped.
+func (s *Server) Dial(ctx context.Context) (net.Conn, error) {
+	s.mu.Lock()
+	l := s.listener
+	s.mu.Unlock()
+	if l == nil {
+		return nil, fmt.Errorf("connection refused")
+	}
+	return l.DialContext(ctx)
+}
+
+// WaitReady waits until the CA can issue.
+func (s *Server) WaitReady() {
+	s.t.Helper()
+	for range 1000 {
+		if len(s.CA().NotReady()) == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Fatalf("the CA is not ready: %v", s.CA().NotReady())
+}
+
+// Pod makes a pod that lives.
+func (s *Server) Pod(namespace, name, serviceAccount, node string) attestortest.Pod {
+	p := attestortest.NewPod(namespace, name, serviceAccount, node)
+	s.Pods.Add(p)
+	return p
+}
+
+// AgentPod makes the pod of the agent of a node.
+func (s *Server) AgentPod(node string) attestortest.Pod {
+	return s.Pod(AgentNS, "signet-agent-"+node, AgentSA, node)
+}
+
+// Evidence returns a fresh token of a pod.
+func (s *Server) Evidence(p attestortest.Pod, audience string, ttl time.Duration, change ...func(*attestortest.Draft)) attestor.Evidence {
+	s.t.Helper()
+	token, err := s.Tokens.Token(p, audience, ttl, change...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return attestor.Evidence{Kind: api.EvidenceServiceAccount, Data: []byte(token)}
+}
+
+// Directory is a ca.Directory in memory.
+type Directory struct {
+	mu   sync.Mutex
+	pods map[string]ca.Pod
+	err  error
+}
+
+// NewDirectory returns a directory without pods.
+func NewDirectory() *Directory { return &Directory{pods: map[string]ca.Pod{}} }
+
+// Pod implements ca.Directory.
+func (d *Directory) Pod(_ context.Context, issuer, uid string) (ca.Pod, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return ca.Pod{}, d.err
+	}
+	p, ok := d.pods[uid]
+	if !ok || p.Issuer != issuer {
+		return ca.Pod{}, api.E(api.PodUnknown, "the pod is not known")
+	}
+	return p, nil
+}
+
+// Add makes a pod live.
+func (d *Directory) Add(p attestortest.Pod) {
+	d.Change(p, func(live *ca.Pod) {
+		*live = ca.Pod{
+			Issuer: IssuerName, Namespace: p.Namespace, Name: p.Name, UID: p.UID,
+			ServiceAccount: p.ServiceAccount, ServiceAccountUID: p.ServiceAccountUID, NodeName: p.NodeName, NodeUID: p.NodeUID,
+		}
+	})
+}
+
+// Change changes what is known of a pod.
+func (d *Directory) Change(p attestortest.Pod, f func(*ca.Pod)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	live := d.pods[p.UID]
+	f(&live)
+	d.pods[p.UID] = live
+}
+
+// Remove makes a pod gone.
+func (d *Directory) Remove(p attestortest.Pod) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.pods, p.UID)
+}
+
+// Fail makes every question fail with err; nil ends it.
+func (d *Directory) Fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.err = err
+}
