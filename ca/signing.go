@@ -215,13 +215,7 @@ func (ca *CA) ServerTLS() *tls.Config {
 		ClientAuth:             tls.RequestClientCert,
 		SessionTicketsDisabled: true,
 		NextProtos:             []string{"h2"},
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			s := ca.signing.Load()
-			if s == nil {
-				return nil, errors.New("no identity yet")
-			}
-			return s.self, nil
-		},
+		GetCertificate:         ca.waitSelf,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			if len(cs.PeerCertificates) == 0 {
 				return nil // AttestAgent needs none; every other call refuses
@@ -229,6 +223,26 @@ func (ca *CA) ServerTLS() *tls.Config {
 			_, err := ca.verifyPeer(cs.PeerCertificates, time.Now())
 			return err
 		},
+	}
+}
+
+// waitSelf returns this replica's newest identity. In the first moments after a start it waits for it, so that an agent
+// that is quick is not sent away; the handshake's own deadline bounds the wait.
+func (ca *CA) waitSelf(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	for {
+		s, changed := ca.signing.Get()
+		if s != nil {
+			return s.self, nil
+		}
+		select {
+		case <-changed:
+		case <-ca.stopping:
+			return nil, errors.New("the CA is stopping")
+		case <-hello.Context().Done():
+			return nil, hello.Context().Err()
+		case <-time.After(handshakeTime):
+			return nil, errors.New("the CA has no identity yet")
+		}
 	}
 }
 

@@ -71,7 +71,7 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	src := newSource(a)
+	src := newSource(a, log)
 	tasks := []run.Task{
 		{Name: "agent", Run: a.Run},
 		daemon.HTTP{Address: l.HTTP, NotReady: a.NotReady, Collectors: []prometheus.Collector{a.Collector(), src.metrics}, Log: log}.Task(),

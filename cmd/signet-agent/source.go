@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ const sharedVolume = "shared"
 type source struct {
 	agent   *agent.Agent
 	metrics *metrics
+	log     *slog.Logger
 
 	mu        sync.Mutex
 	closed    bool
@@ -46,8 +48,8 @@ type follower struct {
 	refused  error         // why; set before done is closed
 }
 
-func newSource(a *agent.Agent) *source {
-	return &source{agent: a, metrics: newMetrics(), followers: map[*agent.Identity]*follower{}}
+func newSource(a *agent.Agent, log *slog.Logger) *source {
+	return &source{agent: a, metrics: newMetrics(), log: log, followers: map[*agent.Identity]*follower{}}
 }
 
 // Open implements sds.Source.
@@ -60,7 +62,7 @@ func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.follow(ctx, id)
+	f, err := s.follow(id)
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +73,7 @@ func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error
 		ExpireAt: until,
 		Done:     f.done,
 		Err:      func() error { return f.refused },
+		Release:  func() { s.leave(id, f) },
 		Report:   func(r sds.Report) { id.Report(r.Stream, streamProto(r)) },
 	}
 	if svid := id.Held().Load().SVID; svid != nil {
@@ -79,8 +82,8 @@ func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error
 	return w, nil
 }
 
-// follow enters a stream into the identity's follower, and leaves it when the stream's context ends.
-func (s *source) follow(ctx context.Context, id *agent.Identity) (*follower, error) {
+// follow enters a stream into the identity's follower; leave takes it out again.
+func (s *source) follow(id *agent.Identity) (*follower, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -94,7 +97,6 @@ func (s *source) follow(ctx context.Context, id *agent.Identity) (*follower, err
 		s.wg.Go(func() { s.run(running, id, f) })
 	}
 	f.streams++
-	context.AfterFunc(ctx, func() { s.leave(id, f) })
 	return f, nil
 }
 
@@ -145,9 +147,12 @@ func (s *source) run(ctx context.Context, id *agent.Identity, f *follower) {
 		case held.SVID == nil:
 			identity, of = nil, nil
 		case of != any(held.SVID):
-			if next, err := sds.NewIdentity(held.SVID); err == nil {
-				identity, of = next, held.SVID
+			next, err := sds.NewIdentity(held.SVID)
+			if err != nil {
+				s.log.Error("identity not served, keeping the last", "pod", id.Pod().Namespace+"/"+id.Pod().Name, "error", err)
+				break
 			}
+			identity, of = next, held.SVID
 		}
 		if encoded != nil {
 			f.material.Set(&sds.Material{Identity: identity, Trust: encoded})
@@ -168,7 +173,8 @@ func (s *source) encode(t *agent.Trust) *sds.Trust {
 	if s.trust != t {
 		encoded, err := sds.NewTrust(t.Bundle, nil, t.Generation.Sequence())
 		if err != nil {
-			return s.encoded // the last good one
+			s.log.Error("trust bundle not served, keeping the last", "error", err)
+			return s.encoded
 		}
 		s.trust, s.encoded = t, encoded
 	}
