@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/signet-ca/signet/api"
@@ -32,10 +33,13 @@ func FromMetadata(values []string) (Evidence, error) {
 	return fromToken([]byte(token))
 }
 
-// fromToken refuses what can be no single token. What is in it is for the Attestor.
+// fromToken refuses what can be no single token. Whether it is one is for the Attestor to say.
 func fromToken(token []byte) (Evidence, error) {
-	if err := checkShape(token); err != nil && api.ReasonOf(err) != api.TokenMalformed {
+	if err := checkSize(token); err != nil {
 		return Evidence{}, err
+	}
+	if slices.ContainsFunc(token, separates) {
+		return Evidence{}, errAmbiguous()
 	}
 	return Evidence{Kind: api.EvidenceServiceAccount, Data: token}, nil
 }

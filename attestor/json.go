@@ -14,8 +14,8 @@ const maxDepth = 8
 
 var (
 	errJSON      = errors.New("not one JSON object")
-	errJSONKeys  = errors.New("an object names one member twice")
-	errJSONLarge = errors.New("too many or too deeply nested values")
+	errJSONKeys  = errors.New("ambiguous: an object names one member twice")
+	errJSONLarge = errors.New("too wide or too deep")
 )
 
 // parseObject parses data as one JSON object that every parser reads in the same way: valid UTF-8, nothing behind it, and

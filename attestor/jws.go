@@ -61,13 +61,21 @@ func errSegment(name string) error {
 	return api.E(api.TokenMalformed, "the token's %s is not base64url", name)
 }
 
-// checkShape tells by its bytes alone whether data is three base64url strings with dots between them.
-func checkShape(data []byte) error {
+// checkSize refuses what is no token, or more than one may have.
+func checkSize(data []byte) error {
 	switch {
 	case len(data) == 0:
 		return api.E(api.TokenMissing, "there is no token")
 	case len(data) > api.MaxTokenBytes:
 		return api.E(api.TokenTooLarge, "the token is above %d bytes", api.MaxTokenBytes)
+	}
+	return nil
+}
+
+// checkShape tells by its bytes alone whether data is three base64url strings with dots between them.
+func checkShape(data []byte) error {
+	if err := checkSize(data); err != nil {
+		return err
 	}
 	dots, last := 0, byte('.')
 	for _, b := range data {
@@ -76,8 +84,8 @@ func checkShape(data []byte) error {
 			if dots++; last == '.' || dots > 2 {
 				return errShape()
 			}
-		case b <= ' ' || b == ',' || b == 0x7f:
-			return api.E(api.TokenAmbiguous, "there is more than one token, or something beside it")
+		case separates(b):
+			return errAmbiguous()
 		case !isBase64URL(b):
 			return errShape()
 		}
@@ -87,6 +95,13 @@ func checkShape(data []byte) error {
 		return errShape()
 	}
 	return nil
+}
+
+// separates reports whether b, in text that should be one token, would end it for some reader of headers or files.
+func separates(b byte) bool { return b <= ' ' || b == ',' || b == 0x7f }
+
+func errAmbiguous() error {
+	return api.E(api.TokenAmbiguous, "there is more than one token, or something beside it")
 }
 
 func errShape() error { return api.E(api.TokenMalformed, "the token is not a compact JWT") }

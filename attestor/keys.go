@@ -55,7 +55,7 @@ type KeySource struct {
 	changed  chan struct{} // closed when set is replaced
 	status   KeyStatus
 	running  bool
-	pending  chan struct{} // closed when the read that is asked for, or under way, has ended; nil: none
+	pending  chan struct{} // closed when the read that is to come or under way has ended; nil: none is asked for
 	lastMiss time.Time     // when an unknown kid last asked for a read
 
 	unsaved bool // owned by Run: the set is newer than what Persist holds
@@ -82,6 +82,7 @@ func NewKeySource(cfg KeySourceConfig) (*KeySource, error) {
 		log:     cfg.Log.With("issuer", cfg.Issuer),
 		kick:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
+		pending: make(chan struct{}), // who comes before the first read waits for it
 		status:  KeyStatus{Issuer: cfg.Issuer},
 	}
 	if cfg.Persist != "" {
@@ -186,10 +187,10 @@ func (s *KeySource) await(ctx context.Context) {
 func (s *KeySource) ask(now time.Time) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.running || s.pending != nil {
+	if s.pending != nil {
 		return s.pending
 	}
-	if !s.lastMiss.IsZero() && now.Sub(s.lastMiss) < missInterval {
+	if !s.running || !s.lastMiss.IsZero() && now.Sub(s.lastMiss) < missInterval {
 		return nil
 	}
 	s.lastMiss = now
@@ -205,7 +206,6 @@ func (s *KeySource) start() bool {
 		return false
 	}
 	s.running = true
-	s.pending = make(chan struct{}) // who comes before the first read waits for it
 	return true
 }
 

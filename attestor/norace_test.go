@@ -1,0 +1,5 @@
+//go:build !race
+
+package attestor_test
+
+const raceEnabled = false
