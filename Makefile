@@ -1,0 +1,124 @@
+# What one types here. `make` alone lists it. Go is needed, and Python 3 with pip for Envoy and for generated code; all
+# else is fetched by version and hash into .cache, and nothing is installed outside this folder.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMANDS := $(sort $(dir $(wildcard cmd/*/main.go)))
+TAGS := integration,envoy
+
+# Envoy: empty lets the demo and the tests go on without it where it cannot be had; "required" makes that a failure.
+ENVOY ?=
+FUZZTIME ?= 20s
+# What the race detector is run on: the packages in which goroutines meet.
+RACE ?= ./agent/... ./attestor/... ./ca/... ./cmd/... ./internal/... ./sds/...
+# The database of govulncheck: empty asks its own, else a folder or a .tgz of one.
+VULNDB ?=
+
+STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
+GOVULNCHECK := $(GO) tool -modfile=tools/go.mod govulncheck
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: need-go ## the binaries, into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ $(COMMANDS:%=./%)
+
+.PHONY: demo
+demo: build envoy ## build, then the whole thing on this machine: a CA, agents, Envoys that speak mTLS
+	@bin/signet demo $(DEMOFLAGS)
+
+.PHONY: envoy
+envoy: ## the pinned Envoy, into .cache/
+	@if command -v python3 >/dev/null; then scripts/fetch.py envoy $(if $(ENVOY),--require) >/dev/null; else \
+	  echo "no envoy: there is no 'python3' here; \`signet demo\` will use Go peers" >&2; $(if $(ENVOY),exit 1,:); fi
+
+# ---- tests
+
+.PHONY: test
+test: build envoy .cache/testsum ## every test that needs no cluster, with the real Envoy
+	@scripts/test.sh $(TESTFLAGS)
+
+.PHONY: race
+race: need-go ## the race detector over the packages in which goroutines meet
+	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo 'make race: the race detector needs a C compiler' >&2; exit 1; }
+	CGO_ENABLED=1 $(GO) test -race -short -count=1 $(RACE)
+
+.PHONY: fuzz
+fuzz: need-go ## every fuzz target, FUZZTIME each (20s)
+	@grep -rE --include='*_test.go' --exclude-dir=.cache -o '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file func; do \
+	  echo "$${func#func } in $$(dirname "$$file")"; \
+	  $(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$(dirname "$$file")" </dev/null || exit 1; \
+	done
+
+.PHONY: cover
+cover: need-go ## which statements the tests reach, into coverage.out
+	$(GO) test -short -coverprofile=coverage.out -coverpkg=./... ./...
+	@$(GO) tool cover -func=coverage.out | tail -1
+
+# ---- checks
+
+.PHONY: lint
+lint: fmt vet fix tidy staticcheck warnings vuln ## every check of the sources, the vulnerability database included
+
+.PHONY: fmt
+fmt: need-go
+	@bad=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 -r ls -d 2>/dev/null | xargs -r gofmt -l); \
+	[ -z "$$bad" ] || { echo "gofmt: not formatted:" $$bad >&2; exit 1; }
+
+.PHONY: vet
+vet: need-go
+	$(GO) vet ./...
+	$(GO) vet -tags=$(TAGS) ./...
+
+.PHONY: fix
+fix: need-go
+	$(GO) fix -diff ./...
+	$(GO) fix -diff -tags=$(TAGS) ./...
+
+.PHONY: tidy
+tidy: need-go
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+.PHONY: staticcheck
+staticcheck: need-go
+	$(STATICCHECK) -tags=$(TAGS) ./...
+
+.PHONY: warnings
+warnings: need-go # sizes and reasons: alarms that do not fail
+	@$(GO) test -count=1 -v -run '^TestWarn' ./internal/arch | grep -o 'warning: .*'; true
+
+.PHONY: vuln
+vuln: need-go
+	@scripts/vuln.sh "$(VULNDB)" $(GOVULNCHECK) -tags=$(TAGS) ./...
+
+# ---- generated code and documents
+
+.PHONY: generate
+generate: need-go need-python ## the code of api/v1 and the generated pages of docs/
+	buf=$$(scripts/fetch.py buf --require) && BUF_CACHE_DIR=$(CURDIR)/.cache/buf-cache "$$buf" generate
+	$(GO) test -count=1 -run 'TestConformance|TestReasons' ./internal/arch -update
+
+# ---- the rest
+
+.PHONY: clean
+clean: ## remove what was built; .cache, with what was fetched, stays
+	rm -rf bin coverage.out .cache/testsum
+
+.PHONY: need-go need-python
+need-go:
+	@command -v $(GO) >/dev/null || { echo "make: there is no '$(GO)' here; install Go $$(awk '/^go /{print $$2}' go.mod) or later" >&2; exit 1; }
+
+need-python:
+	@command -v python3 >/dev/null || { echo "make: there is no 'python3' here; Envoy and buf come as its packages" >&2; exit 1; }
+
+.cache/testsum: need-go $(wildcard scripts/testsum/*.go)
+	@mkdir -p .cache
+	@$(GO) build -o $@ ./scripts/testsum
