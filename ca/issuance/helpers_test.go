@@ -67,7 +67,8 @@ func (h hierarchy) leaf(t testing.TB, edit func(*x509.Certificate)) *x509.Certif
 // authority signs whatever edit makes of the template of a good authority, past all checks.
 func authority(t testing.TB, parent *x509.Certificate, parentKey crypto.Signer, pub crypto.PublicKey, edit func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
-	template := must(authorityTemplate(testTD, "intermediate", pub))(t)
+	template := must(authorityTemplate(testTD, "intermediate", newKey(t, KeyP256).Public()))(t)
+	template.SubjectKeyId = must(keyID(must(x509.MarshalPKIXPublicKey(pub))(t)))(t)
 	template.NotBefore, template.NotAfter, template.MaxPathLenZero = testNow.Add(-time.Minute), testNow.Add(4*day), true
 	if edit != nil {
 		edit(template)

@@ -1,0 +1,253 @@
+package issuance
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// spiffe
+func TestCheckIntermediateAccepts(t *testing.T) {
+	h := newHierarchy(t)
+	open := newHierarchy(t, withNames)
+	older := newHierarchy(t)
+	cross := must(CrossSign(older.root, older.rootKey, h.root, testNow))(t)
+	middleKey := newKey(t, KeyP256)
+	middle := authority(t, h.root, h.rootKey, middleKey.Public(), func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false })
+	below := func(edit func(*x509.Certificate)) *x509.Certificate {
+		return authority(t, middle, middleKey, h.key.Public(), edit)
+	}
+	for _, tt := range []struct {
+		name     string
+		check    IntermediateCheck
+		chain    []*x509.Certificate
+		root     *x509.Certificate
+		notAfter time.Time
+		warnings []Warning
+	}{
+		{"ours", IntermediateCheck{Chain: certs(h.cert), Roots: certs(h.root)}, certs(h.cert), h.root, h.cert.NotAfter, nil},
+		{"with its root, twice", IntermediateCheck{Chain: certs(h.cert, h.root, h.cert, h.root), Roots: certs(h.root)}, certs(h.cert), h.root, h.cert.NotAfter, nil},
+		{"with junk", IntermediateCheck{Chain: certs(h.cert, open.cert, open.root, older.cert), Roots: certs(open.root, h.root)}, certs(h.cert), h.root, h.cert.NotAfter, nil},
+		{"many times the same", IntermediateCheck{Chain: slices.Repeat(certs(h.cert), 200), Roots: certs(h.root)}, certs(h.cert), h.root, h.cert.NotAfter, nil},
+		{"in disorder", IntermediateCheck{Chain: certs(below(nil), h.root, middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames}},
+		{"under the older root", IntermediateCheck{Chain: certs(h.cert, cross), Roots: certs(older.root)}, certs(h.cert, cross), older.root, h.cert.NotAfter, nil},
+		{"shortest of two paths", IntermediateCheck{Chain: certs(h.cert, cross), Roots: certs(older.root, h.root)}, certs(h.cert), h.root, h.cert.NotAfter, nil},
+		{"no path length", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = -1, false }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnPathLength, WarnNames}},
+		{"no ID", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.URIs = nil }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames, WarnNoID}},
+		{"permits our URIs", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.org"} }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames, WarnURIConstraints}},
+		{"excludes other URIs", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"example.com"} }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames, WarnURIConstraints}},
+		{"outlives what is above it", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.NotAfter = testNow.Add(1000 * day) }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames, WarnNotAfter}},
+		{"for servers and clients", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) {
+			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+		}), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames}},
+		{"dns names wanted and possible", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"svc"} }), middle), Roots: certs(h.root), DNSNames: []string{"a.svc"}}, nil, h.root, middle.NotAfter, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.check.TrustDomain, tt.check.PublicKey, tt.check.MinLifetime = testTD, h.key.Public(), day
+			got := must(CheckIntermediate(tt.check, testNow))(t)
+			if tt.chain == nil {
+				tt.chain = certs(tt.check.Chain[0], middle)
+			}
+			if !slices.EqualFunc(got.Chain, tt.chain, (*x509.Certificate).Equal) || !got.Root.Equal(tt.root) {
+				t.Errorf("chain of %d", len(got.Chain))
+			}
+			if !got.NotAfter.Equal(tt.notAfter) {
+				t.Errorf("NotAfter %s, want %s", got.NotAfter, tt.notAfter)
+			}
+			if d := cmp.Diff(tt.warnings, got.Warnings); d != "" {
+				t.Errorf("warnings (-want +got):\n%s", d)
+			}
+			// What is accepted must serve.
+			iss := must(NewIssuer(testTD, got.Chain, got.Root, h.key))(t)
+			p := must(Prepare(Profile{}, Request{ID: testID, PublicKey: newKey(t, KeyP256).Public()}, iss, testNow))(t)
+			leaf := must(p.Sign())(t).Leaf
+			wantReason(t, Verify(append(certs(leaf), got.Chain...), certs(got.Root), testID, testNow), "")
+		})
+	}
+}
+
+// spiffe, ID-09
+func TestCheckIntermediateRefuses(t *testing.T) {
+	h, other := newHierarchy(t), newHierarchy(t)
+	sign := func(edit func(*x509.Certificate)) []*x509.Certificate {
+		return certs(authority(t, h.root, h.rootKey, h.key.Public(), edit))
+	}
+	// under is an intermediate below an authority that is edited, or of another key.
+	under := func(key crypto.Signer, edit func(*x509.Certificate)) []*x509.Certificate {
+		middle := authority(t, h.root, h.rootKey, key.Public(), func(c *x509.Certificate) {
+			c.MaxPathLen, c.MaxPathLenZero = 1, false
+			if edit != nil {
+				edit(c)
+			}
+		})
+		return certs(authority(t, middle, key, h.key.Public(), nil), middle)
+	}
+	p224 := must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))(t)
+	var many []*x509.Certificate
+	for range 200 {
+		many = append(many, authority(t, h.root, h.rootKey, h.key.Public(), nil))
+	}
+	// A and B sign each other and lead nowhere.
+	a, b := newKey(t, KeyP256), newKey(t, KeyP256)
+	nameB := authority(t, nil, b, b.Public(), nil)
+	loopA := authority(t, nameB, b, a.Public(), func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = -1, false })
+	loopB := authority(t, loopA, a, b.Public(), func(c *x509.Certificate) {
+		c.RawSubject, c.MaxPathLen, c.MaxPathLenZero = nameB.RawSubject, -1, false
+	})
+	loop := certs(authority(t, loopB, b, h.key.Public(), nil), loopA, loopB)
+	sha1Root := sha1Signed(t, h)
+	tests := []struct {
+		name string
+		edit func(*IntermediateCheck)
+		want string
+	}{
+		{"nothing", func(r *IntermediateCheck) { r.Chain = nil }, "chain is empty"},
+		{"hole", func(r *IntermediateCheck) { r.Chain = certs(h.cert, nil) }, "has a hole"},
+		{"200 certificates", func(r *IntermediateCheck) { r.Chain = many }, "more than 9 certificates"},
+		{"loop", func(r *IntermediateCheck) { r.Chain = loop }, "does not lead to a root"},
+		{"other key", func(r *IntermediateCheck) { r.PublicKey = other.key.Public() }, "another key"},
+		{"no key", func(r *IntermediateCheck) { r.PublicKey = nil }, "another key"},
+		{"p-224", func(r *IntermediateCheck) {
+			r.PublicKey, r.Chain = p224.Public(), certs(authority(t, h.root, h.rootKey, p224.Public(), nil))
+		}, "key is not acceptable"},
+		{"root first", func(r *IntermediateCheck) { r.Chain, r.PublicKey = certs(h.root, h.cert), h.rootKey.Public() }, "is a root"},
+		{"other root", func(r *IntermediateCheck) { r.Roots = certs(other.root) }, "does not lead to a root"},
+		{"no root", func(r *IntermediateCheck) { r.Roots = nil }, "does not lead to a root"},
+		{"root that is a leaf", func(r *IntermediateCheck) { r.Roots = certs(h.issue(t).Leaf) }, "does not lead to a root"},
+		{"itself as a root", func(r *IntermediateCheck) { r.Roots = certs(h.cert) }, "is a root"},
+		{"gap", func(r *IntermediateCheck) { r.Chain = under(newKey(t, KeyP256), nil)[:1] }, "does not lead to a root"},
+		{"expired", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.NotAfter = testNow.Add(-time.Second) })
+		}, "expired or is not valid yet"},
+		{"not valid yet", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.NotBefore = testNow.Add(time.Second) })
+		}, "expired or is not valid yet"},
+		{"too short a life", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.NotAfter = testNow.Add(day - time.Second) })
+		}, "at least 24h0m0s are needed"},
+		{"too short a life above", func(r *IntermediateCheck) {
+			r.Chain = under(newKey(t, KeyP256), func(c *x509.Certificate) { c.NotAfter = testNow.Add(day - time.Second) })
+		}, "at least 24h0m0s are needed"},
+		{"leaf", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.IsCA, c.MaxPathLenZero = false, false })
+		}, "certificate 1 of the path is not an authority"},
+		{"no certificate signing", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })
+		}, "certificate 1 of the path may not sign"},
+		{"no key usage", func(r *IntermediateCheck) { r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = 0 }) }, "certificate 1 of the path may not sign"},
+		{"key usage not critical", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = 0; rawExtension(oidKeyUsage, false, keyUsageBits(6))(c) })
+		}, "certificate 1 of the path has a key usage"},
+		{"for clients only", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+		}, "servers and clients"},
+		{"for code signing", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} })
+		}, "servers and clients"},
+		{"path length above", func(r *IntermediateCheck) {
+			r.Chain = under(newKey(t, KeyP256), func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true })
+		}, "certificate 2 of the path has a path length"},
+		{"other trust domain", func(r *IntermediateCheck) { r.TrustDomain = trustDomain(t, "example.com") }, "the ID of something else"},
+		{"two IDs", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.URIs = append(c.URIs, parseURL(t, "spiffe://example.com")) })
+		}, "the ID of something else"},
+		{"an ID with a path", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.URIs[0] = parseURL(t, "spiffe://example.org/a") })
+		}, "the ID of something else"},
+		{"a web address", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.URIs[0] = parseURL(t, "https://example.org") })
+		}, "the ID of something else"},
+		{"permits other URIs", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} })
+		}, "constrains names"},
+		{"excludes our URIs", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"org"} })
+		}, "constrains names"},
+		{"excludes all URIs, above", func(r *IntermediateCheck) {
+			r.Chain = under(newKey(t, KeyP256), func(c *x509.Certificate) { c.ExcludedURIDomains = []string{""} })
+		}, "outside of what an authority"},
+		{"excludes dns names that are wanted", func(r *IntermediateCheck) { r.DNSNames = []string{"a.svc"} }, "constrains names"},
+		{"permits other dns names", func(r *IntermediateCheck) {
+			r.Chain, r.DNSNames = sign(func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"com"} }), []string{"a.svc"}
+		}, "constrains names"},
+		{"no subject", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.RawSubject = []byte{0x30, 0} })
+		}, "no subject or no key identifier"},
+		{"its issuer's subject", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.RawSubject = h.root.RawSubject })
+		}, ""},
+		{"weak key above", func(r *IntermediateCheck) { r.Chain = under(p224, nil) }, "P-224"},
+		{"sha-1", func(r *IntermediateCheck) { r.Chain = sha1Root }, ""},
+		{"unknown critical extension", func(r *IntermediateCheck) { r.Chain = sign(rawExtension([]int{1, 2, 3, 4}, true, []byte{5, 0})) }, "does not verify"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := IntermediateCheck{TrustDomain: testTD, PublicKey: h.key.Public(), Chain: certs(h.cert), Roots: certs(h.root), MinLifetime: day}
+			tt.edit(&r)
+			_, err := CheckIntermediate(r, testNow)
+			wantReason(t, err, api.UpstreamRefused)
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q in it", err, tt.want)
+			}
+			if strings.Contains(err.Error(), "example") {
+				t.Errorf("there is a name in the error: %v", err)
+			}
+		})
+	}
+}
+
+// sha1Signed is an intermediate whose signature claims to be with SHA-1. crypto/x509 makes none, so its names are changed;
+// the signature is no matter, as no verifier gets that far.
+func sha1Signed(t *testing.T, h hierarchy) []*x509.Certificate {
+	t.Helper()
+	c := authority(t, h.root, h.rootKey, h.key.Public(), nil)
+	with256, with1 := oid(1, 2, 840, 10045, 4, 3, 2), oid(1, 2, 840, 10045, 4, 1)
+	var parts [][]byte
+	for _, f := range must(fields(must(element(c.RawTBSCertificate))(t), 3, 10))(t) {
+		if string(f.FullBytes) == string(tlv(tagSequence, with256)) {
+			f.FullBytes = tlv(tagSequence, with1)
+		}
+		parts = append(parts, f.FullBytes)
+	}
+	der := tlv(tagSequence, tlv(tagSequence, parts...), tlv(tagSequence, with1), tlv(3, []byte{0}, c.Signature))
+	return certs(must(x509.ParseCertificate(der))(t))
+}
+
+func TestCheckPathKey(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		pub  crypto.PublicKey
+		ok   bool
+	}{
+		{"rsa 1024", &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1023), E: 65537}, false},
+		{"rsa 8192", &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 8191), E: 65537}, true},
+		{"p-521", &ecdsa.PublicKey{Curve: elliptic.P521()}, true},
+		{"p-224", &ecdsa.PublicKey{Curve: elliptic.P224()}, false},
+		{"ed25519", newKey(t, KeyEd25519).Public(), true},
+		{"none", nil, false},
+	} {
+		if err := checkPathKey(tt.pub); err == nil != tt.ok {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+func TestWarningsHaveTexts(t *testing.T) {
+	for _, w := range []Warning{WarnPathLength, WarnNames, WarnURIConstraints, WarnNoID, WarnNotAfter} {
+		if w.Text() == string(w) {
+			t.Errorf("%s has no text", w)
+		}
+	}
+}
