@@ -1,0 +1,130 @@
+package sds
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// admit lets a stream or fetch in, once the Source has said whose it is; release must be called when its handler
+// returns. An error is a status, as it goes to the client.
+func (s *Server) admit(ctx context.Context, protocol string) (w *Workload, release func(), err error) {
+	leave, err := s.enter()
+	if err != nil {
+		return nil, nil, s.refuse(protocol, "", err)
+	}
+	w, err = s.open(ctx)
+	if err != nil {
+		leave()
+		return nil, nil, s.refuse(protocol, "", err)
+	}
+	if w.Release != nil {
+		end := leave
+		leave = func() {
+			w.Release()
+			end()
+		}
+	}
+	disown, err := s.own(w)
+	if err != nil {
+		leave()
+		return nil, nil, s.refuse(protocol, w.Name, err)
+	}
+	return w, func() {
+		disown()
+		leave()
+	}, nil
+}
+
+// enter counts one stream or fetch against the whole Server.
+func (s *Server) enter() (leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing.Err() != nil {
+		return nil, errStopping()
+	}
+	if s.streams >= s.cfg.MaxStreams {
+		return nil, api.E(api.StreamLimit, "the agent has reached its limit of %d streams", s.cfg.MaxStreams)
+	}
+	s.streams++
+	s.wg.Add(1)
+	return func() {
+		s.mu.Lock()
+		s.streams--
+		s.mu.Unlock()
+		s.wg.Done()
+	}, nil
+}
+
+// own counts a stream against its workload. Workloads are told apart by their Material, which the Source shares among
+// the streams of one, and not by a name that two could have.
+func (s *Server) own(w *Workload) (disown func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owned[w.Material] >= s.cfg.MaxStreamsPerWorkload {
+		return nil, api.E(api.StreamLimit, "the workload has reached its limit of %d streams", s.cfg.MaxStreamsPerWorkload)
+	}
+	s.owned[w.Material]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.owned[w.Material]--; s.owned[w.Material] == 0 {
+			delete(s.owned, w.Material)
+		}
+	}, nil
+}
+
+// open asks the Source who speaks.
+func (s *Server) open(ctx context.Context) (w *Workload, err error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.closing, cancel)() // the Source must not hold up Close
+	err = contain(func() (err error) {
+		w, err = s.cfg.Source.Open(ctx, md)
+		return err
+	})
+	switch {
+	case s.closing.Err() != nil:
+		err = errStopping()
+	case err != nil:
+	case w == nil || w.Material == nil:
+		err = errors.New("the source returned no workload")
+	case !w.ExpireAt.IsZero() && !time.Now().Before(w.ExpireAt):
+		err = api.E(api.ReauthRequired, "the token of this stream has expired")
+	}
+	if err != nil && w != nil && w.Release != nil {
+		w.Release()
+	}
+	return w, err
+}
+
+// over returns why nothing more may be pushed to w, nil while it may.
+func (s *Server) over(w *Workload) error {
+	select {
+	case <-w.Done:
+		return w.ended()
+	case <-s.closing.Done():
+		return errStopping()
+	default:
+		return nil
+	}
+}
+
+// ended returns why the Source ended the workload's streams.
+func (w *Workload) ended() error {
+	if w.Err != nil {
+		if err := w.Err(); err != nil {
+			return err
+		}
+	}
+	return api.E(api.AgentStopping, "the workload is no longer served here")
+}
+
+func errStopping() error {
+	return api.E(api.AgentStopping, "the agent is stopping")
+}
