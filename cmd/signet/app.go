@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/signet-ca/signet/cmd/signet/demo"
 )
 
 // defaultSocket is where signet-ca listens for its operator unless its configuration says otherwise.
@@ -55,6 +57,7 @@ func helpGroups() []*cobra.Group {
 // commands lists what hangs directly below the root. A new command is one line here and one file beside this one.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
+		inGroup(groupStart, demo.Command()),
 		inGroup(groupLook, a.svidCommand()),
 		inGroup(groupLook, a.bundleCommand()),
 		inGroup(groupLook, a.authorityCommand()),
@@ -102,7 +105,8 @@ func (a *app) root() *cobra.Command {
 		Short: "Look at and operate a Signet CA",
 		Long: "Signet gives each workload of a Kubernetes cluster a short-lived SPIFFE identity. This is its operator's tool;\n" +
 			"it speaks to the CA over the CA's admin socket.",
-		Example: "  signet svid list              # which pod holds which SVID, and who acknowledged it\n" +
+		Example: "  signet demo                   # see it work, on this machine\n" +
+			"  signet svid list              # which pod holds which SVID, and who acknowledged it\n" +
 			"  signet svid inspect web.pem   # is this certificate a correct SVID?\n" +
 			"  signet explain SGN-0106       # what an error means and what to do",
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.name},
@@ -113,8 +117,8 @@ func (a *app) root() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.PersistentFlags().StringVar(&a.socket, "socket", "", "admin socket of the CA (default $"+socketEnv+", then "+defaultSocket+")")
-	root.PersistentFlags().DurationVar(&a.timeout, "timeout", 10*time.Second, "give up on a request after this long; 0 waits")
+	root.PersistentFlags().StringVar(&a.socket, "socket", "", "`PATH` of the CA's admin socket (default $"+socketEnv+", then "+defaultSocket+")")
+	root.PersistentFlags().DurationVar(&a.timeout, "timeout", 10*time.Second, "give up on a request after this `DURATION`; 0 waits")
 	root.MarkPersistentFlagFilename("socket")
 
 	root.AddCommand(a.commands()...)

@@ -131,7 +131,11 @@ func authorityItems(l *authorityList, now time.Time) []item {
 func authorityTable(items []*authorityView, now time.Time) *metav1.Table {
 	var rows [][]string
 	for _, v := range items {
-		rows = append(rows, []string{short(v.ID), v.Type, dash(v.State), until(v.notAfter, now, "EXPIRED"), short(v.Parent), dash(v.Replica),
+		parent := short(v.Parent)
+		if v.Parent == v.ID {
+			parent = "self"
+		}
+		rows = append(rows, []string{short(v.ID), v.Type, dash(v.State), until(v.notAfter, now, "EXPIRED"), parent, dash(v.Replica),
 			dash(v.Key), dash(v.Subject), v.ID, dash(v.Parent), dash(v.NotBefore), dash(v.NotAfter)})
 	}
 	return table([]column{{name: "id"}, {name: "type"}, {name: "state"}, {name: "expires"}, {name: "parent"}, {name: "replica"}, {name: "key"},
@@ -188,14 +192,14 @@ func pickAuthority(all []*authorityView, typed string) (*authorityView, error) {
 		return found[0], nil
 	case 0:
 		return nil, &failure{err: api.E(api.NotFound, "there is no authority %s", typed),
-			why: "no root and no intermediate of the replica that answered has this id", next: "signet authority list"}
+			why: "No root and no intermediate of the replica that answered has this id.", next: "signet authority list"}
 	}
 	var ids []string
 	for _, v := range found {
 		ids = append(ids, v.ID)
 	}
 	return nil, &failure{err: api.E(api.NotFound, "%s is the beginning of more than one authority", typed),
-		why: "it fits " + strings.Join(slices.Sorted(slices.Values(ids)), ", "), next: "signet authority show " + ids[0]}
+		why: "It fits " + strings.Join(slices.Sorted(slices.Values(ids)), ", ") + ".", next: "signet authority show " + ids[0]}
 }
 
 func describeAuthority(v *authorityView, td string, now time.Time) block {

@@ -156,6 +156,8 @@ func (b *trustBundle) writeSPIFFE(w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// An empty set means that all is revoked; its member must be there and an array, and the library writes null.
+	doc = bytes.Replace(doc, []byte(`"keys":null`), []byte(`"keys":[]`), 1)
 	var out bytes.Buffer
 	if err := json.Indent(&out, doc, "", "    "); err != nil {
 		return err

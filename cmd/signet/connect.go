@@ -106,12 +106,14 @@ func (a *app) callFailed(ch *channel, err error) error {
 	switch {
 	case f.err.Reason == api.DeadlineExceeded:
 		f.err = api.Wrap(api.DeadlineExceeded, err, "the CA did not answer within "+a.timeout.String())
-		f.why = "it listens at " + ch.path + " and is stopped, overloaded, or waits for its disk"
+		f.why = "It listens at " + ch.path + " and is stopped, overloaded, or waits for its disk."
 		f.next = "signet version --server --timeout 1m"
+	case f.err.Reason == api.AdminForbidden:
+		f.next = whoseSocket(ch.path)
 	case f.err.Reason != api.CAUnavailable || dialErr == nil:
 	case errors.Is(dialErr, fs.ErrPermission):
 		f.err = api.Wrap(api.AdminForbidden, dialErr, "this user may not open the CA's admin socket "+ch.path)
-		f.next = "ls -ld " + ch.path + "   # the owner is the user to run this as"
+		f.next = whoseSocket(ch.path)
 	default:
 		f.err = api.Wrap(api.CAUnavailable, dialErr, "the CA cannot be reached at "+ch.path)
 		f.why, f.next = whyNoConnection(dialErr), "signet-ca run, or name its socket: signet --socket PATH ..."
@@ -119,15 +121,19 @@ func (a *app) callFailed(ch *channel, err error) error {
 	return f
 }
 
+func whoseSocket(path string) string {
+	return "ls -ld " + path + "   # the owner is the user to run this as"
+}
+
 func whyNoConnection(err error) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "there is no such socket: the CA does not run on this machine, or listens elsewhere"
+		return "There is no such socket: the CA does not run on this machine, or listens elsewhere."
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return "the file is there and nobody listens: the CA has stopped"
+		return "The file is there and nobody listens: the CA has stopped."
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
 	}
-	return err.Error()
+	return "The system says: " + err.Error() + "."
 }

@@ -67,7 +67,7 @@ func (a *app) explainCommand() *cobra.Command {
 			near := nearestPage(args[0])
 			return &failure{
 				err:  api.E(api.NotFound, "there is no code or reason %s", args[0]),
-				why:  fmt.Sprintf("this build knows %d; the nearest is %s, %s", count(api.Pages()), near.Code(), near.Reason),
+				why:  fmt.Sprintf("This build knows %d; the nearest is %s, %s.", count(api.Pages()), near.Code(), near.Reason),
 				next: "signet explain " + near.Code(),
 			}
 		}

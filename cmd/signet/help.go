@@ -10,6 +10,7 @@ import (
 
 // help prints what c does, its example first: most readers look for a line to copy.
 func (a *app) help(c *cobra.Command, w io.Writer) {
+	c.InitDefaultHelpFlag()
 	if !c.Runnable() && !c.HasSubCommands() { // a topic
 		fmt.Fprintln(w, strings.TrimSpace(c.Long))
 		return

@@ -159,7 +159,7 @@ func (a *app) handshake(ctx context.Context, network, address, host string) (*ch
 		return ch, nil
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, &failure{err: api.Wrap(api.DeadlineExceeded, err, address+" did not finish a TLS handshake within "+limit.String()),
-			why: "it does not answer, or waits for the client to speak another protocol first"}
+			why: "It does not answer, or waits for the client to speak another protocol first."}
 	case err == nil:
 		err = errors.New("it showed no certificate")
 	}

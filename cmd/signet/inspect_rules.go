@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,12 +122,7 @@ func leafUsageRules(r *rules, c *x509.Certificate) {
 }
 
 func hasUsage(c *x509.Certificate, want x509.ExtKeyUsage) bool {
-	for _, u := range c.ExtKeyUsage {
-		if u == want {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.ExtKeyUsage, want)
 }
 
 func emptySubject(c *x509.Certificate) bool { return len(c.RawSubject) <= 2 } // an empty SEQUENCE
@@ -253,11 +249,9 @@ func linkRules(r *rules, c, issuer *x509.Certificate) {
 
 // trustRules verify the chain as a peer would, against the roots of its own trust domain.
 func trustRules(r *rules, certs, roots []*x509.Certificate, now time.Time) {
-	for _, c := range append(certs[:len(certs):len(certs)], roots...) {
-		if costly(c) {
-			r.breaks("X-13", "RFC 5280 6.1", "it was not verified: a key in the chain or the bundle is too large")
-			return
-		}
+	if slices.ContainsFunc(append(certs[:len(certs):len(certs)], roots...), costly) {
+		r.breaks("X-13", "RFC 5280 6.1", "it was not verified: a key in the chain or the bundle is too large")
+		return
 	}
 	id, err := x509svid.IDFromCert(certs[0])
 	if err == nil {

@@ -107,7 +107,7 @@ func (o *output) Type() string { return "FORMAT" }
 
 // Set takes a format, and refuses one that the command does not have.
 func (o *output) Set(s string) error {
-	if path, ok := strings.CutPrefix(s, "jsonpath="); ok {
+	if path, ok := strings.CutPrefix(s, "jsonpath="); ok && path != "" {
 		p, err := printers.NewJSONPathPrinter(relaxed(path))
 		if err != nil {
 			return err
@@ -125,7 +125,7 @@ func (o *output) Set(s string) error {
 
 // relaxed accepts a bare path, as kubectl does: .items is {.items}.
 func relaxed(path string) string {
-	if path == "" || strings.Contains(path, "{") {
+	if strings.Contains(path, "{") {
 		return path
 	}
 	return "{." + strings.TrimPrefix(path, ".") + "}"

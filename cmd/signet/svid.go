@@ -42,7 +42,7 @@ type svidView struct {
 	RenewAt     string       `json:"renewAt,omitempty"`
 	ReportedAt  string       `json:"reportedAt,omitempty"`
 	LastError   string       `json:"lastError,omitempty"` // reason of the last failed renewal
-	State       string       `json:"state"`               // Valid, Overdue or Expired
+	State       string       `json:"state"`               // Valid, Overdue, Expired or Unknown
 	Ack         ackView      `json:"ack"`
 	Streams     []streamView `json:"streams"`
 
@@ -84,6 +84,7 @@ const (
 	stateValid   = "Valid"
 	stateOverdue = "Overdue" // its renewal was due more than overdueAfter ago
 	stateExpired = "Expired"
+	stateUnknown = "Unknown" // the agent does not say until when it is valid
 )
 
 // overdueAfter is how late a renewal may be before it is worth a word: a retry or two.
@@ -112,6 +113,8 @@ func newSVIDView(nh *apiv1.NodeHolding, now time.Time) *svidView {
 	}
 	v.NotAfter, v.RenewAt = stamp(v.notAfter), stamp(v.renewAt)
 	switch {
+	case v.notAfter.IsZero():
+		v.State = stateUnknown
 	case now.After(v.notAfter):
 		v.State = stateExpired
 	case !v.renewAt.IsZero() && now.Sub(v.renewAt) > overdueAfter:
@@ -166,7 +169,7 @@ type ackState string
 
 // The states of a stream, and of all streams of an SVID together.
 const (
-	ackNone ackState = "-"    // there is no stream
+	ackNone ackState = "NONE" // there is no stream
 	ackGood ackState = "ACK"  // it acknowledged the newest of all that it subscribed to
 	ackWait ackState = "WAIT" // it has not answered yet
 	ackBad  ackState = "NACK" // it rejected something and has not taken it back
@@ -217,7 +220,7 @@ func sumAcks(streams []streamView) ackView {
 // String is "ACK 2/2", "WAIT 1/2", "NACK 0/1", or "-" without streams.
 func (v ackView) String() string {
 	if v.State == ackNone {
-		return string(ackNone)
+		return "-"
 	}
 	return fmt.Sprintf("%s %d/%d", v.State, v.Acked, v.Streams)
 }

@@ -40,7 +40,7 @@ func (a *app) svidGetCommand() *cobra.Command {
 		if len(l.Items) == 0 {
 			return &failure{
 				err:  api.E(api.NotFound, "no agent with a live session holds an SVID of %s", args[0]),
-				why:  "the pod is gone, its agent has no session, or it never got one",
+				why:  "The pod is gone, its agent has no session, or it never got one.",
 				next: strings.TrimSpace("signet svid list " + namespaceFlag(req.GetNamespace())),
 			}
 		}

@@ -41,7 +41,7 @@ func (a *app) svidInspectCommand() *cobra.Command {
 		Args: oneArg("a file, - or an address"),
 	}
 	o := outputFlags(c)
-	c.Flags().StringVar(&bundle, "bundle", "", "verify under these roots: a PEM file, or one in the SPIFFE bundle format")
+	c.Flags().StringVar(&bundle, "bundle", "", "verify under the roots in this `FILE`: PEM, or the SPIFFE bundle format")
 	c.MarkFlagFilename("bundle")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		var roots []*x509.Certificate

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ func (a *app) svidListCommand() *cobra.Command {
 		Args: noArgs,
 	}
 	o := outputFlags(c)
-	c.Flags().StringVarP(&namespace, "namespace", "n", "", "only this namespace")
+	c.Flags().StringVarP(&namespace, "namespace", "n", "", "only this `NAMESPACE`")
 	all := c.Flags().BoolP("all-namespaces", "A", false, "all namespaces, as without -n")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on and print what changes")
 	c.Flags().BoolVar(&check, "check", false, "exit with 3 when an SVID is expired or overdue, fails to renew or was rejected")
@@ -90,7 +91,7 @@ func (a *app) checkSVIDs(l *svidList) error {
 	if bad == 0 {
 		return nil
 	}
-	return &findings{summary: plural(bad, "SVID") + " of " + plural(len(l.Items), "SVID") + " not as they should be"}
+	return &findings{summary: fmt.Sprintf("not as it should be: %d of %s", bad, plural(len(l.Items), "SVID"))}
 }
 
 func svidColumns() []column {
