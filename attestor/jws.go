@@ -23,11 +23,11 @@ var strictBase64 = base64.RawURLEncoding.Strict()
 
 // compact is a JWS in its compact form (RFC 7515 section 7.1), taken apart. Nothing in it is verified.
 type compact struct {
-	alg       string
-	kid       string
-	payload   []byte
-	signature []byte
-	signed    []byte // header and payload as they were signed
+	alg     string
+	kid     string
+	payload []byte
+	signed  []byte // header and payload as they were signed
+	whole   []byte
 }
 
 // parseCompact takes apart what must be exactly one token. It spends nothing on what is too large, and allocates no more
@@ -38,7 +38,7 @@ func parseCompact(data []byte) (*compact, error) {
 	}
 	header, rest, _ := bytes.Cut(data, dot)
 	payload, signature, _ := bytes.Cut(rest, dot)
-	c := &compact{signed: data[:len(data)-len(signature)-1]}
+	c := &compact{signed: data[:len(data)-len(signature)-1], whole: data}
 	if len(header) > maxHeaderBytes {
 		return nil, api.E(api.TokenMalformed, "the token's header is above %d bytes", maxHeaderBytes)
 	}
@@ -49,7 +49,7 @@ func parseCompact(data []byte) (*compact, error) {
 	if c.payload, err = strictBase64.AppendDecode(nil, payload); err != nil {
 		return nil, errSegment("payload")
 	}
-	if c.signature, err = strictBase64.AppendDecode(nil, signature); err != nil {
+	if _, err = strictBase64.AppendDecode(nil, signature); err != nil {
 		return nil, errSegment("signature")
 	}
 	return c, c.readHeader(h)
@@ -140,7 +140,7 @@ func (c *compact) verify(ctx context.Context, keys Keys) error {
 	if err != nil {
 		return err
 	}
-	if !verify(key, c.alg, c.signed, c.signature) {
+	if !verify(key, c.alg, c.whole) {
 		return errSignature()
 	}
 	return nil

@@ -4,15 +4,14 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rsa"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"slices"
+
+	"github.com/go-jose/go-jose/v4"
 )
 
 // Limits of a key set. One that is above them is refused as a whole.
@@ -21,7 +20,7 @@ const (
 	MaxKeys        = 64 // entries, usable or not
 
 	minRSABits      = 2048
-	maxRSABits      = 8192
+	maxRSABits      = 4096 // go-jose's own limit too
 	maxKeySetValues = 64 * MaxKeys // JSON values; certificates and unknown members count
 )
 
@@ -68,7 +67,7 @@ type keyRef struct {
 
 // ParseKeySet reads a JWKS (RFC 7517 section 5) of at most MaxKeySetBytes and MaxKeys entries.
 //
-// It keeps the keys that are for signatures, bear a kid, and are RSA of 2048 to 8192 bits, P-256, P-384, P-521 or
+// It keeps the keys that are for signatures, bear a kid, and are RSA of 2048 to 4096 bits, P-256, P-384, P-521 or
 // Ed25519; an entry that is anything else is ignored alone (RFC 7517 section 5). Private and symmetric keys are ignored
 // with every other entry of their kid: what is published is no secret. So are different keys that claim one kid and one
 // algorithm: which of them is meant would be a guess. A set without any usable key is an error.
@@ -120,24 +119,11 @@ type entry struct {
 	kid   string
 	algs  []string // that it may be used with
 	key   publicKey
-	jwk   jwk
+	alg   string // that its publisher names; may be empty
 }
 
 type publicKey interface {
 	Equal(crypto.PublicKey) bool
-}
-
-// jwk is a public key in canonical form.
-type jwk struct {
-	Use string `json:"use"`
-	Kty string `json:"kty"`
-	Kid string `json:"kid"`
-	Alg string `json:"alg,omitempty"`
-	Crv string `json:"crv,omitempty"`
-	N   string `json:"n,omitempty"`
-	E   string `json:"e,omitempty"`
-	X   string `json:"x,omitempty"`
-	Y   string `json:"y,omitempty"`
 }
 
 // errSecret marks an entry that holds a private or a symmetric key.
@@ -195,21 +181,23 @@ func ambiguousIDs(entries []entry) map[string]bool {
 
 // publish makes the lookup table and the canonical form.
 func (s *KeySet) publish(entries []entry) {
-	var keys []jwk
+	var keys []jose.JSONWebKey
 	for _, e := range entries {
-		keys = append(keys, e.jwk)
 		for _, alg := range e.algs {
 			s.keys[keyRef{e.kid, alg}] = e.key
 		}
+		k := jose.JSONWebKey{Key: e.key, KeyID: e.kid, Algorithm: e.alg, Use: "sig"}
+		if !slices.ContainsFunc(keys, func(o jose.JSONWebKey) bool {
+			return o.KeyID == k.KeyID && o.Algorithm == k.Algorithm && e.key.Equal(o.Key)
+		}) {
+			keys = append(keys, k)
+		}
 	}
-	slices.SortFunc(keys, func(a, b jwk) int {
-		return cmp.Or(cmp.Compare(a.Kid, b.Kid), cmp.Compare(a.Kty, b.Kty), cmp.Compare(a.Crv, b.Crv), cmp.Compare(a.Alg, b.Alg))
+	slices.SortStableFunc(keys, func(a, b jose.JSONWebKey) int {
+		return cmp.Or(cmp.Compare(a.KeyID, b.KeyID), cmp.Compare(a.Algorithm, b.Algorithm), cmp.Compare(fmt.Sprintf("%T", a.Key), fmt.Sprintf("%T", b.Key)))
 	})
-	keys = slices.Compact(keys)
 	s.len = len(keys)
-	s.jwks, _ = json.Marshal(struct { // strings only: cannot fail
-		Keys []jwk `json:"keys"`
-	}{keys})
+	s.jwks, _ = json.Marshal(jose.JSONWebKeySet{Keys: keys}) // of keys that were parsed from JSON: cannot fail
 }
 
 // readEntry reads one JWK (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2).
@@ -220,36 +208,29 @@ func readEntry(m map[string]any) (entry, error) {
 			return entry{}, errSecret
 		}
 	}
+	if str("kty") == "oct" {
+		return entry{}, errSecret
+	}
 	e := entry{kid: str("kid")}
-	e.jwk = jwk{Use: "sig", Kty: str("kty"), Kid: e.kid}
 	if err := checkUse(m); err != nil {
 		return entry{}, err
 	}
 	if e.kid == "" || len(e.kid) > maxKeyIDBytes {
 		return entry{}, errors.New("kid is missing or too long")
 	}
-	var err error
-	switch e.jwk.Kty {
-	case "RSA":
-		err = e.readRSA(str("n"), str("e"))
-	case "EC":
-		err = e.readEC(str("crv"), str("x"), str("y"))
-	case "OKP":
-		err = e.readEd25519(str("crv"), str("x"))
-	case "oct":
-		err = errSecret
-	default:
-		err = errors.New("kty is not one we know")
+	if len(str("n")) > base64.RawURLEncoding.EncodedLen(maxRSABits/8)+4 {
+		return entry{}, fmt.Errorf("RSA key is above %d bits", maxRSABits)
 	}
-	if err != nil {
+	var err error
+	if e.key, err = parseKey(m); err != nil {
 		return entry{}, err
 	}
 	e.algs = algorithmsOf(e.key)
 	if v, ok := m["alg"]; ok {
-		if e.jwk.Alg, _ = v.(string); !slices.Contains(e.algs, e.jwk.Alg) {
+		if e.alg, _ = v.(string); !slices.Contains(e.algs, e.alg) {
 			return entry{}, errors.New("alg is not one for tokens, or not for this key")
 		}
-		e.algs = []string{e.jwk.Alg}
+		e.algs = []string{e.alg}
 	}
 	return e, nil
 }
@@ -267,65 +248,37 @@ func checkUse(m map[string]any) error {
 	return nil
 }
 
-func (e *entry) readRSA(n, exp string) error {
-	if len(n) > strictBase64.EncodedLen(maxRSABits/8)+4 {
-		return fmt.Errorf("RSA key is above %d bits", maxRSABits)
+// parseKey parses the public key of a JWK, and refuses one that is not of a kind and size that tokens are signed with.
+func parseKey(m map[string]any) (publicKey, error) {
+	bare := map[string]any{} // the key alone: certificates and the like beside it are not heeded
+	for _, name := range []string{"kty", "crv", "n", "e", "x", "y"} {
+		if v, ok := m[name]; ok {
+			bare[name] = v
+		}
 	}
-	nb, err1 := strictBase64.DecodeString(n)
-	eb, err2 := strictBase64.DecodeString(exp)
-	if err1 != nil || err2 != nil || len(eb) > 8 {
-		return errors.New("RSA key is malformed")
-	}
-	key := &rsa.PublicKey{N: new(big.Int).SetBytes(nb)}
-	bits, x := key.N.BitLen(), new(big.Int).SetBytes(eb)
-	switch {
-	case bits < minRSABits || bits > maxRSABits:
-		return fmt.Errorf("RSA key of %d bits", bits)
-	case key.N.Bit(0) == 0 || x.Bit(0) == 0 || x.BitLen() < 2 || x.BitLen() > 31:
-		return errors.New("RSA key is malformed")
-	}
-	key.E = int(x.Int64())
-	e.key = key
-	e.jwk.N, e.jwk.E = strictBase64.EncodeToString(key.N.Bytes()), strictBase64.EncodeToString(x.Bytes())
-	return nil
-}
-
-func (e *entry) readEC(crv, x, y string) error {
-	var curve elliptic.Curve
-	switch crv {
-	case "P-256":
-		curve = elliptic.P256()
-	case "P-384":
-		curve = elliptic.P384()
-	case "P-521":
-		curve = elliptic.P521()
-	default:
-		return errors.New("crv is not one we know")
-	}
-	size := (curve.Params().BitSize + 7) / 8
-	xb, err1 := strictBase64.DecodeString(x)
-	yb, err2 := strictBase64.DecodeString(y)
-	if err1 != nil || err2 != nil || len(xb) != size || len(yb) != size {
-		return errors.New("EC key is malformed")
-	}
-	key, err := ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, xb, yb))
+	data, err := json.Marshal(bare)
 	if err != nil {
-		return errors.New("EC key is not a point of its curve")
+		return nil, errors.New("key is malformed")
 	}
-	e.key = key
-	e.jwk.Crv, e.jwk.X, e.jwk.Y = crv, x, y
-	return nil
-}
-
-func (e *entry) readEd25519(crv, x string) error {
-	if crv != "Ed25519" {
-		return errors.New("crv is not one we know")
+	var k jose.JSONWebKey
+	if err := k.UnmarshalJSON(data); err != nil || !k.Valid() || !k.IsPublic() {
+		return nil, errors.New("key is malformed, or of a kty that we do not know")
 	}
-	key, err := strictBase64.DecodeString(x)
-	if err != nil || len(key) != ed25519.PublicKeySize {
-		return errors.New("Ed25519 key is malformed")
+	if key, ok := k.Key.(*rsa.PublicKey); ok {
+		bits := key.N.BitLen()
+		switch {
+		case bits < minRSABits || bits > maxRSABits:
+			return nil, fmt.Errorf("RSA key of %d bits", bits)
+		case key.N.Bit(0) == 0 || key.E&1 == 0 || key.E < 3 || key.E > 1<<31-1:
+			return nil, errors.New("RSA key is malformed")
+		}
 	}
-	e.key = ed25519.PublicKey(key)
-	e.jwk.Crv, e.jwk.X = crv, x
-	return nil
+	if algorithmsOf(k.Key) == nil {
+		return nil, errors.New("key is of a kind that tokens are not signed with")
+	}
+	key, ok := k.Key.(publicKey)
+	if !ok {
+		return nil, errors.New("key is of a kind that tokens are not signed with")
+	}
+	return key, nil
 }
