@@ -42,7 +42,8 @@ type config struct {
 	Upstream Raw               `yaml:"upstream"`
 	Plain    string
 	Skipped  string `yaml:"-"`
-	hidden   string
+	//lint:ignore U1000 a key must not reach it
+	hidden string
 }
 
 func TestDecode(t *testing.T) {
