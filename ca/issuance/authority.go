@@ -209,12 +209,12 @@ func excludeNames(template *x509.Certificate) {
 }
 
 // signAuthority builds an authority, lints it, signs it, and checks the outcome.
-func signAuthority(template, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer, lint func(*x509.Certificate) error) (*x509.Certificate, error) {
+func signAuthority(template, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer, check func(*x509.Certificate) error) (*x509.Certificate, error) {
 	u, err := build(template, parent, pub, key.Public())
 	if err != nil {
 		return nil, api.Wrap(api.LintFailed, err, "the authority could not be built")
 	}
-	if err := lint(u.preview); err != nil {
+	if err := check(u.preview); err != nil {
 		return nil, err
 	}
 	c, err := u.sign(key)
@@ -227,7 +227,7 @@ func signAuthority(template, parent *x509.Certificate, pub crypto.PublicKey, key
 	if err := c.CheckSignatureFrom(parent); err != nil {
 		return nil, api.Wrap(api.LintFailed, err, "the fresh authority does not verify under its parent")
 	}
-	if err := lint(c); err != nil {
+	if err := check(c); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -11,5 +11,6 @@
 //  1. Prepare builds the to-be-signed form and checks it against every rule. The issuing key is out of its reach.
 //  2. Prepared.Sign signs exactly those bytes, once, and checks the outcome before anybody sees it.
 //
-// The rules themselves are a list, in lints.go; each names the text it comes from.
+// The rules themselves are lists, in lints.go and lints_authority.go; each names the text it comes from, or "Signet profile"
+// where we ask for more than the specifications do.
 package issuance

@@ -188,6 +188,9 @@ func TestCheckIntermediateRefuses(t *testing.T) {
 		{"its issuer's subject", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.RawSubject = h.root.RawSubject })
 		}, ""},
+		{"names another issuer's key", func(r *IntermediateCheck) {
+			r.Chain = certs(forge(t, unaltered(t, h), withKeyID(h.root, "another"), h.key.Public(), h.rootKey))
+		}, "another issuer's key"},
 		{"weak key above", func(r *IntermediateCheck) { r.Chain = under(p224, nil) }, "P-224"},
 		{"sha-1", func(r *IntermediateCheck) { r.Chain = sha1Root }, ""},
 		{"unknown critical extension", func(r *IntermediateCheck) { r.Chain = sign(rawExtension([]int{1, 2, 3, 4}, true, []byte{5, 0})) }, "does not verify"},
@@ -206,6 +209,20 @@ func TestCheckIntermediateRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// unaltered is the template of a good intermediate.
+func unaltered(t *testing.T, h hierarchy) *x509.Certificate {
+	c := must(authorityTemplate(testTD, "intermediate", h.key.Public()))(t)
+	c.NotBefore, c.NotAfter, c.MaxPathLenZero = testNow.Add(-time.Minute), testNow.Add(4*day), true
+	return c
+}
+
+// withKeyID is c as if it had another key identifier.
+func withKeyID(c *x509.Certificate, id string) *x509.Certificate {
+	other := *c
+	other.SubjectKeyId = []byte(id)
+	return &other
 }
 
 // sha1Signed is an intermediate whose signature claims to be with SHA-1. crypto/x509 makes none, so its names are changed;

@@ -164,6 +164,42 @@ func TestPrepareRefuses(t *testing.T) {
 	}
 }
 
+// A leaf that is not what was asked for is caught before it is signed, whatever made it so.
+func TestCheckLeaf(t *testing.T) {
+	h, other := newHierarchy(t, withNames), newHierarchy(t, withNames)
+	leaf := h.leaf(t, func(*x509.Certificate) {})
+	for _, tt := range []struct {
+		name string
+		c    *x509.Certificate
+		edit func(*Request)
+		want string
+	}{
+		{"good", leaf, func(*Request) {}, ""},
+		{"identity", leaf, func(r *Request) { r.ID = spiffeid.RequireFromString("spiffe://example.org/b") }, "another identity"},
+		{"key", leaf, func(r *Request) { r.PublicKey = other.key.Public() }, "another key"},
+		{"dns name missing", leaf, func(r *Request) { r.DNSNames = []string{"a.svc"} }, "other DNS names"},
+		{"dns name too many", h.leaf(t, func(c *x509.Certificate) { c.DNSNames = []string{"a.svc"} }), func(*Request) {}, "other DNS names"},
+		{"issuer", other.leaf(t, func(*x509.Certificate) {}), func(*Request) {}, "another issuer"},
+		{"too late", h.leaf(t, func(c *x509.Certificate) { c.NotAfter = h.cert.NotAfter.Add(time.Second) }), func(*Request) {}, "outlives"},
+		{"too early", h.leaf(t, func(c *x509.Certificate) { c.NotBefore = h.cert.NotBefore.Add(-time.Second) }), func(*Request) {}, "outlives"},
+		{"rule", h.leaf(t, func(c *x509.Certificate) { c.Subject.CommonName = "x" }), func(*Request) {}, "empty-subject"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := Request{ID: testID, PublicKey: tt.c.PublicKey}
+			tt.edit(&r)
+			err := checkLeaf(tt.c, r, h.issuer)
+			if tt.want == "" {
+				wantReason(t, err, "")
+				return
+			}
+			wantReason(t, err, api.LintFailed)
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q in it", err, tt.want)
+			}
+		})
+	}
+}
+
 // No leaf outlives its issuer, the issuer's root, or its own TTL, whenever it is made; renewal comes before half of it.
 func TestLifetimeProperty(t *testing.T) {
 	h := newHierarchy(t)

@@ -21,24 +21,24 @@ type lint struct {
 
 // LintLeaf checks a leaf against every rule for the SVIDs that Signet issues. The error is api.LintFailed and names each
 // rule that is broken.
-func LintLeaf(c *x509.Certificate) error { return run(leafLints, c, true) }
+func LintLeaf(c *x509.Certificate) error { return apply(leafLints, c, true) }
 
 // LintRoot is LintLeaf for a self-signed authority that Signet makes.
 func LintRoot(c *x509.Certificate) error {
-	return run(slices.Concat(authorityLints, rootLints), c, true)
+	return apply(slices.Concat(authorityLints, rootLints), c, true)
 }
 
 // LintIntermediate is LintLeaf for an authority that signs leaves and that Signet makes.
 func LintIntermediate(c *x509.Certificate) error {
-	return run(slices.Concat(authorityLints, intermediateLints), c, true)
+	return apply(slices.Concat(authorityLints, intermediateLints), c, true)
 }
 
 // LintCross is LintLeaf for the certificate of a root that an older root signed.
 func LintCross(c *x509.Certificate) error {
-	return run(slices.Concat(authorityLints, crossLints), c, true)
+	return apply(slices.Concat(authorityLints, crossLints), c, true)
 }
 
-func run(lints []lint, c *x509.Certificate, house bool) error {
+func apply(lints []lint, c *x509.Certificate, house bool) error {
 	var broken []string
 	for _, l := range lints {
 		if l.house && !house {
@@ -68,15 +68,15 @@ var leafLints = []lint{
 
 	{"version", "RFC 5280 section 4.1.2.1", true, version3},
 	{"basic-constraints", "RFC 5280 section 4.2.1.9", true, basicConstraints},
-	{"key-usage-alone", "DESIGN section 5", true, onlyDigitalSignature},
-	{"extended-usages-alone", "DESIGN section 5", true, onlyBothExtendedUsages},
-	{"empty-subject", "DESIGN section 5", true, emptySubject},
+	{"key-usage-alone", "Signet profile", true, onlyDigitalSignature},
+	{"extended-usages-alone", "Signet profile", true, onlyBothExtendedUsages},
+	{"empty-subject", "Signet profile", true, emptySubject},
 	{"serial", "RFC 5280 section 4.1.2.2", true, serial},
-	{"other-names", "DESIGN section 4", true, otherNames},
+	{"other-names", "Signet profile", true, otherNames},
 	{"key-identifiers", "RFC 5280 sections 4.2.1.1, 4.2.1.2; RFC 7093 section 2", true, keyIdentifiers},
 	{"authority-key-identifier", "RFC 5280 section 4.2.1.1", true, authorityKeyIdentifier},
-	{"lifetime", "DESIGN section 4", true, leafLifetime},
-	{"extensions", "DESIGN section 4", true, leafExtensions},
+	{"lifetime", "Signet profile", true, leafLifetime},
+	{"extensions", "Signet profile", true, leafExtensions},
 }
 
 var errURICount = errors.New("there is not exactly one URI")

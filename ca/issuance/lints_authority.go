@@ -25,29 +25,29 @@ var authorityLints = []lint{
 	{"serial", "RFC 5280 section 4.1.2.2", true, serial},
 	{"name-constraints", "RFC 5280 section 4.2.1.10", true, criticalConstraints},
 	{"lifetime", "RFC 5280 section 4.1.2.5", true, authorityLifetime},
-	{"extensions", "DESIGN section 5", true, authorityExtensions},
+	{"extensions", "Signet profile", true, authorityExtensions},
 }
 
 var rootLints = []lint{
-	{"own-subject", "DESIGN section 5", true, ownSubject},
+	{"own-subject", "Signet profile", true, ownSubject},
 	{"key-identifiers", "RFC 5280 section 4.2.1.2; RFC 7093 section 2", true, keyIdentifiers},
-	{"self-signed", "DESIGN section 5", true, selfSigned},
-	{"path-length", "DESIGN section 5", true, pathLength(-1)},
+	{"self-signed", "Signet profile", true, selfSigned},
+	{"path-length", "Signet profile", true, pathLength(-1)},
 }
 
 var intermediateLints = []lint{
-	{"own-subject", "DESIGN section 5", true, ownSubject},
+	{"own-subject", "Signet profile", true, ownSubject},
 	{"key-identifiers", "RFC 5280 section 4.2.1.2; RFC 7093 section 2", true, keyIdentifiers},
-	{"not-self-signed", "DESIGN section 5", true, notSelfSigned},
+	{"not-self-signed", "Signet profile", true, notSelfSigned},
 	{"authority-key-identifier", "RFC 5280 section 4.2.1.1", true, authorityKeyIdentifier},
-	{"path-length", "DESIGN section 5", true, pathLength(0)},
+	{"path-length", "Signet profile", true, pathLength(0)},
 }
 
 // crossLints leave subject and key identifier alone: they are the root's, whoever made it.
 var crossLints = []lint{
-	{"not-self-signed", "DESIGN section 5", true, notSelfSigned},
+	{"not-self-signed", "Signet profile", true, notSelfSigned},
 	{"authority-key-identifier", "RFC 5280 section 4.2.1.1", true, authorityKeyIdentifier},
-	{"path-length", "DESIGN section 5", true, pathLength(1)},
+	{"path-length", "Signet profile", true, pathLength(1)},
 }
 
 func isAuthority(c *x509.Certificate) error {

@@ -20,7 +20,7 @@ func Verify(chain, roots []*x509.Certificate, id spiffeid.ID, now time.Time) err
 		return api.E(api.SVIDRejected, "a chain has 1 to %d certificates", maxChain+1)
 	}
 	leaf := chain[0]
-	if err := run(leafLints, leaf, false); err != nil {
+	if err := apply(leafLints, leaf, false); err != nil {
 		return api.E(api.SVIDRejected, "%s", api.AsError(err).Detail)
 	}
 	if got, err := workloadID(leaf); err != nil || id.IsZero() || got != id {
