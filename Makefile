@@ -16,11 +16,12 @@ ENVOY ?=
 FUZZTIME ?= 20s
 # What the race detector is run on: the packages in which goroutines meet.
 RACE ?= ./agent/... ./attestor/... ./ca/... ./cmd/... ./internal/... ./sds/...
+# What is tested once more with the FIPS 140-3 module of Go: everything that touches a key.
+FIPS ?= ./agent/... ./attestor/... ./ca/... ./sds/...
 # The database of govulncheck: empty asks its own, else a folder or a .tgz of one.
 VULNDB ?=
 
 STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
-GOVULNCHECK := $(GO) tool -modfile=tools/go.mod govulncheck
 
 .PHONY: help
 help: ## this list
@@ -49,6 +50,10 @@ test: build envoy .cache/testsum ## every test that needs no cluster, with the r
 race: need-go ## the race detector over the packages in which goroutines meet
 	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo 'make race: the race detector needs a C compiler' >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -race -short -count=1 $(RACE)
+
+.PHONY: fips
+fips: need-go ## the packages that touch keys, with Go's FIPS 140-3 module on
+	GODEBUG=fips140=on $(GO) test -short -count=1 $(FIPS)
 
 .PHONY: fuzz
 fuzz: need-go ## every fuzz target, FUZZTIME each (20s)
@@ -97,7 +102,7 @@ warnings: need-go # sizes and reasons: alarms that do not fail
 
 .PHONY: vuln
 vuln: need-go
-	@scripts/vuln.sh "$(VULNDB)" $(GOVULNCHECK) -tags=$(TAGS) ./...
+	@GO="$(GO)" scripts/vuln.sh "$(VULNDB)" -tags=$(TAGS) ./...
 
 # ---- generated code and documents
 

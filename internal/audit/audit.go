@@ -166,12 +166,12 @@ func (l *Log) open() (err error) {
 		return err
 	}
 	l.last, l.size, l.cut = r.seq, r.offset, info.Size()-r.offset
-	if l.cut == 0 {
-		return nil
+	if l.cut > 0 {
+		if err := l.file.Truncate(l.size); err != nil {
+			return err
+		}
 	}
-	if err := l.file.Truncate(l.size); err != nil {
-		return err
-	}
+	// What a killed process wrote may not have reached the disk yet; from here on it counts as if it had.
 	return l.file.Sync()
 }
 
