@@ -12,11 +12,12 @@ import (
 
 var errDER = errors.New("malformed DER")
 
-// context is the header of an implicitly tagged element, [tag].
+// isContext reports whether v is an implicitly tagged element, [tag].
 func isContext(v asn1.RawValue, tag int, constructed bool) bool {
 	return v.Class == asn1.ClassContextSpecific && v.Tag == tag && v.IsCompound == constructed
 }
 
+// isUniversal reports whether v is of that universal type, constructed where DER wants it so.
 func isUniversal(v asn1.RawValue, tag int) bool {
 	constructed := tag == asn1.TagSequence || tag == asn1.TagSet
 	return v.Class == asn1.ClassUniversal && v.Tag == tag && v.IsCompound == constructed
