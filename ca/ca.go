@@ -72,11 +72,15 @@ type CA struct {
 	keySets  latest.Value[*apiv1.KeySets] // nil until the first was read
 	sessions sessions
 	memory   *memory
-	work     *gate
+	work     *gate         // of Issue: agents that proved who they are
+	door     *gate         // of AttestAgent: whoever knocks, so that a crowd there costs the others nothing
 	stopping chan struct{} // closed when Run ends: sessions end with it
 	issued   atomic.Uint64
 	refused  atomic.Uint64
 }
+
+// doorQueue is how many unattested agents may wait for their turn; more are sent away with a delay.
+const doorQueue = 256
 
 // New returns a CA that does nothing yet. The error has the reason ConfigInvalid.
 func New(cfg Config) (*CA, error) {
@@ -109,6 +113,7 @@ func New(cfg Config) (*CA, error) {
 		started:  time.Now(),
 		memory:   newMemory(),
 		work:     newGate(cfg.Concurrent, cfg.Queue),
+		door:     newGate(runtime.GOMAXPROCS(0), doorQueue),
 		stopping: make(chan struct{}),
 	}, nil
 }

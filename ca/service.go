@@ -55,10 +55,10 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 	if r.GetProtocol() != api.Protocol {
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
 	}
-	if err := a.ca.work.enter(ctx); err != nil {
+	if err := a.ca.door.enter(ctx); err != nil {
 		return nil, err
 	}
-	defer a.ca.work.leave()
+	defer a.ca.door.leave()
 	e := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
 	issued, err := a.ca.attestAgent(ctx, e, r.GetCsr(), time.Now())
 	a.ca.metrics.count("agent", err)
