@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"iter"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -67,7 +66,7 @@ func (a *app) explainCommand() *cobra.Command {
 			near := nearestPage(args[0])
 			return &failure{
 				err:  api.E(api.NotFound, "there is no code or reason %s", args[0]),
-				why:  fmt.Sprintf("This build knows %d; the nearest is %s, %s.", count(api.Pages()), near.Code(), near.Reason),
+				why:  fmt.Sprintf("This build does not know it; the nearest is %s, %s.", near.Code(), near.Reason),
 				next: "signet explain " + near.Code(),
 			}
 		}
@@ -144,12 +143,4 @@ func distance(x, y string) int {
 		}
 	}
 	return row[len(y)]
-}
-
-func count[T any](seq iter.Seq[T]) int {
-	n := 0
-	for range seq {
-		n++
-	}
-	return n
 }
