@@ -66,11 +66,17 @@ func own(id spiffeid.ID, td spiffeid.TrustDomain, role string) (string, bool) {
 		return "", false
 	}
 	name, ok := strings.CutPrefix(id.Path(), "/"+ReservedSegment+"/"+role+"/")
-	return name, ok && name != "" && !strings.Contains(name, "/")
+	if !ok || name == "" || strings.Contains(name, "/") {
+		return "", false
+	}
+	return name, true
 }
 
-// MaxIDBytes is the longest SPIFFE ID that Signet writes or accepts (SPIFFE-ID section 2.3).
-const MaxIDBytes = 2048
+// The longest SPIFFE ID, and the longest trust domain in one, that Signet writes or accepts (SPIFFE-ID section 2.3).
+const (
+	MaxIDBytes          = 2048
+	MaxTrustDomainBytes = 255
+)
 
 // ParseWorkloadID parses s as the ID of a workload: what go-spiffe accepts, not longer than MaxIDBytes, with a path
 // (SPIFFE X509-SVID section 5.2). It never normalises: s must be the canonical form.
@@ -81,6 +87,9 @@ func ParseWorkloadID(s string) (spiffeid.ID, error) {
 	id, err := spiffeid.FromString(s)
 	if err != nil {
 		return spiffeid.ID{}, err
+	}
+	if n := len(id.TrustDomain().Name()); n > MaxTrustDomainBytes {
+		return spiffeid.ID{}, fmt.Errorf("trust domain of %d bytes is longer than %d", n, MaxTrustDomainBytes)
 	}
 	if id.Path() == "" {
 		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID %q names a trust domain, not a workload", s)

@@ -78,6 +78,8 @@ const (
 	LintFailed Reason = "LINT_FAILED"
 	// NamespaceNotAllowed: the policy does not allow this namespace.
 	NamespaceNotAllowed Reason = "NAMESPACE_NOT_ALLOWED"
+	// DNSNameRefused: the policy's DNS name cannot be made for this workload.
+	DNSNameRefused Reason = "DNS_NAME_REFUSED"
 	// AgentIdentityRequired: an agent's SVID is required.
 	AgentIdentityRequired Reason = "AGENT_IDENTITY_REQUIRED"
 	// SessionRequired: the agent has no session.
@@ -291,6 +293,9 @@ var table = []Page{
 	{NamespaceNotAllowed, 314, KindPermissionDenied, "The policy does not allow this namespace",
 		"No rule of the CA's policy file covers it.",
 		"Add the namespace to the policy file, then restart the CA."},
+	{DNSNameRefused, 315, KindPermissionDenied, "The policy's DNS name cannot be made for this workload",
+		"A placeholder stands for one label of at most 63 characters; a ServiceAccount with dots in its name would make several, and so reach the names of others.",
+		"Rename the ServiceAccount, or leave it out of the policy's rule with dnsNames."},
 	{AgentIdentityRequired, 601, KindUnauthenticated, "An agent's SVID is required",
 		"The call needs a client certificate of an agent of this trust domain that verifies now.",
 		"Attest the agent again; a workload's SVID is never enough here."},
