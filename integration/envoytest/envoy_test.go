@@ -56,7 +56,7 @@ func TestTwoEnvoys(t *testing.T) {
 				ResponseHeaders: map[string]string{"x-upstream-id": "%UPSTREAM_PEER_URI_SAN%", "x-upstream-cert": "%UPSTREAM_PEER_CERT%"},
 			}})
 			for _, e := range []*envoy.Envoy{in, out} {
-				if err := e.Live(ctx); err != nil {
+				if _, err := e.Live(ctx); err != nil {
 					t.Fatal(err)
 				}
 				t.Logf("live after %v", time.Since(e.Started))

@@ -35,6 +35,7 @@ type Config struct {
 type Envoy struct {
 	*Process
 	Started time.Time // when the process was started
+	proxy   string    // its name
 	admin   string    // host:port
 	client  *http.Client
 }
@@ -53,7 +54,7 @@ func (c Config) Run(ctx context.Context) (*Envoy, error) {
 	if err := os.Remove(admin); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	e := &Envoy{Started: time.Now(), client: &http.Client{Transport: &http.Transport{MaxIdleConns: 1}}}
+	e := &Envoy{Started: time.Now(), proxy: c.Proxy.Name, client: &http.Client{Transport: &http.Transport{MaxIdleConns: 1}}}
 	// One worker thread is enough for what is shown and tested; hot restart would claim a shared memory segment per host.
 	e.Process, err = Start(Command{Name: "envoy " + c.Proxy.Name, Path: c.Binary, Log: c.Log, Args: []string{
 		"-c", file, "--admin-address-path", admin, "--disable-hot-restart", "--concurrency", "1", "--log-level", "info",
@@ -111,12 +112,17 @@ func Version(ctx context.Context, path string) (string, error) {
 	return string(m[1]), nil
 }
 
-// Live waits until the Envoy serves: with the bootstraps of this package, until it has its certificate and trust bundle.
-func (e *Envoy) Live(ctx context.Context) error {
-	return e.until(ctx, func() (bool, error) {
+// Name is the name of the proxy.
+func (e *Envoy) Name() string { return e.proxy }
+
+// Live waits until the Envoy serves, with the bootstraps of this package until it has its certificate and trust bundle,
+// and returns when it was first seen to.
+func (e *Envoy) Live(ctx context.Context) (time.Time, error) {
+	err := e.until(ctx, func() (bool, error) {
 		b, err := e.get(ctx, "/ready")
 		return err == nil && strings.TrimSpace(string(b)) == "LIVE", nil
 	})
+	return time.Now(), err
 }
 
 // Listener returns the address that the listener with this name is bound to.

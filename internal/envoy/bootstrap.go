@@ -3,15 +3,16 @@ package envoy
 import (
 	"bytes"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"text/template"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -111,12 +112,17 @@ func (p Proxy) check() error {
 		return errors.New("sds needs a socket and a token file")
 	case p.Inbound == nil && p.Outbound == nil:
 		return errors.New("neither inbound nor outbound is set")
-	case p.Inbound != nil && (len(p.Inbound.Peers) == 0 || !p.Inbound.Backend.IsValid()):
+	case p.Inbound != nil && (!known(p.Inbound.Peers) || !p.Inbound.Backend.IsValid()):
 		return errors.New("inbound needs peers and a backend")
-	case p.Outbound != nil && (len(p.Outbound.Peers) == 0 || !p.Outbound.Upstream.IsValid()):
+	case p.Outbound != nil && (!known(p.Outbound.Peers) || !p.Outbound.Upstream.IsValid()):
 		return errors.New("outbound needs peers and an upstream")
 	}
 	return nil
+}
+
+// known reports whether peers names somebody, and nobody without a name: to Envoy an empty list is anybody.
+func known(peers []spiffeid.ID) bool {
+	return len(peers) > 0 && !slices.ContainsFunc(peers, spiffeid.ID.IsZero)
 }
 
 func loopback(a netip.AddrPort) netip.AddrPort {
@@ -126,32 +132,31 @@ func loopback(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.Port())
 }
 
-// quote returns s as a JSON string. YAML 1.2 reads it as the same string; JSON's own escapes leave no control character.
+// quote returns s as a double-quoted scalar of YAML, in ASCII: Go's escapes are YAML's too (YAML 1.2.2 section 5.7). What is
+// not UTF-8 is refused: it has no such form.
 func quote(s string) (string, error) {
-	var b strings.Builder
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	err := e.Encode(s)
-	return strings.TrimSuffix(b.String(), "\n"), err
+	if !utf8.ValidString(s) {
+		return "", fmt.Errorf("%q is not UTF-8", s)
+	}
+	return strconv.QuoteToASCII(s), nil
 }
 
-// headers returns Envoy's list of headers to add for h, as JSON, sorted by name; empty for none.
+// headers returns Envoy's list of headers to add for h, sorted by name, on one line; empty for none.
 func headers(h map[string]string) (string, error) {
 	if len(h) == 0 {
 		return "", nil
 	}
-	type header struct {
-		Key   string `json:"key"`
-		Value string `json:"value"`
+	list := make([]string, 0, len(h))
+	for _, name := range slices.Sorted(maps.Keys(h)) {
+		key, err := quote(name)
+		if err != nil {
+			return "", err
+		}
+		value, err := quote(h[name])
+		if err != nil {
+			return "", err
+		}
+		list = append(list, fmt.Sprintf("{header: {key: %s, value: %s}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}", key, value))
 	}
-	type option struct {
-		Header       header `json:"header"`
-		AppendAction string `json:"append_action"`
-	}
-	list := make([]option, 0, len(h))
-	for _, k := range slices.Sorted(maps.Keys(h)) {
-		list = append(list, option{header{k, h[k]}, "OVERWRITE_IF_EXISTS_OR_ADD"})
-	}
-	b, err := json.Marshal(list)
-	return string(b), err
+	return "[" + strings.Join(list, ", ") + "]", nil
 }

@@ -6,5 +6,5 @@
 // bootstrap that it writes is safe by its shape: TLS 1.3 only, a client certificate is required, peers are matched by
 // their exact SPIFFE IDs on top of the trust bundle's own validator, TLS sessions are never resumed (a resumed session
 // skips the check against the current bundle), and nothing starts before the certificate and the bundle are there. No
-// value can change the document's shape: each is written as a JSON string. Everything listens on loopback.
+// value can change the document's shape: each is written as a quoted string. Everything listens on loopback.
 package envoy

@@ -38,6 +38,8 @@ type Config struct {
 
 	Stdout io.Writer // the report; nil: nowhere
 	Stderr io.Writer // progress; nil: nowhere
+
+	bases []string // where the demo's folder may be made, best first; nil: in memory, else where temporary files are
 }
 
 // formats of -o.
@@ -95,7 +97,11 @@ func Command() *cobra.Command {
 // signal, so that a shell sees what happened.
 func interruptible(ctx context.Context, timeout time.Duration, cfg Config) error {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) { // by nohup, say
+			signal.Notify(signals, sig)
+		}
+	}
 	defer signal.Stop(signals)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

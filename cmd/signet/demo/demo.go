@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/attestor/attestortest"
+	"github.com/signet-ca/signet/internal/envoy"
 )
 
 const (
@@ -48,10 +52,13 @@ type demo struct {
 	wg     sync.WaitGroup          // of all goroutines
 
 	issuer    *attestortest.Issuer
+	keys      netip.AddrPort // where its key set is served
 	pods      map[string]attestortest.Pod
 	ca, agent *program
+	logs      []*os.File // of the processes
 	peers     *peers
 	traffic   *traffic
+	firstSVID time.Duration // from opening an SDS stream to having the SVID, seen by a Go client
 }
 
 // Run shows it all: it returns nil when nothing failed and everything was shown, and an *api.Error otherwise. It prints
@@ -69,7 +76,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	d := &demo{cfg: cfg, say: (&progress{start: start, json: cfg.JSON, w: cfg.Stderr}).say}
-	if d.dir, err = newFolder(); err != nil {
+	if cfg.bases == nil {
+		cfg.bases = defaultBases()
+	}
+	if d.dir, err = newFolder(cfg.bases); err != nil {
 		return err
 	}
 	ctx, d.cancel = context.WithCancelCause(ctx)
@@ -85,7 +95,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // play is the whole demo, from top to bottom.
 func (d *demo) play(ctx context.Context, start time.Time, programs map[string]string) error {
 	// 1. The stand-in for Kubernetes, then the CA, the agent, and the two workloads.
-	if err := d.startIssuer(); err != nil {
+	if err := d.startIssuer(ctx); err != nil {
 		return err
 	}
 	if err := d.startSignet(ctx, programs); err != nil {
@@ -103,24 +113,35 @@ func (d *demo) play(ctx context.Context, start time.Time, programs map[string]st
 	began := time.Now()
 	trafficDone := make(chan struct{})
 	d.wg.Go(func() { defer close(trafficDone); d.traffic.run(trafficCtx) })
-	first, err := d.traffic.await(ctx, func(c counts) bool { return !c.first.IsZero() || c.failed > 0 })
+	d.wg.Go(func() { d.traffic.follow(trafficCtx, d.rotation) })
+
+	// 3. What happens under it.
+	err := d.disturb(ctx, start, ids)
+
+	// 4. The account, whatever came of it.
+	stopTraffic()
+	<-trafficDone
+	return errors.Join(err, d.account(ctx, time.Since(began)))
+}
+
+// disturb does to the running traffic what must not disturb it.
+func (d *demo) disturb(ctx context.Context, start time.Time, ids map[string]spiffeid.ID) error {
+	first, err := d.traffic.await(ctx, requestTimeout, "there is no answer", func(c counts) bool { return c.requests > c.failed })
 	if err != nil {
 		return err
 	}
-	d.report.Ready = time.Since(start).Milliseconds()
-	if first.failed == 0 {
-		d.say("traffic", "first answer; from now on a new mTLS connection every %d ms", interval.Milliseconds())
-		d.say(payments, "its caller is   %s", ids[checkout])
-		d.say(checkout, "its upstream is %s", ids[payments])
-	}
+	d.report.Ready = first.first.Sub(start).Milliseconds()
+	d.say("traffic", "first answer; from now on a new mTLS connection every %d ms", interval.Milliseconds())
+	d.say(payments, "its caller is   %s", ids[checkout])
+	d.say(checkout, "its upstream is %s", ids[payments])
 
-	// 3. Who has a valid SVID but no business here is refused, and so is who has none.
+	// Who has a valid SVID but no business here is refused, and so is who has none.
 	if err := d.intrude(ctx, ids); err != nil {
 		return err
 	}
 
-	// 4. Certificates change under the traffic; the CA dies, and the agent does.
-	d.say("waiting", "for both certificates to change (an SVID lives %s, and is renewed at about half of that)", svidTTL)
+	// Certificates change; the CA dies, and comes back; the agent does.
+	d.say("waiting", "for both certificates to change: an SVID lives %s, and is renewed at a third to a half of that", svidTTL)
 	if _, err := d.rotated(ctx, counts{}, 1); err != nil {
 		return err
 	}
@@ -130,14 +151,13 @@ func (d *demo) play(ctx context.Context, start time.Time, programs map[string]st
 	if err := d.killAgent(ctx); err != nil {
 		return err
 	}
-	if _, err := d.rotated(ctx, counts{}, minRotations); err != nil {
-		return err
-	}
+	_, err = d.rotated(ctx, counts{}, minRotations)
+	return err
+}
 
-	// 5. The account.
-	stopTraffic()
-	<-trafficDone
-	return d.account(ctx, time.Since(began))
+// rotation tells of a new certificate.
+func (d *demo) rotation(side string, s seen) {
+	d.say(side, "rotated: new certificate %.8s; the one before had %.1f s left", s.serial, s.lifeAtChange.Seconds())
 }
 
 func (d *demo) ids() map[string]spiffeid.ID {
@@ -150,7 +170,7 @@ func (d *demo) ids() map[string]spiffeid.ID {
 }
 
 // startIssuer starts what stands in for a cluster: tokens, their key set, and the list of pods.
-func (d *demo) startIssuer() (err error) {
+func (d *demo) startIssuer(ctx context.Context) (err error) {
 	if d.issuer, err = attestortest.NewIssuer(attestortest.Config{Issuer: issuerName}); err != nil {
 		return err
 	}
@@ -158,11 +178,15 @@ func (d *demo) startIssuer() (err error) {
 	for _, w := range []string{checkout, payments, intruder} {
 		d.pods[w] = attestortest.NewPod(namespace, w+"-0", w, nodeName)
 	}
-	keys, err := d.serve("issuer", nil, d.issuer.Handler())
+	l, keys, err := listen()
 	if err != nil {
 		return err
 	}
+	if err := d.serve(ctx, "issuer", l, d.issuer.Handler()); err != nil {
+		return err
+	}
 	d.say("issuer", "a development stand-in for the Kubernetes API server signs the workloads' tokens, keys at http://%s%s", keys, attestortest.KeysPath)
+	d.keys = keys
 	return errors.Join(d.writeTokens(), d.dir.writePods(d.pods), d.dir.writePolicy(), d.dir.writeCA("127.0.0.1:0", keys))
 }
 
@@ -206,7 +230,7 @@ func (d *demo) startSignet(ctx context.Context, programs map[string]string) erro
 	if d.agent, err = d.program("signet-agent", programs["signet-agent"], "run", "--config", d.dir.join("agent.yaml")); err != nil {
 		return err
 	}
-	if err := d.ca.once(ctx, "init", "--config", d.dir.join("ca.yaml")); err != nil {
+	if err := envoy.Run(ctx, envoy.Command{Name: "signet-ca init", Path: programs["signet-ca"], Args: []string{"init", "--config", d.dir.join("ca.yaml")}, Log: d.ca.log}); err != nil {
 		return err
 	}
 	if err := d.ca.start(); err != nil {
@@ -216,12 +240,9 @@ func (d *demo) startSignet(ctx context.Context, programs map[string]string) erro
 	if err != nil {
 		return err
 	}
-	listen, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("signet-ca serves at %q: %w", address, err)
-	}
-	d.say("signet-ca", "serves %s at %s (process %d)", trustDomain, listen, d.ca.pid())
-	if err := errors.Join(d.dir.moveCA(listen), d.dir.writeAgent(listen.String())); err != nil {
+	d.say(d.ca.name, "serves %s at %s (process %d)", trustDomain, address, d.ca.pid())
+	// It comes back at the same address: agents know it by that.
+	if err := errors.Join(d.dir.writeCA(address, d.keys), d.dir.writeAgent(address)); err != nil {
 		return err
 	}
 	if err := d.agent.start(); err != nil {
@@ -230,7 +251,7 @@ func (d *demo) startSignet(ctx context.Context, programs map[string]string) erro
 	if _, err := d.agent.await(ctx, "sds"); err != nil {
 		return err
 	}
-	d.say("agent", "serves SDS on %s (process %d)", d.dir.agentSocket(), d.agent.pid())
+	d.say(d.agent.name, "serves SDS on %s (process %d)", d.dir.agentSocket(), d.agent.pid())
 	return nil
 }
 
@@ -239,14 +260,15 @@ func (d *demo) program(name, path string, args ...string) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.logs = append(d.logs, log)
 	return &program{name: name, path: path, args: args, log: log, died: func(err error) { d.cancel(err) }}, nil
 }
 
-// rotated waits until both certificates have changed n times since then.
+// rotated waits until both certificates have changed n times since then. They have to within two lives for each.
 func (d *demo) rotated(ctx context.Context, since counts, n int) (counts, error) {
-	least := func(s, then seen) bool { return s.certificates >= max(then.certificates, 1)+n }
-	return d.traffic.await(ctx, func(c counts) bool {
-		return least(c.checkout, since.checkout) && least(c.payments, since.payments)
+	enough := func(s, then seen) bool { return s.certificates >= max(then.certificates, 1)+n }
+	return d.traffic.await(ctx, time.Duration(2*n)*svidTTL, "certificates do not change", func(c counts) bool {
+		return enough(c.checkout, since.checkout) && enough(c.payments, since.payments)
 	})
 }
 
@@ -255,7 +277,7 @@ func (d *demo) killCA(ctx context.Context) error {
 	alive := func(c counts) bool {
 		return time.Until(c.checkout.notAfter) > lifeBeforeKill && time.Until(c.payments.notAfter) > lifeBeforeKill
 	}
-	if _, err := d.traffic.await(ctx, alive); err != nil {
+	if _, err := d.traffic.await(ctx, 2*svidTTL, "certificates are not renewed in good time", alive); err != nil {
 		return err
 	}
 	return d.outage(ctx, d.ca, caDown, "grpc", "traffic goes on with the certificates that are there")
@@ -269,7 +291,7 @@ func (d *demo) killAgent(ctx context.Context) error {
 func (d *demo) outage(ctx context.Context, p *program, down time.Duration, what, meanwhile string) error {
 	before, died := d.traffic.now.Load(), time.Now()
 	p.kill()
-	d.say(p.short(), "KILLED (SIGKILL) for %.1f s: %s", down.Seconds(), meanwhile)
+	d.say(p.name, "KILLED (SIGKILL) for %.1f s: %s", down.Seconds(), meanwhile)
 	select {
 	case <-time.After(down):
 	case <-ctx.Done():
@@ -286,12 +308,12 @@ func (d *demo) outage(ctx context.Context, p *program, down time.Duration, what,
 		Program: p.name, Millis: time.Since(died).Milliseconds(),
 		Requests: after.requests - before.requests, Failed: after.failed - before.failed,
 	}
-	d.say(p.short(), "is back (process %d): %d requests meanwhile, %d failed", p.pid(), o.Requests, o.Failed)
+	d.say(p.name, "is back (process %d): %d requests meanwhile, %d failed", p.pid(), o.Requests, o.Failed)
 	now, err := d.rotated(ctx, after, 1)
 	o.Renewed = err == nil
 	d.report.Outages = append(d.report.Outages, o)
 	if err == nil {
-		d.say(p.short(), "both certificates have been renewed since; %d and %d rotations so far", now.checkout.certificates-1, now.payments.certificates-1)
+		d.say(p.name, "both certificates have been renewed since; %d and %d rotations so far", now.checkout.certificates-1, now.payments.certificates-1)
 	}
 	return err
 }
@@ -305,75 +327,111 @@ func (d *demo) account(ctx context.Context, took time.Duration) error {
 			Rotations: s.certificates - 1, LeastLife: s.leastLife.Milliseconds(),
 		}
 	}
+	d.report.FirstSVID = d.firstSVID.Milliseconds()
 	d.report.Sides = []Side{side(checkout, c.checkout), side(payments, c.payments)}
 	d.report.Traffic = Traffic{Requests: c.requests, Failed: c.failed, Failures: c.failures, PerSecond: int(float64(c.requests) / took.Seconds())}
+	if ctx.Err() != nil {
+		return nil // who is to be asked may be gone
+	}
 	var err error
-	d.report.Traffic.Handshakes, d.report.Traffic.Resumed, err = d.peers.handshakes(ctx)
+	if d.report.Traffic.Handshakes, d.report.Traffic.Resumed, err = d.peers.handshakes(ctx); err != nil {
+		return err
+	}
+	d.report.Issuance, err = d.issuance(ctx)
 	return err
 }
 
-// end stops everything that is still there, the front first, and waits for it.
+// issuance reads from the CA's metrics how many SVIDs it has issued since it came back, and how long one took.
+func (d *demo) issuance(ctx context.Context) (Issuance, error) {
+	address, err := d.ca.await(ctx, "http")
+	if err != nil {
+		return Issuance{}, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
+	if err != nil {
+		return Issuance{}, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return Issuance{}, fmt.Errorf("metrics of signet-ca: %w", err)
+	}
+	defer resp.Body.Close()
+	var sum, count float64
+	lines := bufio.NewScanner(io.LimitReader(resp.Body, 1<<20))
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		switch name {
+		case "signet_issue_duration_seconds_sum":
+			sum, err = strconv.ParseFloat(value, 64)
+		case "signet_issue_duration_seconds_count":
+			count, err = strconv.ParseFloat(value, 64)
+		}
+		if err != nil {
+			return Issuance{}, fmt.Errorf("metrics of signet-ca: %w", err)
+		}
+	}
+	if count == 0 {
+		return Issuance{}, lines.Err()
+	}
+	return Issuance{SVIDs: int(count), MeanMicros: int64(sum / count * 1e6)}, lines.Err()
+}
+
+// end stops everything that is still there and waits for it.
 func (d *demo) end() {
+	d.cancel(nil)
 	if d.peers != nil {
 		d.peers.stop()
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), stopTimeout, errors.New("it took too long"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), stopTimeout, fmt.Errorf("it took longer than %s", stopTimeout))
 	defer cancel()
 	for _, p := range []*program{d.agent, d.ca} {
 		if p == nil {
 			continue
 		}
 		if err := p.stop(ctx); err != nil {
-			d.say(p.short(), "%v", err)
+			d.say(p.name, "%v", err)
 		}
-		_ = p.log.Close() // nothing more is written
 	}
-	d.cancel(nil)
 	d.wg.Wait()
+	for _, l := range d.logs {
+		_ = l.Close() // nothing more is written
+	}
 }
 
-// finish settles the folder and the report. broke is why the demo did not reach its end; nil when it did.
+// finish settles the folder and prints the report. broke is why the demo did not reach its end; nil when it did.
 func (d *demo) finish(broke error) error {
 	d.report.APIVersion, d.report.Kind, d.report.TrustDomain = "cli.signet.dev/v1", "DemoReport", trustDomain
-	d.report.judge()
-	var settle error
-	switch interrupted := api.ReasonOf(broke) == api.Canceled; {
+	interrupted := api.ReasonOf(broke) == api.Canceled
+	d.report.judge(broke)
+	var err error
+	switch {
 	case d.cfg.Keep:
-		d.report.Logs, settle = d.dir.path, d.dir.keep()
-	case (broke != nil || !d.report.Passed) && !interrupted:
-		d.report.Logs, settle = d.dir.keepLogs()
-		settle = errors.Join(settle, d.dir.remove())
+		d.report.Logs = d.dir.path
+		err = d.dir.keep()
+	case d.report.Passed || interrupted:
+		err = d.dir.remove()
 	default:
-		settle = d.dir.remove()
+		d.report.Logs, err = d.dir.keepLogs()
+		err = errors.Join(err, d.dir.remove())
 	}
-	if d.cfg.Keep {
-		d.say("kept", "%s", d.dir.path)
+	if d.traffic != nil && !interrupted {
+		err = errors.Join(err, d.report.write(d.cfg.Stdout, d.cfg.JSON))
 	}
-	if broke != nil {
-		if e, ok := errors.AsType[*api.Error](broke); ok {
-			return errors.Join(e, settle)
-		}
-		return errors.Join(api.E(api.DemoFailed, "%v; the logs are in %s", broke, d.report.Logs), settle)
+	switch e, ok := errors.AsType[*api.Error](broke); {
+	case ok && e.Reason != api.DeadlineExceeded:
+		return errors.Join(e, err)
+	case ok:
+		e.Detail += "; the logs are in " + d.report.Logs
+		return errors.Join(e, err)
 	}
-	if err := d.report.write(d.cfg.Stdout, d.cfg.JSON); err != nil {
-		return errors.Join(err, settle)
-	}
-	return errors.Join(d.report.err(), settle)
+	return errors.Join(d.report.err(), err)
 }
 
-// serve serves HTTP on a free port of 127.0.0.1 until the demo ends. wrap, unless nil, wraps the listener.
-func (d *demo) serve(name string, wrap func(net.Listener) net.Listener, h http.Handler) (netip.AddrPort, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	addr := l.Addr().(*net.TCPAddr).AddrPort()
-	if wrap != nil {
-		l = wrap(l)
-	}
+// serve serves HTTP on l until ctx ends.
+func (d *demo) serve(ctx context.Context, name string, l net.Listener, h http.Handler) error {
 	logs, err := d.dir.log(name)
 	if err != nil {
-		return netip.AddrPort{}, errors.Join(err, l.Close())
+		return errors.Join(err, l.Close())
 	}
 	s := &http.Server{Handler: h, ReadHeaderTimeout: requestTimeout, ErrorLog: log.New(logs, "", log.LstdFlags|log.Lmicroseconds)}
 	d.wg.Go(func() {
@@ -382,8 +440,18 @@ func (d *demo) serve(name string, wrap func(net.Listener) net.Listener, h http.H
 			d.cancel(fmt.Errorf("%s: %w", name, err))
 		}
 	})
-	d.closers = append(d.closers, s.Close)
-	return addr, nil
+	d.wg.Go(func() {
+		<-ctx.Done()
+		_ = s.Close() // cuts what is under way: the demo is over
+	})
+	return nil
 }
 
-var _ = os.Getpid
+// listen listens on a free port of 127.0.0.1.
+func listen() (net.Listener, netip.AddrPort, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	return l, l.Addr().(*net.TCPAddr).AddrPort(), nil
+}

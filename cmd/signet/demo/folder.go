@@ -11,8 +11,11 @@ import (
 	"github.com/signet-ca/signet/api"
 )
 
-// folderPrefix starts the name of every demo's folder. It is short: a Unix socket's path has room for 107 bytes.
+// folderPrefix starts the name of every demo's folder. It is short: a Unix socket's path has little room.
 const folderPrefix = "signet-demo-"
+
+// maxSocketPath is what every system has room for; Linux has for 107.
+const maxSocketPath = 103
 
 // folder is where a demo keeps everything, 0700, in memory where the system has a place for that.
 type folder struct {
@@ -20,11 +23,12 @@ type folder struct {
 	lock *os.File // held while the demo lives; what is not held and not kept is swept by the next demo
 }
 
-// newFolder makes a folder, after it has removed what demos that were killed have left.
-func newFolder() (*folder, error) {
+// newFolder makes a folder in the first of bases that allows it, after it has removed what demos that were killed have left
+// there.
+func newFolder(bases []string) (*folder, error) {
 	f := new(folder)
 	var err error
-	for _, base := range bases() {
+	for _, base := range bases {
 		sweep(base)
 		if f.path, err = os.MkdirTemp(base, folderPrefix); err == nil { // 0700
 			break
@@ -33,7 +37,7 @@ func newFolder() (*folder, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(f.join("payments.admin.sock")) > 100 {
+	if len(f.agentSocket()) > maxSocketPath {
 		return nil, errors.Join(api.E(api.SocketUnsafe, "%s is too long for the path of a Unix socket; set TMPDIR to a shorter one", f.path), f.remove())
 	}
 	// It gets its name once it is locked, so that no other demo finds it unlocked.
@@ -52,8 +56,8 @@ func newFolder() (*folder, error) {
 	return f, nil
 }
 
-// bases are the places for the folder, best first: those in memory, then the system's for temporary files.
-func bases() []string {
+// defaultBases are the places for the folder, best first: those in memory, then the system's for temporary files.
+func defaultBases() []string {
 	var list []string
 	for _, dir := range []string{"/dev/shm", os.Getenv("XDG_RUNTIME_DIR")} {
 		if dir != "" && inMemory(dir) {

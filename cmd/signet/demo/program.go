@@ -112,3 +112,13 @@ func (p *program) await(ctx context.Context, what string) (string, error) {
 		}
 	}
 }
+
+// pid is the id of the running process, and 0 when there is none.
+func (p *program) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.process == nil {
+		return 0
+	}
+	return p.process.Pid()
+}

@@ -23,7 +23,7 @@ func (p *progress) say(who, format string, args ...any) {
 	defer p.mu.Unlock()
 	ms, text := time.Since(p.start).Milliseconds(), fmt.Sprintf(format, args...)
 	if !p.json {
-		fmt.Fprintf(p.w, "%6d ms  %-9s %s\n", ms, who, text)
+		fmt.Fprintf(p.w, "%6d ms  %-12s %s\n", ms, who, text)
 		return
 	}
 	line, err := json.Marshal(struct {

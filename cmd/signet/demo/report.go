@@ -23,6 +23,8 @@ type Report struct {
 	Missing     []string  `json:"missing,omitempty"` // what was not shown; empty when Passed
 	Millis      int64     `json:"millis"`            // the whole demo
 	Ready       int64     `json:"readyMillis"`       // from nothing to the first request answered
+	FirstSVID   int64     `json:"firstSVIDMillis"`   // from a Go client's SDS request to its first SVID, with the CA's signature
+	Issuance    Issuance  `json:"issuance"`
 	Sides       []Side    `json:"sides"`
 	Traffic     Traffic   `json:"traffic"`
 	Outages     []Outage  `json:"outages"`
@@ -39,6 +41,12 @@ type Side struct {
 	// FirstSVID is the time from the start of the proxy, CA and agent being up, until it had its certificate and bundle.
 	Rotations int   `json:"rotations"`     // changes of its certificate that its peer saw
 	LeastLife int64 `json:"leastLifeLeft"` // of any certificate at the moment it was used
+}
+
+// Issuance is the CA's own account, since it came back.
+type Issuance struct {
+	SVIDs      int   `json:"svids"`
+	MeanMicros int64 `json:"meanMicros"` // from a request's turn to its SVID, ledger and signature included
 }
 
 // Traffic counts requests; each had a TLS connection of its own.
@@ -68,10 +76,13 @@ type Refusal struct {
 	Why     string `json:"why"`     // what the one who was refused saw
 }
 
-// judge sets Passed and Missing.
-func (r *Report) judge() {
+// judge sets Passed and Missing. broke is why the demo ended early; nil when it did not.
+func (r *Report) judge(broke error) {
 	miss := func(format string, args ...any) { r.Missing = append(r.Missing, fmt.Sprintf(format, args...)) }
 	r.Missing = nil
+	if broke != nil {
+		miss("%v", broke)
+	}
 	switch {
 	case r.Traffic.Requests == 0:
 		miss("no request was made")
@@ -113,7 +124,11 @@ func (r *Report) err() error {
 	if r.Passed {
 		return nil
 	}
-	return api.E(api.DemoFailed, "%s; the logs are in %s", strings.Join(r.Missing, "; "), r.Logs)
+	why := r.Missing[0]
+	if n := len(r.Missing) - 1; n > 0 {
+		why += fmt.Sprintf("; and %d more", n)
+	}
+	return api.E(api.DemoFailed, "%s; the logs are in %s", why, r.Logs)
 }
 
 func (r *Report) write(w io.Writer, asJSON bool) error {
@@ -131,8 +146,9 @@ func (r *Report) write(w io.Writer, asJSON bool) error {
 	}
 	line("peers", "%s", r.Peers)
 	line("ready", "%d ms from nothing to the first answer", r.Ready)
+	line("first SVID", "%d ms after it was asked for; the CA takes %.1f ms for one, its record on disk included", r.FirstSVID, float64(r.Issuance.MeanMicros)/1000)
 	for _, s := range r.Sides {
-		line(s.Name, "%s, first SVID %d ms after its start, %d rotations by %s, never less than %.1f s left",
+		line(s.Name, "%s, ready %d ms after its start, %d rotations by %s, never less than %.1f s left",
 			s.ID, s.FirstSVID, s.Rotations, s.Protocol, seconds(s.LeastLife))
 	}
 	for _, o := range r.Outages {

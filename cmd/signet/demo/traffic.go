@@ -49,6 +49,7 @@ type seen struct {
 	serial       string        // of the newest
 	notAfter     time.Time     // of the newest
 	leastLife    time.Duration // left of any certificate when it was used
+	lifeAtChange time.Duration // left of the one before, when the newest came
 }
 
 // counts is the traffic so far.
@@ -194,8 +195,8 @@ func (t *traffic) count(a answer, err error) {
 		if t.c.first.IsZero() {
 			t.c.first = now
 		}
-		t.see(&t.c.checkout, "checkout", a.caller, now)
-		t.see(&t.c.payments, "payments", a.upstream, now)
+		t.see(&t.c.checkout, checkout, a.caller, now)
+		t.see(&t.c.payments, payments, a.upstream, now)
 	}
 	t.now.Set(t.c)
 }
@@ -205,6 +206,7 @@ func (t *traffic) see(s *seen, side string, cert *x509.Certificate, now time.Tim
 	if key := side + " " + serial; !t.order[key] {
 		t.order[key] = true
 		s.certificates++
+		s.lifeAtChange = time.Until(s.notAfter)
 		s.serial, s.notAfter = serial, cert.NotAfter
 	}
 	if left := cert.NotAfter.Sub(now); s.leastLife == 0 || left < s.leastLife {
@@ -212,8 +214,30 @@ func (t *traffic) see(s *seen, side string, cert *x509.Certificate, now time.Tim
 	}
 }
 
-// await returns when ok says so of the traffic so far.
-func (t *traffic) await(ctx context.Context, ok func(counts) bool) (counts, error) {
+// follow calls changed whenever a side shows a new certificate after its first, until ctx ends. Changes that come together
+// are told as one.
+func (t *traffic) follow(ctx context.Context, changed func(side string, s seen)) {
+	last := map[string]int{checkout: 1, payments: 1}
+	for {
+		c, next := t.now.Get()
+		for side, s := range map[string]seen{checkout: c.checkout, payments: c.payments} {
+			if s.certificates > last[side] {
+				last[side] = s.certificates
+				changed(side, s)
+			}
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// await returns when ok says so of the traffic so far. It fails after limit, and says what was waited for.
+func (t *traffic) await(ctx context.Context, limit time.Duration, what string, ok func(counts) bool) (counts, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s within %s", what, limit))
+	defer cancel()
 	for {
 		c, changed := t.now.Get()
 		if ok(c) {

@@ -1,0 +1,167 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// The programs of these tests are scripts that only say what the real ones would say.
+const (
+	goodCA = `case $1 in init) ;; run)
+echo '{"msg":"serving","what":"grpc","address":"127.0.0.1:1"}'
+exec sleep 600 ;; esac`
+	goodAgent = `echo '{"msg":"serving","what":"sds","address":"agent.sock"}'; exec sleep 600`
+)
+
+// world is where a demo runs in a test: what it may write to is the test's own.
+func world(t *testing.T, ca, agent string) Config {
+	t.Helper()
+	if _, err := exec.LookPath("/bin/sh"); err != nil {
+		t.Skip("no /bin/sh")
+	}
+	dir := t.TempDir()
+	base, err := os.MkdirTemp("", "d") // shorter than that of the test: sockets are made there
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	t.Setenv("TMPDIR", t.TempDir()) // for logs
+	for name, script := range map[string]string{"signet-ca": ca, "signet-agent": agent} {
+		// Each writes its id down, so that the test can see that it is gone.
+		text := "#!/bin/sh\necho $$ >>" + filepath.Join(dir, "pids") + "\n" + script + "\n"
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { nothingLeft(t, dir, base) })
+	return Config{BinDir: dir, NoEnvoy: true, bases: []string{base}}
+}
+
+// nothingLeft checks that the processes are gone, and the folder.
+func nothingLeft(t *testing.T, dir, base string) {
+	if left, err := os.ReadDir(base); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	pids, err := os.ReadFile(filepath.Join(dir, "pids"))
+	if err != nil {
+		t.Error(err)
+	}
+	for pid := range strings.Lines(string(pids)) {
+		if _, err := os.Stat(filepath.Join("/proc", strings.TrimSpace(pid))); err == nil {
+			t.Errorf("process %s is still there", pid)
+		}
+	}
+}
+
+func TestRunTellsWhatBroke(t *testing.T) {
+	tests := map[string]struct{ ca, agent, want string }{
+		"init fails":             {`echo 'the bundle is already published' >&2; exit 1`, goodAgent, "signet-ca init ended: exit status 1: the bundle is already published"},
+		"the CA ends":            {`[ $1 = init ] || { echo bye; exit 7; }`, goodAgent, "signet-ca ended by itself: bye"},
+		"the agent is killed":    {goodCA, `kill -9 $$`, "signet-agent ended: signal: killed"},
+		"the agent ends quietly": {goodCA, `exit 0`, "signet-agent ended by itself"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var progress strings.Builder
+			cfg := world(t, tt.ca, tt.agent)
+			cfg.Stderr, cfg.JSON = &progress, true
+			err := Run(t.Context(), cfg)
+			if api.ReasonOf(err) != api.DemoFailed || !strings.Contains(strings.ReplaceAll(err.Error(), "\n", ": "), tt.want) {
+				t.Errorf("error %v, want %s", err, tt.want)
+			}
+			logs, _ := filepath.Glob(filepath.Join(os.Getenv("TMPDIR"), folderPrefix+"logs-*", "signet-ca.log"))
+			if len(logs) != 1 || !strings.Contains(err.Error(), filepath.Dir(logs[0])) {
+				t.Errorf("logs %v, error %v", logs, err)
+			}
+			for line := range strings.Lines(progress.String()) {
+				if !json.Valid([]byte(line)) {
+					t.Errorf("not JSON: %s", line)
+				}
+			}
+		})
+	}
+}
+
+// Whenever it is interrupted, nothing is left, no logs either, and the reason is not a failure of the demo.
+func TestRunInterrupted(t *testing.T) {
+	for _, when := range []string{"stand-in", "signet-ca    serves", "signet-agent serves"} {
+		t.Run(when, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cfg := world(t, goodCA, goodAgent)
+			cfg.Stderr = writerFunc(func(b []byte) {
+				if strings.Contains(string(b), when) {
+					cancel(api.E(api.Canceled, "enough"))
+				}
+			})
+			if err := Run(ctx, cfg); api.ReasonOf(err) != api.Canceled {
+				t.Errorf("error %v", err)
+			}
+			if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) != 0 {
+				t.Errorf("left behind: %v", left)
+			}
+			if when == "stand-in" { // nobody was started, so there is nothing to check; say so to nothingLeft
+				f, err := os.OpenFile(filepath.Join(cfg.BinDir, "pids"), os.O_CREATE|os.O_APPEND, 0o600)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
+			}
+		})
+	}
+}
+
+func TestRunTimesOut(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, api.E(api.DeadlineExceeded, "too late"))
+	defer cancel()
+	err := Run(ctx, world(t, goodCA, goodAgent)) // nobody serves SDS
+	if api.ReasonOf(err) != api.DeadlineExceeded || !strings.Contains(err.Error(), "the logs are in "+os.Getenv("TMPDIR")) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestRunWithoutPrograms(t *testing.T) {
+	base := t.TempDir()
+	err := Run(t.Context(), Config{BinDir: t.TempDir(), bases: []string{base}})
+	if api.ReasonOf(err) != api.ProgramMissing {
+		t.Errorf("error %v", err)
+	}
+	if left, _ := os.ReadDir(base); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(b []byte) (int, error) {
+	f(b)
+	return len(b), nil
+}
+
+func TestCommandRefusesNonsense(t *testing.T) {
+	tests := map[string][]string{
+		"an argument":        {"now"},
+		"a format":           {"-o", "xml"},
+		"both and neither":   {"--no-envoy", "--envoy", "/bin/envoy"},
+		"a timeout below 0":  {"--timeout", "-1s"},
+		"a flag of no one's": {"--fast"},
+	}
+	for name, args := range tests {
+		t.Run(name, func(t *testing.T) {
+			c := Command()
+			c.SetArgs(args)
+			c.SilenceErrors, c.SilenceUsage = true, true
+			err := c.ExecuteContext(t.Context())
+			if err == nil || api.ReasonOf(err) != api.Internal {
+				t.Errorf("error %v, want one that is of usage", err)
+			}
+		})
+	}
+}
