@@ -31,9 +31,9 @@ type Config struct {
 	Cache       Cache                                       // nil: nothing outlives the process
 	Version     string                                      // of the build, for people
 
-	IssueTimeout time.Duration // of one request to the CA. Zero: 10 s
-	MinBackoff   time.Duration // after the first failure. Zero: 250 ms
-	MaxBackoff   time.Duration // between two tries. Zero: 30 s
+	IssueTimeout time.Duration // of one request to the CA, and until a session is open. Zero: 10 s
+	MinBackoff   time.Duration // after the first failure, on average. Zero: 250 ms
+	MaxBackoff   time.Duration // at most between two tries, unless the CA asks for more. Zero: 30 s
 	ReportEvery  time.Duration // least time between two reports to the CA. Zero: 1 s
 	Keepalive    time.Duration // of an idle connection, until the CA is asked whether it is there. Zero: 1 min
 
@@ -50,11 +50,13 @@ type Agent struct {
 	log     *slog.Logger
 	metrics *Metrics
 
-	trust    latest.Value[*Trust]
-	verifier latest.Value[attestor.Attestor] // nil until there are key sets
-	self     latest.Value[*credential]       // the agent's own identity; nil until attested
-	link     latest.Value[*link]             // nil while there is no session
-	changed  latest.Value[uint64]            // counts changes that the CA should hear of
+	trustMu   sync.Mutex // held while a bundle is compared with trust and takes its place
+	trustKept bool       // the cache holds trust: what an agent was told once it does not forget
+	trust     latest.Value[*Trust]
+	verifier  latest.Value[attestor.Attestor] // nil until there are key sets
+	self      latest.Value[*credential]       // the agent's own identity; nil until attested
+	link      latest.Value[*link]             // nil while there is no session
+	changed   latest.Value[uint64]            // counts changes that the CA should hear of
 
 	mu         sync.Mutex
 	identities map[podKey]*Identity
@@ -90,10 +92,7 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, log: cfg.Log, metrics: cfg.Metrics, identities: map[podKey]*Identity{}}
 	a.restore(time.Now())
 	if a.trust.Load() == nil {
-		if cfg.Trust == nil {
-			return nil, api.E(api.ConfigInvalid, "there is neither a cached trust bundle nor one to begin with")
-		}
-		a.trust.Set(cfg.Trust)
+		return nil, api.E(api.ConfigInvalid, "there is neither a cached trust bundle nor one to begin with")
 	}
 	a.metrics.setTrust(a.trust.Load())
 	return a, nil
@@ -106,8 +105,9 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Run keeps a session with the CA and every identity fresh until ctx ends, and returns nil.
+// Run keeps a session with the CA and every identity fresh until ctx ends, and returns nil. It is called once.
 func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
 	a.mu.Lock()
 	a.running = ctx
 	for _, id := range a.identities {
@@ -118,6 +118,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.mu.Lock()
 		a.running = nil
 		a.mu.Unlock()
+		cancel() // the session may have failed before its time
 		a.keepers.Wait()
 	}()
 	return run.All(ctx, run.Task{Name: "session", Run: a.keepSession})
@@ -160,10 +161,9 @@ func (a *Agent) Admit(ctx context.Context, e attestor.Evidence, volume string) (
 	if self := a.self.Load(); self != nil && c.NodeUID != self.nodeUID {
 		return nil, time.Time{}, api.E(api.NodeMismatch, "the token's pod runs on another node")
 	}
-	if id, err = a.identity(podKey{c.Issuer, c.PodUID, c.ServiceAccountUID}, c); err != nil {
+	if id, err = a.identity(c, e, volume); err != nil {
 		return nil, time.Time{}, err
 	}
-	id.offer(e, c.ExpireAt, volume)
 	if refused := id.held.Load().Refused(); refused != nil {
 		return nil, time.Time{}, refused
 	}
@@ -184,19 +184,24 @@ func (a *Agent) waitVerifier(ctx context.Context) (attestor.Attestor, error) {
 	}
 }
 
-// identity returns the identity of a pod, making one that is on its way where there is none.
-func (a *Agent) identity(k podKey, c attestor.Claims) (*Identity, error) {
+// identity returns the identity of a pod, making one that is on its way where there is none, and offers it the proof. Both
+// happen under the lock that forget takes, so that nobody is handed an identity that is kept no more.
+func (a *Agent) identity(c attestor.Claims, e attestor.Evidence, volume string) (*Identity, error) {
+	k := podKey{c.Issuer, c.PodUID, c.ServiceAccountUID}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if id, ok := a.identities[k]; ok {
-		return id, nil
+	id, ok := a.identities[k]
+	if !ok {
+		if len(a.identities) >= maxIdentities {
+			return nil, api.E(api.Overloaded, "the node holds %d identities already", maxIdentities)
+		}
+		id = newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
+		a.identities[k] = id
 	}
-	if len(a.identities) >= maxIdentities {
-		return nil, api.E(api.Overloaded, "the node holds %d identities already", maxIdentities)
+	id.offer(e, c.ExpireAt, volume)
+	if !ok {
+		a.startKeeper(id)
 	}
-	id := newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
-	a.identities[k] = id
-	a.startKeeper(id)
 	return id, nil
 }
 
@@ -207,13 +212,19 @@ func (a *Agent) startKeeper(id *Identity) {
 	}
 }
 
-// forget drops an identity whose pod is gone.
-func (a *Agent) forget(id *Identity) {
+// forget drops an identity whose pod is gone; false when somebody has come for it meanwhile.
+func (a *Agent) forget(id *Identity) bool {
 	a.mu.Lock()
-	delete(a.identities, id.key)
+	gone := id.idle(time.Now())
+	if gone {
+		delete(a.identities, id.key)
+	}
 	a.mu.Unlock()
-	a.uncache(id)
-	a.touch()
+	if gone {
+		a.uncache(id)
+		a.touch()
+	}
+	return gone
 }
 
 func (a *Agent) list() []*Identity {

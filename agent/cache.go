@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,7 +30,7 @@ type Cache interface {
 	Put(name string, data []byte) error
 	// Delete removes the entry of that name, if there is one.
 	Delete(name string) error
-	// All yields every entry that can be read.
+	// All yields every entry; the data is nil where it cannot be read, or was open to others.
 	All() iter.Seq2[string, []byte]
 }
 
@@ -42,7 +43,8 @@ const (
 )
 
 // OpenDirCache returns the cache in dir, which is made where it is missing. It is refused with CacheUnsafe where it could
-// reach a disk: not on a tmpfs, or on a machine with swap; lax (for development) turns that into the returned warning.
+// reach a disk: not on a tmpfs, or on a machine with swap; lax (for development) turns that into the returned warning. What
+// a killed process left half written is removed: dir belongs to one agent.
 func OpenDirCache(dir string, lax bool) (c *DirCache, warning error, err error) {
 	if err := durable.MkdirPrivate(dir); err != nil {
 		return nil, nil, api.Wrap(api.FileUnsafe, err, fmt.Sprintf("the cache folder: %v", err))
@@ -53,6 +55,9 @@ func OpenDirCache(dir string, lax bool) (c *DirCache, warning error, err error) 
 			return nil, nil, unsafe
 		}
 		warning = unsafe
+	}
+	if err := durable.RemoveTemporary(dir); err != nil {
+		return nil, nil, api.Wrap(api.FileUnsafe, err, fmt.Sprintf("the cache folder: %v", err))
 	}
 	return &DirCache{dir}, warning, nil
 }
@@ -85,13 +90,19 @@ func (c *DirCache) All() iter.Seq2[string, []byte] {
 			}
 			data, err := durable.ReadPrivate(filepath.Join(c.dir, e.Name()), maxCacheEntry)
 			if err != nil {
-				continue
+				data = nil
 			}
 			if !yield(name, data) {
 				return
 			}
 		}
 	}
+}
+
+// entry is what every entry is wrapped in: what was learnt in one trust domain is worth nothing in another.
+type entry struct {
+	TrustDomain string          `json:"trustDomain"`
+	Content     json.RawMessage `json:"content"`
 }
 
 // Names of the entries; an identity's is "pod-" and a hash of its key.
@@ -151,7 +162,7 @@ func (a *Agent) cacheIdentity(id *Identity, h Held) {
 	c := cachedIdentity{
 		Issuer: id.key.issuer, PodUID: id.key.podUID, ServiceAccountUID: id.key.serviceAccountUID,
 		Namespace: id.pod.Namespace, PodName: id.pod.Name,
-		EvidenceKind: id.evidence.Kind, Evidence: id.evidence.Data, EvidenceEnd: id.evidenceEnd, Volume: id.volume,
+		EvidenceKind: id.proof.evidence.Kind, Evidence: id.proof.evidence.Data, EvidenceEnd: id.proof.end, Volume: id.proof.volume,
 		SVID: s,
 	}
 	id.mu.Unlock()
@@ -177,7 +188,11 @@ func (a *Agent) put(name string, v any) {
 	if a.cfg.Cache == nil {
 		return
 	}
-	data, err := json.Marshal(v)
+	content, err := json.Marshal(v)
+	var data []byte
+	if err == nil {
+		data, err = json.Marshal(entry{a.cfg.TrustDomain.Name(), content})
+	}
 	if err == nil {
 		err = a.cfg.Cache.Put(name, data)
 	}
@@ -198,48 +213,62 @@ func freeze(s *x509svid.SVID, renewAt time.Time) (cachedSVID, error) {
 	return c, nil
 }
 
-// restore takes from the cache what is still good. The bundle comes first, for everything else must verify under it.
+// restore takes from the cache what is still good and deletes the rest. The bundle comes first, for everything else must
+// verify under it; where there is none, it is the one to begin with.
 func (a *Agent) restore(now time.Time) {
-	if a.cfg.Cache == nil {
-		return
-	}
 	entries := map[string][]byte{}
-	for name, data := range a.cfg.Cache.All() {
-		entries[name] = data
+	if a.cfg.Cache != nil {
+		entries = maps.Collect(a.cfg.Cache.All())
 	}
-	warn := func(name string, err error) {
+	use := func(name string, restore func(content []byte) error) {
+		data, ok := entries[name]
+		if !ok {
+			return
+		}
+		content, err := a.unwrap(data)
+		if err == nil {
+			err = restore(content)
+		}
+		if err == nil {
+			return
+		}
 		a.log.Warn("cache entry not used", "entry", name, "error", err)
-	}
-	if data, ok := entries[entryTrust]; ok {
-		if err := a.restoreTrust(data); err != nil {
-			warn(entryTrust, err)
+		if err := a.cfg.Cache.Delete(name); err != nil {
+			a.log.Warn("cache entry not removed", "entry", name, "error", err)
 		}
 	}
+	use(entryTrust, a.restoreTrust)
 	if a.trust.Load() == nil {
-		return // without a bundle nothing else can be checked
+		if a.cfg.Trust == nil {
+			return // without a bundle nothing else can be checked
+		}
+		a.trust.Set(a.cfg.Trust)
 	}
-	if data, ok := entries[entryKeySets]; ok {
-		if err := a.restoreKeySets(data); err != nil {
-			warn(entryKeySets, err)
+	use(entryKeySets, a.restoreKeySets)
+	use(entrySelf, func(content []byte) error { return a.restoreSelf(content, now) })
+	for name := range entries {
+		if strings.HasPrefix(name, entryPod) {
+			use(name, func(content []byte) error { return a.restoreIdentity(content, now) })
 		}
 	}
-	if data, ok := entries[entrySelf]; ok {
-		if err := a.restoreSelf(data, now); err != nil {
-			warn(entrySelf, err)
-		}
+	if len(entries) > 0 {
+		a.log.Info("cache restored", "identities", len(a.identities), "generation", a.trust.Load().Generation.String())
 	}
-	for name, data := range entries {
-		if !strings.HasPrefix(name, entryPod) {
-			continue
-		}
-		if err := a.restoreIdentity(data, now); err != nil {
-			warn(name, err)
-			if err := a.cfg.Cache.Delete(name); err != nil {
-				warn(name, err)
-			}
-		}
+}
+
+// unwrap returns the content of an entry of our trust domain.
+func (a *Agent) unwrap(data []byte) ([]byte, error) {
+	if data == nil {
+		return nil, errors.New("it cannot be read, or was open to others")
 	}
-	a.log.Info("cache restored", "identities", len(a.identities), "generation", a.trust.Load().Generation.String())
+	var e entry
+	if err := json.Unmarshal(data, &e); err != nil {
+		return nil, errors.New("it is damaged")
+	}
+	if e.TrustDomain != a.cfg.TrustDomain.Name() {
+		return nil, errors.New("it belongs to another trust domain")
+	}
+	return e.Content, nil
 }
 
 func (a *Agent) restoreTrust(data []byte) error {
@@ -260,6 +289,7 @@ func (a *Agent) restoreTrust(data []byte) error {
 		return err
 	}
 	a.trust.Set(t)
+	a.trustKept = true
 	return nil
 }
 
@@ -276,32 +306,12 @@ func (a *Agent) restoreKeySets(data []byte) error {
 	return nil
 }
 
-// thaw parses a cached SVID and checks it as if it had just come from the CA.
-func (a *Agent) thaw(c cachedSVID, now time.Time) (*x509svid.SVID, error) {
-	s, err := x509svid.ParseRaw(join(c.Chain), c.Key)
-	if err != nil {
-		return nil, err
-	}
-	if _, _, err := x509svid.Verify(s.Certificates, a.trust.Load().Bundle, x509svid.WithTime(now)); err != nil {
-		return nil, err
-	}
-	return s, nil
-}
-
-func join(chain [][]byte) []byte {
-	var all []byte
-	for _, c := range chain {
-		all = append(all, c...)
-	}
-	return all
-}
-
 func (a *Agent) restoreSelf(data []byte, now time.Time) error {
 	var c cachedSVID
 	if err := json.Unmarshal(data, &c); err != nil {
 		return err
 	}
-	s, err := a.thaw(c, now)
+	s, err := a.check(c.Chain, c.Key, now)
 	if err != nil {
 		return err
 	}
@@ -319,17 +329,16 @@ func (a *Agent) restoreIdentity(data []byte, now time.Time) error {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return err
 	}
-	s, err := a.thaw(c.SVID, now)
+	s, err := a.check(c.SVID.Chain, c.SVID.Key, now)
 	if err != nil {
 		return err
 	}
-	if _, err := api.ParseWorkloadID(s.ID.String()); err != nil || api.IsReserved(s.ID) {
+	if api.IsReserved(s.ID) {
 		return errors.New("it is not a workload's identity")
 	}
 	k := podKey{c.Issuer, c.PodUID, c.ServiceAccountUID}
 	id := newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
-	id.evidence = attestor.Evidence{Kind: c.EvidenceKind, Data: c.Evidence}
-	id.evidenceEnd, id.volume = c.EvidenceEnd, c.Volume
+	id.proof = proof{evidence: attestor.Evidence{Kind: c.EvidenceKind, Data: c.Evidence}, volume: c.Volume, end: c.EvidenceEnd}
 	id.held.Set(Held{SVID: s, RenewAt: c.SVID.RenewAt})
 	a.identities[k] = id
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
@@ -37,14 +38,28 @@ type Held struct {
 // Refused returns why a pod that holds nothing will not get anything either; nil while an identity is held or on its way,
 // however long the CA is away.
 func (h Held) Refused() *api.Error {
-	if h.SVID != nil || h.Refusal == nil {
-		return nil
-	}
-	switch h.Refusal.Reason.Kind() {
-	case api.KindInvalid, api.KindUnauthenticated, api.KindPermissionDenied:
+	if h.SVID == nil && final(h.Refusal) {
 		return h.Refusal
 	}
 	return nil
+}
+
+// final reports whether a refusal is about the workload, so that waiting would not help it. The agent's own troubles never
+// are: see linked.
+func final(e *api.Error) bool {
+	if e == nil {
+		return false
+	}
+	switch e.Reason.Kind() {
+	case api.KindInvalid, api.KindUnauthenticated, api.KindPermissionDenied:
+		return true
+	}
+	return false
+}
+
+// aboutToken reports whether a refusal is about the one token that came, and says nothing of the next.
+func aboutToken(e *api.Error) bool {
+	return e != nil && e.Reason.Kind() == api.KindUnauthenticated
 }
 
 // Identity is the identity of one pod, kept fresh while its pod lives.
@@ -52,15 +67,32 @@ type Identity struct {
 	agent *Agent
 	key   podKey
 	pod   Pod
-	held  latest.Value[Held]
-	wake  chan struct{} // holds one token: a fresh proof was offered
+	held  latest.Value[Held] // written with mu held, so that no change is lost
+	wake  chan struct{}      // holds one token: a fresh proof was offered
 
-	mu          sync.Mutex // guards what follows
-	evidence    attestor.Evidence
-	evidenceEnd time.Time
-	volume      string
-	streams     map[uint64]*apiv1.Stream
+	mu      sync.Mutex // guards what follows
+	proof   proof
+	streams map[uint64]*apiv1.Stream
 }
+
+// proof is a token, and where on the node it was delivered.
+type proof struct {
+	evidence attestor.Evidence
+	volume   string
+	end      time.Time // when it expires
+	n        int       // counts the proofs of an identity
+}
+
+// Bounds of what the CA hears of the streams of one identity: what a workload subscribes to must not make a report that
+// the CA would refuse.
+const (
+	maxReportedStreams = 64
+	maxReportedNames   = 8 // of one stream; there are five that a workload can get
+)
+
+// maxSleep bounds every long wait. The timers of a machine that was suspended, or whose clock was set, are late by as much;
+// expiry is a matter of the wall clock.
+const maxSleep = time.Minute
 
 // signer obtains one SVID from the CA. It blocks while there is no session, and returns the CA's refusal as *api.Error.
 type signer interface {
@@ -77,8 +109,13 @@ func (id *Identity) Pod() Pod { return id.pod }
 // Held follows what is held.
 func (id *Identity) Held() *latest.Value[Held] { return &id.held }
 
-// Report takes over what a client of this identity has acknowledged; nil removes the stream.
+// Report takes over what a client of this identity has acknowledged; nil removes the stream. Of its names the CA hears the
+// first eight.
 func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
+	if len(s.GetNames()) > maxReportedNames {
+		s = proto.CloneOf(s)
+		s.Names = s.Names[:maxReportedNames]
+	}
 	id.mu.Lock()
 	if s == nil {
 		delete(id.streams, stream)
@@ -89,141 +126,153 @@ func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 	id.agent.touch()
 }
 
-// offer hands over a proof; a later one replaces an earlier one.
+// offer hands over a proof; one that expires later replaces an earlier one. What was said of the earlier token is not true
+// of it: a refusal for its sake is forgotten, and the next attempt follows at once.
 func (id *Identity) offer(e attestor.Evidence, end time.Time, volume string) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if !end.After(id.evidenceEnd) {
+	if !end.After(id.proof.end) {
 		return
 	}
-	id.evidence, id.evidenceEnd, id.volume = e, end, volume
+	id.proof = proof{evidence: e, volume: volume, end: end, n: id.proof.n + 1}
+	if h := id.held.Load(); aboutToken(h.Refusal) {
+		id.held.Set(Held{SVID: h.SVID, RenewAt: time.Now()})
+	}
 	select {
 	case id.wake <- struct{}{}:
 	default:
 	}
 }
 
-// proof returns the newest evidence; ok is false when it has expired.
-func (id *Identity) proof(now time.Time) (e attestor.Evidence, volume string, ok bool) {
+// newest returns the newest proof; ok is false when it has expired.
+func (id *Identity) newest(now time.Time) (p proof, ok bool) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return id.evidence, id.volume, now.Before(id.evidenceEnd)
+	return id.proof, now.Before(id.proof.end)
+}
+
+// set replaces what is held by what f makes of it.
+func (id *Identity) set(f func(Held) Held) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.held.Set(f(id.held.Load()))
 }
 
 // idle reports whether nobody uses the identity and nothing can renew it: its pod is gone.
 func (id *Identity) idle(now time.Time) bool {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return len(id.streams) == 0 && !now.Before(id.evidenceEnd)
+	return len(id.streams) == 0 && !now.Before(id.proof.end) && id.held.Load().SVID == nil
 }
 
 // keep renews one identity until its pod is gone or ctx ends. A failure keeps the last good SVID and backs off with
-// jitter, for this identity alone; a fresh proof ends the wait.
+// jitter, for this identity alone; a fresh proof ends the wait for one.
 func (a *Agent) keep(ctx context.Context, id *Identity) {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval, b.MaxInterval = a.cfg.MinBackoff, a.cfg.MaxBackoff
-	b.RandomizationFactor = 0.5
-	for {
+	b := a.newBackoff()
+	for ctx.Err() == nil {
 		now := time.Now()
 		h := id.held.Load()
 		if h.SVID != nil && !now.Before(h.SVID.Certificates[0].NotAfter) {
 			a.expire(id, h)
-			h = id.held.Load()
+			continue
 		}
-		if h.SVID == nil && id.idle(now) {
-			a.forget(id)
+		if id.idle(now) && a.forget(id) {
 			return
 		}
-		wait := max(0, h.RenewAt.Sub(now))
-		if h.SVID == nil && h.Refusal == nil {
-			wait = 0
-		}
-		if wait == 0 {
-			err := a.renew(ctx, id)
-			if ctx.Err() != nil {
-				return
-			}
-			if err == nil {
-				b.Reset()
+		wait := h.RenewAt.Sub(now)
+		if wait <= 0 {
+			p, ok := id.newest(now)
+			switch {
+			case ok:
+				err := a.renew(ctx, id, p)
+				if ctx.Err() != nil {
+					return
+				}
+				if err == nil {
+					b.Reset()
+				} else {
+					a.failed(id, p, err, b.NextBackOff())
+				}
+				continue
+			case !final(h.Refusal):
+				a.failed(id, p, api.E(api.TokenExpired, "the workload's token has expired; a fresh one comes with its next stream"), 0)
 				continue
 			}
-			wait = a.failed(id, err, b.NextBackOff())
+			wait = maxSleep // only a fresh proof helps, and it wakes the keeper
 		}
-		if h := id.held.Load(); h.SVID != nil { // never sleep over the end of what is held
-			wait = min(wait, max(0, time.Until(h.SVID.Certificates[0].NotAfter)))
+		if h.SVID != nil { // never sleep over the end of what is held
+			wait = min(wait, time.Until(h.SVID.Certificates[0].NotAfter))
 		}
-		if !a.sleep(ctx, id, wait) {
-			return
-		}
+		id.sleep(ctx, min(wait, maxSleep))
 	}
 }
 
-// sleep waits, and returns false when ctx ended. A fresh proof ends the wait of an identity that failed: then a retry
-// makes sense at once. One that is good needs no proof before its time.
-func (a *Agent) sleep(ctx context.Context, id *Identity, wait time.Duration) bool {
+// sleep waits until a fresh proof is offered, and no longer than wait.
+func (id *Identity) sleep(ctx context.Context, wait time.Duration) {
 	t := time.NewTimer(wait)
 	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-t.C:
-			return true
-		case <-id.wake:
-			h := id.held.Load()
-			if h.Refusal == nil {
-				continue
-			}
-			if api.ReasonOf(h.Refusal) == api.TokenExpired {
-				id.held.Set(Held{SVID: h.SVID, RenewAt: time.Time{}, Refusal: h.Refusal})
-				return true
-			}
-		}
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-id.wake:
 	}
 }
 
-// failed notes a failure and says how long to wait. What is held stays; a workload that has nothing learns the reason,
-// unless it is only that the CA is away: then it waits.
-func (a *Agent) failed(id *Identity, err error, wait time.Duration) time.Duration {
+// newBackoff returns delays from half of MinBackoff up to MaxBackoff.
+func (a *Agent) newBackoff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.RandomizationFactor = 0.5
+	b.InitialInterval, b.MaxInterval = a.cfg.MinBackoff, a.cfg.MaxBackoff*2/3 // to which half is added at most
+	return b
+}
+
+// maxRetryAfter bounds what the CA can ask for: it must not be able to put an agent to sleep.
+const maxRetryAfter = 5 * time.Minute
+
+// failed notes a failure with a proof, and when the next try is due. What is held stays; a workload that has nothing learns
+// the reason, unless it is only that the CA is away: then it waits.
+func (a *Agent) failed(id *Identity, p proof, err error, wait time.Duration) {
 	e := api.AsError(err)
-	if e.RetryAfter > wait {
-		wait = e.RetryAfter
-	}
+	wait = max(wait, min(e.RetryAfter, maxRetryAfter))
 	a.metrics.renewals.WithLabelValues("failed").Inc()
-	h := id.held.Load()
 	left := "none"
-	if h.SVID != nil {
-		left = time.Until(h.SVID.Certificates[0].NotAfter).Round(time.Second).String()
-	}
+	id.set(func(h Held) Held {
+		if h.SVID != nil {
+			left = time.Until(h.SVID.Certificates[0].NotAfter).Round(time.Second).String()
+		}
+		if aboutToken(e) && id.proof.n != p.n { // there is a newer token already
+			return Held{SVID: h.SVID, RenewAt: time.Now()}
+		}
+		return Held{SVID: h.SVID, RenewAt: time.Now().Add(wait), Refusal: e}
+	})
 	a.log.Warn("identity not renewed, keeping what is held", "pod", id.pod.Namespace+"/"+id.pod.Name, "reason", string(e.Reason),
-		"detail", e.Detail, "correlation_id", e.CorrelationID, "held_for", left, "retry_in", wait.String())
-	id.held.Set(Held{SVID: h.SVID, RenewAt: time.Now().Add(wait), Refusal: e})
+		"detail", e.Detail, "cause", e.Err, "correlation_id", e.CorrelationID, "held_for", left, "retry_in", wait.String())
 	a.touch()
-	return wait
 }
 
 // expire drops an SVID whose time is over: it is never served.
 func (a *Agent) expire(id *Identity, h Held) {
 	a.log.Error("identity expired", "pod", id.pod.Namespace+"/"+id.pod.Name, "spiffe_id", h.SVID.ID.String())
 	a.metrics.expired.Inc()
-	id.held.Set(Held{RenewAt: h.RenewAt, Refusal: h.Refusal})
+	id.set(func(h Held) Held { return Held{RenewAt: h.RenewAt, Refusal: h.Refusal} })
 	a.uncache(id)
 	a.touch()
 }
 
-// renew obtains one SVID with a fresh key and installs it, after it was checked against the bundle that is held.
-func (a *Agent) renew(ctx context.Context, id *Identity) error {
-	e, volume, ok := id.proof(time.Now())
-	if !ok {
-		return api.E(api.TokenExpired, "the workload's token has expired; a fresh one comes with its next stream")
-	}
+// renew obtains one SVID with a fresh key and installs it, after it was checked against the bundle that is held. It does
+// not wait beyond the end of the SVID that it replaces, which must not be served then.
+func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	key, csr, err := newKey()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.IssueTimeout)
 	defer cancel()
-	item := &apiv1.IssueItem{Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}, Csr: csr, Volume: volume}
+	if old := id.held.Load().SVID; old != nil {
+		ctx, cancel = context.WithDeadline(ctx, old.Certificates[0].NotAfter)
+		defer cancel()
+	}
+	item := &apiv1.IssueItem{Evidence: &apiv1.Evidence{Kind: p.evidence.Kind, Data: p.evidence.Data}, Csr: csr, Volume: p.volume}
 	got, err := a.signer().issue(ctx, item)
 	if err != nil {
 		return err
@@ -236,7 +285,7 @@ func (a *Agent) renew(ctx context.Context, id *Identity) error {
 		return api.E(api.SVIDRejected, "the CA answered with another identity than it said")
 	}
 	h := Held{SVID: svid, RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
-	id.held.Set(h)
+	id.set(func(Held) Held { return h })
 	a.metrics.renewals.WithLabelValues("ok").Inc()
 	a.cacheIdentity(id, h)
 	a.touch()
@@ -258,34 +307,48 @@ func newKey() (*ecdsa.PrivateKey, []byte, error) {
 	return key, csr, err
 }
 
-// accept checks what came from the CA: that it is for our key, a SPIFFE leaf of our trust domain with a path, and that it
-// verifies now under the bundle that is held, the very one that workloads will get.
+// accept checks what came from the CA: that it is for our key, and all that check does.
 func (a *Agent) accept(chain [][]byte, key *ecdsa.PrivateKey) (*x509svid.SVID, error) {
-	reject := func(err error) (*x509svid.SVID, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	svid, err := a.check(chain, der, time.Now())
+	if err != nil {
 		return nil, api.Wrap(api.SVIDRejected, err, fmt.Sprintf("the SVID that came back is not acceptable: %v", err))
 	}
-	var certs []*x509.Certificate
-	for _, der := range chain {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return reject(err)
-		}
-		certs = append(certs, c)
+	return svid, nil
+}
+
+// maxChain bounds the certificates of an SVID; a rotation has three.
+const maxChain = 8
+
+// check parses an SVID: a SPIFFE leaf of our trust domain with a path (SPIFFE X509-SVID sections 2 to 5) for that key, and
+// authorities of which each issued the one before. It must verify now under the bundle that is held, the very one that
+// workloads get.
+func (a *Agent) check(chain [][]byte, key []byte, now time.Time) (*x509svid.SVID, error) {
+	if len(chain) > maxChain {
+		return nil, fmt.Errorf("the chain has %d certificates, at most %d are allowed", len(chain), maxChain)
 	}
-	if len(certs) == 0 {
-		return reject(errors.New("the chain is empty"))
-	}
-	if !key.PublicKey.Equal(certs[0].PublicKey) {
-		return reject(errors.New("it is for another key"))
-	}
-	id, _, err := x509svid.Verify(certs, a.trust.Load().Bundle)
+	svid, err := x509svid.ParseRaw(slices.Concat(chain...), key)
 	if err != nil {
-		return reject(err)
+		return nil, err
 	}
-	if _, err := api.ParseWorkloadID(id.String()); err != nil {
-		return reject(err)
+	for i, c := range svid.Certificates[1:] {
+		if err := svid.Certificates[i].CheckSignatureFrom(c); err != nil {
+			return nil, fmt.Errorf("the chain is not in order: %w", err)
+		}
 	}
-	return &x509svid.SVID{ID: id, Certificates: certs, PrivateKey: key}, nil
+	if last := svid.Certificates[len(svid.Certificates)-1]; last.CheckSignatureFrom(last) == nil {
+		return nil, errors.New("the root is in the chain")
+	}
+	if _, _, err := x509svid.Verify(svid.Certificates, a.trust.Load().Bundle, x509svid.WithTime(now)); err != nil {
+		return nil, err
+	}
+	if _, err := api.ParseWorkloadID(svid.ID.String()); err != nil {
+		return nil, err
+	}
+	return svid, nil
 }
 
 // renewAt takes the CA's renewal time where it makes sense, and half of what is left where it does not.
@@ -293,7 +356,7 @@ func renewAt(t *timestamppb.Timestamp, leaf *x509.Certificate, now time.Time) ti
 	if at := t.AsTime(); t.IsValid() && at.After(now) && at.Before(leaf.NotAfter) {
 		return at
 	}
-	return now.Add(leaf.NotAfter.Sub(now) / 2)
+	return now.Round(0).Add(leaf.NotAfter.Sub(now) / 2) // by the wall clock, as what the CA says
 }
 
 func serial(s *x509svid.SVID) string {
@@ -318,7 +381,8 @@ func (id *Identity) holding() *apiv1.Holding {
 	}
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	for _, n := range slices.Sorted(maps.Keys(id.streams)) {
+	numbers := slices.Sorted(maps.Keys(id.streams))
+	for _, n := range numbers[max(0, len(numbers)-maxReportedStreams):] {
 		p.Streams = append(p.Streams, id.streams[n])
 	}
 	return p

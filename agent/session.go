@@ -5,20 +5,16 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
@@ -47,9 +43,7 @@ type link struct {
 
 // keepSession keeps one session with the CA, with backoff between failures, until ctx ends.
 func (a *Agent) keepSession(ctx context.Context) error {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval, b.MaxInterval = a.cfg.MinBackoff, a.cfg.MaxBackoff
-	b.RandomizationFactor = 0.5
+	b := a.newBackoff()
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := a.session(ctx)
@@ -63,10 +57,11 @@ func (a *Agent) keepSession(ctx context.Context) error {
 		if time.Since(began) > a.cfg.MaxBackoff {
 			b.Reset()
 		}
-		wait := b.NextBackOff()
 		e := api.AsError(err)
+		wait := max(b.NextBackOff(), min(e.RetryAfter, maxRetryAfter))
 		a.metrics.sessionFailures.Inc()
-		a.log.WarnContext(ctx, "no session with the CA", "reason", string(e.Reason), "detail", e.Detail, "correlation_id", e.CorrelationID, "error", err, "retry_in", wait.String())
+		a.log.WarnContext(ctx, "no session with the CA", "reason", string(e.Reason), "detail", e.Detail, "cause", e.Err,
+			"correlation_id", e.CorrelationID, "retry_in", wait.String())
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -75,21 +70,12 @@ func (a *Agent) keepSession(ctx context.Context) error {
 	return nil
 }
 
-// session attests the agent where that is due, opens a session and serves it to its end. It returns nil when the agent's
-// own identity is due for renewal.
+// session attests the agent where that is due, opens a session and serves it to its end. It returns nil when the agent has
+// a fresh identity, with which the next session is opened.
 func (a *Agent) session(ctx context.Context) error {
-	self := a.self.Load()
-	if !self.good(time.Now()) {
-		fresh, err := a.attestSelf(ctx)
-		if err != nil {
-			if self == nil || !time.Now().Before(self.svid.Certificates[0].NotAfter) {
-				return err
-			}
-			a.log.WarnContext(ctx, "own identity not renewed, keeping it", "reason", string(api.ReasonOf(err)), "error", err)
-			fresh = &credential{svid: self.svid, nodeUID: self.nodeUID, renewAt: time.Now().Add(a.cfg.MaxBackoff)}
-		}
-		self = fresh
-		a.self.Set(self)
+	self, err := a.identify(ctx)
+	if err != nil {
+		return err
 	}
 	conn, err := a.dial(self.svid)
 	if err != nil {
@@ -102,23 +88,46 @@ func (a *Agent) session(ctx context.Context) error {
 	}()
 	ctx, cancel := context.WithDeadline(ctx, self.svid.Certificates[0].NotAfter)
 	defer cancel()
-	stream, err := a.open(ctx, l.client)
+	stream, err := a.open(ctx, cancel, l.client)
 	if err != nil {
+		if e := api.AsError(err); final(e) {
+			// The CA does not believe the identity that it gave us, or not for this node: the next try begins with a new one.
+			a.self.Set(&credential{svid: self.svid, nodeUID: self.nodeUID})
+		}
 		return err
 	}
-	renew := time.NewTimer(time.Until(self.renewAt))
-	defer renew.Stop()
 	a.metrics.connected.Set(1)
 	defer a.metrics.connected.Set(0)
 	a.link.Set(l)
-	defer func() {
-		a.link.Set(nil)
-		l.end()
-	}()
-	return a.serve(ctx, stream, renew.C)
+	defer a.unlink(l)
+	return a.serve(ctx, cancel, l, stream)
 }
 
-// attestSelf obtains the agent's own SVID with its own token, over a connection without a client certificate.
+// identify returns the agent's own identity, a fresh one where that is due. What is held is kept while there is no other.
+func (a *Agent) identify(ctx context.Context) (*credential, error) {
+	self := a.self.Load()
+	if self.good(time.Now()) {
+		return self, nil
+	}
+	fresh, err := a.attestSelf(ctx)
+	switch {
+	case err == nil:
+		return fresh, nil
+	case self == nil || !time.Now().Before(self.svid.Certificates[0].NotAfter):
+		return nil, err
+	}
+	a.log.WarnContext(ctx, "own identity not renewed, keeping it", "reason", string(api.ReasonOf(err)), "error", err)
+	return self, nil
+}
+
+// unlink lets nobody begin a call on a connection any more.
+func (a *Agent) unlink(l *link) {
+	a.link.Set(nil)
+	l.end()
+}
+
+// attestSelf obtains the agent's own SVID with its own token, over a connection without a client certificate, and installs
+// it.
 func (a *Agent) attestSelf(ctx context.Context) (*credential, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.IssueTimeout)
 	defer cancel()
@@ -155,6 +164,7 @@ func (a *Agent) attestSelf(ctx context.Context) (*credential, error) {
 		return nil, api.E(api.SVIDRejected, "the CA answered with an identity that is not an agent's")
 	}
 	c := &credential{svid: svid, nodeUID: nodeUID, renewAt: renewAt(resp.GetRenewAt(), svid.Certificates[0], time.Now())}
+	a.self.Set(c)
 	a.cacheSelf(c)
 	a.metrics.selfEnd.Set(float64(svid.Certificates[0].NotAfter.Unix()))
 	a.log.InfoContext(ctx, "agent attested", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter, "renew_at", c.renewAt)
@@ -187,8 +197,18 @@ func (a *Agent) dial(svid *x509svid.SVID) (*grpc.ClientConn, error) {
 	)
 }
 
-// open opens a session and waits for its Welcome and for the bundle that comes behind it: bundle before SVID, always.
-func (a *Agent) open(ctx context.Context, c apiv1.AuthorityClient) (apiv1.Authority_SessionClient, error) {
+// open opens a session and waits for its Welcome and for the bundle that comes behind it: bundle before SVID, always. A CA
+// that takes longer than a request may is given up; cancel must end ctx.
+func (a *Agent) open(ctx context.Context, cancel context.CancelFunc, c apiv1.AuthorityClient) (apiv1.Authority_SessionClient, error) {
+	patience := time.AfterFunc(a.cfg.IssueTimeout, cancel)
+	stream, err := a.handshake(ctx, c)
+	if !patience.Stop() {
+		return nil, api.E(api.DeadlineExceeded, "the CA did not open the session within %s", a.cfg.IssueTimeout)
+	}
+	return stream, err
+}
+
+func (a *Agent) handshake(ctx context.Context, c apiv1.AuthorityClient) (apiv1.Authority_SessionClient, error) {
 	e, err := a.cfg.Prover.Prove(ctx)
 	if err != nil {
 		return nil, err
@@ -229,40 +249,60 @@ func (a *Agent) open(ctx context.Context, c apiv1.AuthorityClient) (apiv1.Author
 	return stream, nil
 }
 
-// serve takes what the CA pushes and reports what changed, until the stream ends, or renew fires (nil).
-func (a *Agent) serve(ctx context.Context, stream apiv1.Authority_SessionClient, renew <-chan time.Time) error {
-	ctx, cancel := context.WithCancel(ctx)
-	planned := false
+// serve takes what the CA pushes, reports what changed and renews the agent's own identity, until the stream ends or there
+// is a fresh one (nil). cancel must end the stream.
+func (a *Agent) serve(ctx context.Context, cancel context.CancelFunc, l *link, stream apiv1.Authority_SessionClient) error {
+	renewed := false
 	ended := make(chan error, 1) // run.All drops the cause of an ended context, so the stream's end is kept here
 	err := run.All(ctx,
 		run.Task{Name: "receive", Run: func(context.Context) error {
 			defer cancel()
-			err := a.receive(stream)
-			ended <- err
+			ended <- a.receive(stream)
 			return nil
 		}},
 		run.Task{Name: "report", Run: func(ctx context.Context) error {
-			defer stream.CloseSend()
 			return a.report(ctx, stream)
 		}},
 		run.Task{Name: "renew", Run: func(ctx context.Context) error {
-			select {
-			case <-ctx.Done():
-			case <-renew:
-				planned = true
+			if renewed = a.renewSelf(ctx); renewed {
+				a.unlink(l)
+				l.calls.Wait() // on this connection they are still good
 				cancel()
 			}
 			return nil
 		}},
 	)
 	cancel()
-	if planned {
+	if renewed {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	return <-ended
+}
+
+// renewSelf renews the agent's own identity when that is due, while the session goes on, and returns true when it has a
+// fresh one; false when ctx ended.
+func (a *Agent) renewSelf(ctx context.Context) bool {
+	b := a.newBackoff()
+	for at := a.self.Load().renewAt; ; at = time.Now().Add(b.NextBackOff()) {
+		for wait := time.Until(at); wait > 0; wait = time.Until(at) {
+			select {
+			case <-ctx.Done():
+				return false
+			case <-time.After(min(wait, maxSleep)):
+			}
+		}
+		_, err := a.attestSelf(ctx)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		a.log.WarnContext(ctx, "own identity not renewed, keeping it", "reason", string(api.ReasonOf(err)), "error", err)
+	}
 }
 
 func (a *Agent) receive(stream apiv1.Authority_SessionClient) error {
@@ -277,75 +317,29 @@ func (a *Agent) receive(stream apiv1.Authority_SessionClient) error {
 				return err
 			}
 		case m.GetKeySets() != nil:
-			if err := a.applyKeySets(m.GetKeySets()); err != nil {
-				return err
-			}
+			a.applyKeySets(m.GetKeySets())
 		}
 	}
 }
 
-// applyKeySets takes over the issuers' key sets, by which Admit checks tokens.
-func (a *Agent) applyKeySets(p *apiv1.KeySets) error {
+// applyKeySets takes over the issuers' key sets, by which Admit checks tokens. Where they cannot be used, the last good ones
+// stay: the session is worth more than they are.
+func (a *Agent) applyKeySets(p *apiv1.KeySets) {
 	sets := KeySets{}
 	for _, s := range p.GetSets() {
 		sets[s.GetIssuer()] = s.GetJwks()
 	}
 	v, err := a.cfg.Verifier(sets)
 	if err != nil {
-		return api.Wrap(api.SessionProtocol, err, "the CA sent a key set that does not parse")
+		a.log.Error("the CA sent key sets that cannot be used, keeping the last good ones", "error", err)
+		return
 	}
 	a.verifier.Set(v)
 	a.cacheKeySets(sets)
-	return nil
 }
 
-// report sends all that is held once, then what changed, coalesced.
-func (a *Agent) report(ctx context.Context, stream apiv1.Authority_SessionClient) error {
-	sent := map[string]*apiv1.Holding{}
-	for full := true; ; full = false {
-		_, changed := a.changed.Get()
-		r := a.nextReport(sent, full)
-		if r != nil {
-			if err := stream.Send(&apiv1.SessionRequest{Message: &apiv1.SessionRequest_Report{Report: r}}); err != nil {
-				return nil // the receiver learns why
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(a.cfg.ReportEvery):
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		}
-	}
-}
-
-// nextReport returns what differs from sent, and brings sent up to date; nil when nothing does.
-func (a *Agent) nextReport(sent map[string]*apiv1.Holding, full bool) *apiv1.Report {
-	t := a.trust.Load()
-	r := &apiv1.Report{Full: full, BundleEpoch: t.Generation.Epoch, BundleNumber: t.Generation.Number, BundleHash: t.Hash[:]}
-	now := map[string]*apiv1.Holding{}
-	for _, id := range a.list() {
-		h := id.holding()
-		now[h.GetKey()] = h
-		if old := sent[h.GetKey()]; full || !proto.Equal(old, h) {
-			r.Changed = append(r.Changed, h)
-		}
-	}
-	for _, k := range slices.Sorted(maps.Keys(sent)) {
-		if now[k] == nil {
-			r.Removed = append(r.Removed, k)
-		}
-	}
-	clear(sent)
-	maps.Copy(sent, now)
-	return r
-}
-
-// linked is a signer over whatever session there is: it waits for one.
+// linked is a signer over whatever session there is: it waits for one. What the CA says of a request is the workload's; what
+// fails with the call is between agent and CA, and no workload is refused for it.
 type linked struct{ a *Agent }
 
 func (s linked) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, error) {
@@ -356,7 +350,10 @@ func (s linked) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, 
 	defer l.calls.Done()
 	resp, err := l.client.Issue(ctx, &apiv1.IssueRequest{Items: []*apiv1.IssueItem{item}})
 	if err != nil {
-		return nil, api.FromStatus(err)
+		if e := api.AsError(api.FromStatus(err)); !final(e) {
+			return nil, e
+		}
+		return nil, api.Wrap(api.CAUnavailable, err, "the CA refused the agent's call")
 	}
 	if len(resp.GetResults()) != 1 {
 		return nil, api.E(api.SVIDRejected, "the CA answered one request with %d results", len(resp.GetResults()))

@@ -3,10 +3,11 @@ package agent
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -24,10 +25,16 @@ type Trust struct {
 	Bundle     *x509bundle.Bundle
 }
 
-// NewTrust returns a Trust of these roots; there must be at least one and at most 64.
+// NewTrust returns a Trust of these roots; there must be at least one and at most 64, each a certificate that may sign
+// certificates (SPIFFE X509-SVID section 4.1).
 func NewTrust(td spiffeid.TrustDomain, g api.Generation, roots []*x509.Certificate) (*Trust, error) {
 	if len(roots) == 0 || len(roots) > maxRoots {
 		return nil, fmt.Errorf("a trust bundle of %d roots, want 1 to %d", len(roots), maxRoots)
+	}
+	for _, r := range roots {
+		if !r.BasicConstraintsValid || !r.IsCA || r.KeyUsage != 0 && r.KeyUsage&x509.KeyUsageCertSign == 0 {
+			return nil, errors.New("a trust bundle with a certificate that is not an authority")
+		}
 	}
 	return &Trust{Generation: g, Hash: api.BundleHash(roots), Bundle: x509bundle.FromX509Authorities(td, roots)}, nil
 }
@@ -41,12 +48,42 @@ func ParseTrust(td spiffeid.TrustDomain, data []byte) (*Trust, error) {
 		}
 		return NewTrust(td, api.Generation{}, b.X509Authorities())
 	}
-	b, err := spiffebundle.Parse(td, data)
-	if err != nil {
+	return parseSPIFFE(td, data)
+}
+
+// parseSPIFFE reads the X.509 half of a bundle document (SPIFFE Trust Domain and Bundle section 4). It passes over what it
+// does not know, as section 4.2 asks: go-spiffe refuses the whole document for one such entry, and a later version of the
+// CA may well publish one.
+func parseSPIFFE(td spiffeid.TrustDomain, data []byte) (*Trust, error) {
+	var doc struct {
+		Keys     []json.RawMessage `json:"keys"`
+		Sequence uint64            `json:"spiffe_sequence"`
+	}
+	if err := json.Unmarshal(data, &doc); err != nil {
 		return nil, err
 	}
-	seq, _ := b.SequenceNumber()
-	return NewTrust(td, api.FromSequence(seq), b.X509Authorities())
+	var roots []*x509.Certificate
+	for _, raw := range doc.Keys {
+		var entry struct {
+			Type         string   `json:"kty"`
+			Use          string   `json:"use"`
+			Certificates [][]byte `json:"x5c"` // base64 of DER (RFC 7517 section 4.7), as encoding/json has it
+		}
+		if json.Unmarshal(raw, &entry) != nil || entry.Use != "x509-svid" || len(entry.Certificates) == 0 {
+			continue
+		}
+		switch entry.Type {
+		case "EC", "RSA", "OKP":
+		default:
+			continue
+		}
+		c, err := x509.ParseCertificate(entry.Certificates[0])
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, c)
+	}
+	return NewTrust(td, api.FromSequence(doc.Sequence), roots)
 }
 
 func trustFromProto(td spiffeid.TrustDomain, p *apiv1.Bundle) (*Trust, error) {
@@ -72,30 +109,47 @@ func trustFromProto(td spiffeid.TrustDomain, p *apiv1.Bundle) (*Trust, error) {
 }
 
 // applyTrust takes over a bundle from the CA if it follows from the one that is held. A lower generation is refused; the
-// same one with other roots is an alarm; neither changes anything.
+// same one with other roots is an alarm; what cannot be used is refused too. None of them changes anything.
 func (a *Agent) applyTrust(p *apiv1.Bundle) error {
-	next, err := trustFromProto(a.cfg.TrustDomain, p)
-	if err != nil {
-		return api.Wrap(api.BundleRollback, err, "the CA sent a trust bundle that does not parse")
-	}
+	a.trustMu.Lock()
+	defer a.trustMu.Unlock()
 	held := a.trust.Load()
-	was, is := held.Generation.Sequence(), next.Generation.Sequence()
-	switch {
-	case is < was:
+	next, err := follow(held, p)
+	if err != nil {
 		a.metrics.trustRefused.Inc()
-		return api.E(api.BundleRollback, "the CA sent the trust bundle of generation %s, generation %s is held", next.Generation, held.Generation)
-	case is == was && next.Hash != held.Hash:
-		a.metrics.trustRefused.Inc()
-		return api.E(api.BundleEquivocation, "the CA sent another trust bundle for generation %s than the one that is held", held.Generation)
-	case is == was:
+		a.log.Error("trust bundle refused, keeping the one that is held", "reason", string(api.ReasonOf(err)), "error", err)
+		return err
+	}
+	if next != held || !a.trustKept {
+		a.cacheTrust(next)
+		a.trustKept = true
+	}
+	if next == held {
 		return nil
 	}
 	a.trust.Set(next)
 	a.metrics.setTrust(next)
-	a.cacheTrust(next)
 	a.touch()
 	a.log.Info("trust bundle applied", "generation", next.Generation.String(), "roots", len(next.Bundle.X509Authorities()))
 	return nil
+}
+
+// follow returns the bundle to hold after held: the one from the CA, or held itself where it is the same.
+func follow(held *Trust, p *apiv1.Bundle) (*Trust, error) {
+	next, err := trustFromProto(held.Bundle.TrustDomain(), p)
+	if err != nil {
+		return nil, api.Wrap(api.BundleRejected, err, fmt.Sprintf("the CA sent a trust bundle that cannot be used: %v", err))
+	}
+	was, is := held.Generation.Sequence(), next.Generation.Sequence()
+	switch {
+	case is < was:
+		return nil, api.E(api.BundleRollback, "the CA sent the trust bundle of generation %s, generation %s is held", next.Generation, held.Generation)
+	case is == was && next.Hash != held.Hash:
+		return nil, api.E(api.BundleEquivocation, "the CA sent another trust bundle for generation %s than the one that is held", held.Generation)
+	case is == was:
+		return held, nil
+	}
+	return next, nil
 }
 
 // GetX509BundleForTrustDomain implements x509bundle.Source with the newest bundle.
