@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,132 +19,212 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 
 	"github.com/signet-ca/signet/internal/envoy"
+	"github.com/signet-ca/signet/sds"
 )
 
-func token(t *testing.T, id spiffeid.ID) string {
+func writeToken(t *testing.T, path, token string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(path, []byte(id.String()), 0o600); err != nil {
+	if err := os.WriteFile(path+".new", []byte(token), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return path
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// pair is two Envoys: checkout sends to payments, which hands on to a backend that tells what it was told.
+type pair struct {
+	a                  *Authority
+	checkout, payments spiffeid.ID
+	in, out            *envoy.Envoy
+	door, front        netip.AddrPort // of payments, of checkout
+	token              string         // file with the token of checkout
+}
+
+func newPair(t *testing.T, ctx context.Context, paymentsDelta, checkoutDelta bool) *pair {
+	t.Helper()
+	td := spiffeid.RequireTrustDomainFromString("envoy.test")
+	p := &pair{
+		a: NewAuthority(t, td), token: filepath.Join(t.TempDir(), "token"),
+		checkout: spiffeid.RequireFromPath(td, "/ns/demo/sa/checkout"), payments: spiffeid.RequireFromPath(td, "/ns/demo/sa/payments"),
+	}
+	paymentsToken := filepath.Join(t.TempDir(), "token")
+	writeToken(t, p.token, p.checkout.String())
+	writeToken(t, paymentsToken, p.payments.String())
+	p.in = Run(t, envoy.Proxy{Name: "payments", SDS: envoy.SDS{Socket: p.a.Socket, TokenFile: paymentsToken, Delta: paymentsDelta}, Inbound: &envoy.Inbound{
+		Peers: []spiffeid.ID{p.checkout}, RequestHeaders: map[string]string{"x-peer-serial": "%DOWNSTREAM_PEER_SERIAL%"},
+		Backend: Backend(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("x-echo-xfcc", r.Header.Get("x-forwarded-client-cert"))
+			w.Header().Set("x-echo-serial", r.Header.Get("x-peer-serial"))
+		})),
+	}})
+	var err error
+	if p.door, err = p.in.Listener(ctx, envoy.ListenerInbound); err != nil {
+		t.Fatal(err)
+	}
+	p.out = Run(t, envoy.Proxy{Name: "checkout", SDS: envoy.SDS{Socket: p.a.Socket, TokenFile: p.token, Delta: checkoutDelta}, Outbound: &envoy.Outbound{
+		Peers: []spiffeid.ID{p.payments}, Upstream: p.door, ConnectionPerRequest: true,
+		ResponseHeaders: map[string]string{"x-upstream-id": "%UPSTREAM_PEER_URI_SAN%", "x-upstream-cert": "%UPSTREAM_PEER_CERT%"},
+	}})
+	if p.front, err = p.out.Listener(ctx, envoy.ListenerOutbound); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *pair) live(t *testing.T, ctx context.Context) {
+	t.Helper()
+	for _, e := range []*envoy.Envoy{p.in, p.out} {
+		if _, err := e.Live(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (p *pair) counter(t *testing.T, e *envoy.Envoy, name string) uint64 {
+	t.Helper()
+	n, err := e.Counter(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // The bootstraps do what they say with real Envoys: both protocols, mutual TLS by SPIFFE ID, rotation under traffic
-// without a lost request, strangers refused and counted.
+// without a lost request, nothing resumed, strangers refused and counted.
 func TestTwoEnvoys(t *testing.T) {
-	td := spiffeid.RequireTrustDomainFromString("envoy.test")
-	checkout := spiffeid.RequireFromPath(td, "/ns/demo/sa/checkout")
-	payments := spiffeid.RequireFromPath(td, "/ns/demo/sa/payments")
 	for _, delta := range []bool{false, true} {
 		t.Run(fmt.Sprintf("payments delta %v", delta), func(t *testing.T) {
-			a := newAuthority(t, td)
-			backend := Backend(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				w.Header().Set("x-echo-xfcc", r.Header.Get("x-forwarded-client-cert"))
-				w.Header().Set("x-echo-serial", r.Header.Get("x-peer-serial"))
-			}))
-			in := Run(t, envoy.Proxy{Name: "payments", SDS: envoy.SDS{Socket: a.socket, TokenFile: token(t, payments), Delta: delta}, Inbound: &envoy.Inbound{
-				Peers: []spiffeid.ID{checkout}, Backend: backend, RequestHeaders: map[string]string{"x-peer-serial": "%DOWNSTREAM_PEER_SERIAL%"},
-			}})
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			addr, err := in.Listener(ctx, envoy.ListenerInbound)
-			if err != nil {
-				t.Fatal(err)
-			}
-			out := Run(t, envoy.Proxy{Name: "checkout", SDS: envoy.SDS{Socket: a.socket, TokenFile: token(t, checkout), Delta: !delta}, Outbound: &envoy.Outbound{
-				Peers: []spiffeid.ID{payments}, Upstream: addr, ConnectionPerRequest: true,
-				ResponseHeaders: map[string]string{"x-upstream-id": "%UPSTREAM_PEER_URI_SAN%", "x-upstream-cert": "%UPSTREAM_PEER_CERT%"},
-			}})
-			for _, e := range []*envoy.Envoy{in, out} {
-				if _, err := e.Live(ctx); err != nil {
-					t.Fatal(err)
-				}
-				t.Logf("live after %v", time.Since(e.Started))
-			}
-			front, err := out.Listener(ctx, envoy.ListenerOutbound)
-			if err != nil {
-				t.Fatal(err)
-			}
-			traffic(t, a, front, checkout, payments)
-			strangers(t, a, in, addr, payments)
-			if n, _ := out.Counter(ctx, "cluster.upstream.ssl.session_reused"); n != 0 {
+			p := newPair(t, ctx, delta, !delta)
+			p.a.Issue(p.checkout)
+			p.a.Issue(p.payments)
+			p.live(t, ctx)
+			p.traffic(t)
+			p.strangers(t, ctx)
+			if n := p.counter(t, p.in, "listener.inbound.ssl.session_reused"); n != 0 {
 				t.Errorf("%d TLS sessions were resumed", n)
 			}
-			if len(a.nacks) > 0 {
-				t.Errorf("refused: %v", a.nacks)
+			for _, r := range p.a.Streams() {
+				if r.Nacks > 0 {
+					t.Errorf("%s refused a secret: %s", r.Proxy, r.Nack)
+				}
 			}
-			t.Logf("acknowledged: %v", a.acks)
 		})
 	}
 }
 
-func traffic(t *testing.T, a *authority, front netip.AddrPort, checkout, payments spiffeid.ID) {
+func (p *pair) traffic(t *testing.T) {
 	t.Helper()
+	const requests = 200
 	serials, upstream := map[string]bool{}, map[string]bool{}
-	for i := range 200 {
+	for i := range requests {
 		if i%40 == 20 {
-			a.rotate()
+			p.a.Issue(p.checkout)
+			p.a.Issue(p.payments)
 		}
-		resp, body, err := Get(t.Context(), "http://"+front.String())
+		resp, body, err := Get(t.Context(), "http://"+p.front.String())
 		if err != nil || resp.StatusCode != http.StatusOK {
 			t.Fatalf("request %d: %v %v %s", i, err, resp, body)
 		}
-		if got := resp.Header.Get("x-echo-xfcc"); !strings.Contains(got, "URI="+checkout.String()) {
+		if got := resp.Header.Get("x-echo-xfcc"); !slices.Contains(strings.Split(got, ";"), "URI="+p.checkout.String()) {
 			t.Fatalf("payments saw %q", got)
 		}
-		if got := resp.Header.Get("x-upstream-id"); got != payments.String() {
+		if got := resp.Header.Get("x-upstream-id"); got != p.payments.String() {
 			t.Fatalf("checkout saw %q", got)
 		}
 		serials[resp.Header.Get("x-echo-serial")] = true
 		upstream[resp.Header.Get("x-upstream-cert")] = true
 	}
-	if len(serials) < 4 || len(upstream) < 4 {
-		t.Errorf("%d and %d serials seen over 5 rotations", len(serials), len(upstream))
+	if len(serials) != 6 || len(upstream) != 6 {
+		t.Errorf("%d and %d certificates seen, want 6: the first and five new ones", len(serials), len(upstream))
+	}
+	if n := p.counter(t, p.in, "listener.inbound.ssl.handshake"); n != requests {
+		t.Errorf("%d handshakes for %d requests", n, requests)
 	}
 }
 
-func strangers(t *testing.T, a *authority, in *envoy.Envoy, addr netip.AddrPort, payments spiffeid.ID) {
+func (p *pair) strangers(t *testing.T, ctx context.Context) {
 	t.Helper()
-	intruder := spiffeid.RequireFromPath(a.td, "/ns/demo/sa/intruder")
-	for _, delta := range []bool{false, true} {
-		s := envoy.NewSource(&envoy.Client{Socket: a.socket, Node: "intruder", Delta: delta, Token: func() (string, error) { return intruder.String(), nil }})
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		done := make(chan error, 1)
-		go func() { done <- s.Follow(ctx) }()
-		if err := s.Ready(ctx); err != nil {
+	intruder := spiffeid.RequireFromPath(p.a.Domain, "/ns/demo/sa/intruder")
+	p.a.Issue(intruder)
+	s := follow(t, &envoy.Client{Socket: p.a.Socket, Token: func() (string, error) { return intruder.String(), nil }})
+	if err := s.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for counter, config := range map[string]*tls.Config{
+		"listener.inbound.ssl.fail_verify_san":     tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeID(p.payments)),
+		"listener.inbound.ssl.fail_verify_no_cert": tlsconfig.TLSClientConfig(s, tlsconfig.AuthorizeID(p.payments)),
+	} {
+		before := p.counter(t, p.in, counter)
+		d := tls.Dialer{Config: config}
+		conn, err := d.DialContext(ctx, "tcp", p.door.String())
+		if err != nil {
 			t.Fatal(err)
 		}
-		before, _ := in.Counter(ctx, "listener.inbound.ssl.fail_verify_san")
-		err := handshake(ctx, addr, tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeID(payments)))
-		after, _ := in.Counter(ctx, "listener.inbound.ssl.fail_verify_san")
-		t.Logf("intruder: %v, %d", err, after-before)
-		if err == nil || after != before+1 {
-			t.Errorf("intruder: error %v, counted %d", err, after-before)
+		_, err = conn.Read(make([]byte, 1)) // in TLS 1.3 a client learns only then that it was refused
+		conn.Close()
+		if n := p.counter(t, p.in, counter) - before; err == nil || n != 1 {
+			t.Errorf("%s: error %v, counted %d", counter, err, n)
 		}
-		before, _ = in.Counter(ctx, "listener.inbound.ssl.fail_verify_no_cert")
-		err = handshake(ctx, addr, tlsconfig.TLSClientConfig(s, tlsconfig.AuthorizeID(payments)))
-		after, _ = in.Counter(ctx, "listener.inbound.ssl.fail_verify_no_cert")
-		t.Logf("nobody: %v, %d", err, after-before)
-		if err == nil || after != before+1 {
-			t.Errorf("client without certificate: error %v, counted %d", err, after-before)
-		}
-		cancel()
-		<-done
 	}
 }
 
-// handshake connects and reads: in TLS 1.3 the client learns only then that it was refused.
-func handshake(ctx context.Context, addr netip.AddrPort, cfg *tls.Config) error {
-	d := tls.Dialer{Config: cfg}
-	conn, err := d.DialContext(ctx, "tcp", addr.String())
-	if err != nil {
-		return err
+// Without a certificate there is nothing: an Envoy whose identity is late waits, and does not serve without it.
+func TestEnvoyWaitsForItsCertificate(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	p := newPair(t, ctx, true, false)
+	p.a.Issue(p.checkout)
+	if _, err := p.out.Live(ctx); err != nil {
+		t.Fatal(err)
 	}
-	defer conn.Close()
-	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
-		return err
+	resp, _, err := Get(ctx, "http://"+p.front.String())
+	if err != nil || resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("payments has no certificate, yet: %v, %v", resp, err)
 	}
-	_, err = conn.Read(make([]byte, 1))
-	return err
+	if b, err := p.in.Get(ctx, "/certs"); err != nil || strings.Contains(string(b), "serial_number") {
+		t.Errorf("certificates: %s, %v", b, err)
+	}
+	p.a.Issue(p.payments)
+	p.live(t, ctx)
+	if resp, body, err := Get(ctx, "http://"+p.front.String()); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("%v, %v: %s", resp, err, body)
+	}
+}
+
+// When the server ends a stream, Envoy comes back within a second with the token that is in the file by then, and no
+// request fails meanwhile.
+func TestEnvoyComesBackWithAFreshToken(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	p := newPair(t, ctx, true, false)
+	p.a.Issue(p.checkout)
+	p.a.Issue(p.payments)
+	p.live(t, ctx)
+	writeToken(t, p.token, p.checkout.String()+" fresh")
+	fresh := "Bearer " + p.checkout.String() + " fresh"
+	if slices.Contains(p.a.Tokens(), fresh) {
+		t.Fatal("the token is read before it is needed")
+	}
+	ended := time.Now()
+	p.a.EndStreams()
+	back := func() bool {
+		open := map[string]bool{}
+		for _, r := range p.a.Streams() {
+			if r.Open && r.Acks > 0 && r.Proxy == "checkout" {
+				open[strings.Join(r.Names, ",")] = true
+			}
+		}
+		return open[sds.NameDefault] && open[sds.NameRootCA] && slices.Contains(p.a.Tokens(), fresh)
+	}
+	for !back() {
+		if resp, body, err := Get(ctx, "http://"+p.front.String()); err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%v, %v: %s", resp, err, body)
+		}
+	}
+	if d := time.Since(ended); d > 3*time.Second {
+		t.Errorf("checkout came back after %v", d)
+	}
 }
