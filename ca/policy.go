@@ -114,7 +114,8 @@ func NewPolicy(f PolicyFile, td spiffeid.TrustDomain, development bool) (*Policy
 	return &Policy{file: f, td: td, segments: segments}, nil
 }
 
-// Decide returns the identity of an attested workload; NamespaceNotAllowed where no namespace of the policy covers it.
+// Decide returns the identity of an attested workload; NamespaceNotAllowed where no namespace of the policy covers it,
+// DNSNameRefused where a placeholder of a DNS name would not stand for one label.
 func (p *Policy) Decide(c attestor.Claims) (Decision, error) {
 	if !covers(p.file.Namespaces, c.Namespace) {
 		return Decision{}, api.E(api.NamespaceNotAllowed, "the policy does not allow the workload's namespace")
@@ -139,7 +140,11 @@ func (p *Policy) Decide(c attestor.Claims) (Decision, error) {
 			d.TTL = r.TTL
 		}
 		for _, n := range r.DNSNames {
-			d.DNSNames = append(d.DNSNames, fillLabels(n, c))
+			name := fillLabels(n, c)
+			if strings.Count(name, ".") != strings.Count(n, ".") || checkDNSTemplate(name) != nil {
+				return Decision{}, api.E(api.DNSNameRefused, "the workload's names do not make the policy's DNS name")
+			}
+			d.DNSNames = append(d.DNSNames, name)
 		}
 		break
 	}
@@ -221,8 +226,8 @@ func fill(segment string, c attestor.Claims) string {
 	return segment
 }
 
-// checkDNSTemplate accepts lower-case DNS names of labels, in which a placeholder is a whole label. A ServiceAccount's
-// name may have dots; it then makes several labels, so a literal domain must follow it.
+// checkDNSTemplate accepts lower-case DNS names of labels, in which a placeholder is a whole label and the last is none. A
+// ServiceAccount's name may have dots; Decide refuses it then, for it would reach into the names of others.
 func checkDNSTemplate(n string) error {
 	labels := strings.Split(n, ".")
 	if len(n) > 253 || len(labels) < 2 {
