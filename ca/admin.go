@@ -3,12 +3,8 @@ package ca
 import (
 	"context"
 	"crypto/x509"
-	"errors"
-	"io"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
@@ -111,9 +107,4 @@ func authorityInfo(c *x509.Certificate, kind, state string) *apiv1.AuthorityInfo
 		NotAfter:    timestamppb.New(c.NotAfter),
 		Certificate: c.Raw,
 	}
-}
-
-// ended reports whether a call ended because the other side did, which is no refusal of ours.
-func ended(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
 }

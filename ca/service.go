@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
@@ -171,13 +173,23 @@ func (ca *CA) boundary(ctx context.Context, method string, err error, panicked a
 		ca.log.ErrorContext(ctx, "panic", "method", method, "panic", panicked, "stack", string(debug.Stack()))
 		err = api.E(api.Internal, "internal error")
 	}
-	if err == nil {
-		return nil
-	}
-	if ended(err) {
+	if err == nil || ended(err) {
 		return err
+	}
+	if e, ok := errors.AsType[*api.Error](err); ok && e.Reason == api.SessionEnded {
+		return api.ToStatus(e).Err() // as planned: nobody was refused
 	}
 	e := ca.logRefusal(ctx, err, "method", method)
 	ca.metrics.refusals.WithLabelValues(string(e.Reason)).Inc()
 	return api.ToStatus(e).Err()
+}
+
+// ended reports whether a call ended by what gRPC itself says of it: the other side went away, or asked for something
+// that is not there. That is no refusal of ours.
+func ended(err error) bool {
+	if _, ok := errors.AsType[*api.Error](err); ok {
+		return false
+	}
+	_, ok := status.FromError(err)
+	return ok || errors.Is(err, context.Canceled)
 }

@@ -2,12 +2,16 @@ package ca
 
 import (
 	"context"
+	"io"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
@@ -18,12 +22,15 @@ import (
 // Bounds of a session, so that no agent can hold more of the CA than a node is worth.
 const (
 	helloTimeout = 10 * time.Second
+	maxSessions  = 4 // of one node; a further one ends the oldest
 	maxHoldings  = 4096
-	maxStreams   = 64 // of one holding
+	maxHolding   = 128 << 10 // bytes of one
+	maxHeld      = 16 << 20  // bytes of all
+	maxStreams   = 64        // of one holding
 )
 
 // sessions are the agents that are connected now. A node may have two for a moment, while its agent changes to a
-// connection with a fresh SVID.
+// connection with a fresh SVID, and some more that are dead and not known to be yet.
 type sessions struct {
 	mu     sync.Mutex
 	byNode map[string]map[*session]struct{}
@@ -33,14 +40,18 @@ type sessions struct {
 type session struct {
 	asker
 	version string
+	began   time.Time
+	ousted  chan struct{} // closed when newer sessions of the node took its place
 
 	mu         sync.Mutex // guards what follows
 	generation api.Generation
 	holdings   map[string]reported
+	held       int // bytes of holdings
 }
 
 type reported struct {
 	holding *apiv1.Holding
+	size    int
 	at      time.Time
 }
 
@@ -50,10 +61,17 @@ func (s *sessions) add(x *session) {
 	if s.byNode == nil {
 		s.byNode = map[string]map[*session]struct{}{}
 	}
-	if s.byNode[x.nodeUID] == nil {
-		s.byNode[x.nodeUID] = map[*session]struct{}{}
+	of := s.byNode[x.nodeUID]
+	if of == nil {
+		of = map[*session]struct{}{}
+		s.byNode[x.nodeUID] = of
 	}
-	s.byNode[x.nodeUID][x] = struct{}{}
+	if len(of) >= maxSessions {
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(of)), func(a, b *session) int { return a.began.Compare(b.began) })
+		close(oldest.ousted)
+		delete(of, oldest)
+	}
+	of[x] = struct{}{}
 }
 
 func (s *sessions) remove(x *session) {
@@ -143,6 +161,8 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 			return api.E(api.SessionEnded, "the session has reached its end")
 		case <-ca.stopping:
 			return api.E(api.SessionEnded, "the CA is stopping")
+		case <-x.ousted:
+			return api.E(api.SessionEnded, "the agent has opened %d newer sessions", maxSessions)
 		case <-bundleChanged:
 			b, bundleChanged = ca.bundle.Get()
 			sendBundle = true
@@ -150,8 +170,11 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 			sets, setsChanged = ca.keySets.Get()
 			sendSets = true
 		case m := <-in:
+			if m.err == io.EOF {
+				return nil // the agent is done
+			}
 			if m.err != nil {
-				return m.err
+				return unreadable(m.err)
 			}
 			if err := x.apply(m.msg.GetReport()); err != nil {
 				return err
@@ -185,6 +208,16 @@ func receive(stream apiv1.Authority_SessionServer) <-chan received {
 	return in
 }
 
+// unreadable is what the end of the agent's half of a stream means where it should go on: nothing where the agent went
+// away, a broken protocol where it closed its half or sent what is no message.
+func unreadable(err error) error {
+	switch status.Code(err) {
+	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
+		return err
+	}
+	return api.Wrap(api.SessionProtocol, err, "the agent's next message cannot be read")
+}
+
 // hello waits for the first message and ties the session to a node of one cluster: the agent's own token must name the
 // node that its SVID names.
 func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*session, error) {
@@ -199,7 +232,7 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*s
 		return nil, api.E(api.SessionProtocol, "no Hello within %s", helloTimeout)
 	}
 	if m.err != nil {
-		return nil, m.err
+		return nil, unreadable(m.err)
 	}
 	h := m.msg.GetHello()
 	if h == nil {
@@ -221,6 +254,8 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*s
 	return &session{
 		asker:    asker{nodeUID: nodeUID, nodeName: c.NodeName, issuer: c.Issuer},
 		version:  cut(h.GetVersion(), 64),
+		began:    time.Now(),
+		ousted:   make(chan struct{}),
 		holdings: map[string]reported{},
 	}, nil
 }
@@ -235,18 +270,22 @@ func (x *session) apply(r *apiv1.Report) error {
 	defer x.mu.Unlock()
 	if r.GetFull() {
 		clear(x.holdings)
+		x.held = 0
 	}
 	for _, k := range r.GetRemoved() {
+		x.held -= x.holdings[k].size
 		delete(x.holdings, k)
 	}
 	for _, h := range r.GetChanged() {
-		if len(h.GetStreams()) > maxStreams {
-			return api.E(api.SessionProtocol, "a holding with more than %d streams", maxStreams)
+		size := proto.Size(h)
+		if size > maxHolding || len(h.GetStreams()) > maxStreams {
+			return api.E(api.SessionProtocol, "a holding above %d bytes or with more than %d streams", maxHolding, maxStreams)
 		}
-		x.holdings[h.GetKey()] = reported{h, now}
+		x.held += size - x.holdings[h.GetKey()].size
+		x.holdings[h.GetKey()] = reported{h, size, now}
 	}
-	if len(x.holdings) > maxHoldings {
-		return api.E(api.SessionProtocol, "more than %d holdings on one node", maxHoldings)
+	if len(x.holdings) > maxHoldings || x.held > maxHeld {
+		return api.E(api.SessionProtocol, "more than %d holdings or %d bytes of them on one node", maxHoldings, maxHeld)
 	}
 	x.generation = api.Generation{Epoch: r.GetBundleEpoch(), Number: r.GetBundleNumber()}
 	return nil
