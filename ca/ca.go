@@ -47,7 +47,7 @@ type Config struct {
 	Keys       issuance.KeyKind // of intermediates and of the CA's own identity. Zero: ECDSA P-256
 	MintBudget int              // intermediates an hour. Zero: 20
 	SessionAge time.Duration    // of an agent's session, drawn from 3/4 of it up. Zero: 1 h
-	Concurrent int              // SVIDs in work at once. Zero: 4 for each CPU
+	Concurrent int              // SVIDs of workloads in work at once. Zero: 4 for each CPU
 	Queue      int              // SVIDs that may wait for their turn. Zero: 4096
 
 	Log     *slog.Logger // nil: discarded
@@ -91,6 +91,10 @@ func New(cfg Config) (*CA, error) {
 		return nil, api.E(api.ConfigInvalid, "store, upstream, ledger and policy are required")
 	case len(cfg.Attestors) == 0:
 		return nil, api.E(api.ConfigInvalid, "at least one attestor is required")
+	case cfg.MintBudget < 0 || cfg.SessionAge < 0 || cfg.Concurrent < 0 || cfg.Queue < 0:
+		return nil, api.E(api.ConfigInvalid, "mint budget, session age, concurrency and queue cannot be negative")
+	case cfg.AgentTTL != 0 && (cfg.AgentTTL < issuance.MinTTL || cfg.AgentTTL > issuance.MaxTTL):
+		return nil, api.E(api.ConfigInvalid, "the lifetime of agents' SVIDs is not between %s and %s", issuance.MinTTL, issuance.MaxTTL)
 	}
 	if _, err := api.ReplicaID(cfg.TrustDomain, cfg.Replica); err != nil {
 		return nil, api.E(api.ConfigInvalid, "replica %.80q does not make a SPIFFE ID: %v", cfg.Replica, err)
