@@ -53,11 +53,11 @@ func (d *demo) intrude(ctx context.Context, ids map[string]spiffeid.ID) error {
 		if err != nil {
 			return err
 		}
-		after, err := d.peers.refusals(ctx)
+		n, err := d.counted(ctx, s.counted, s.counted(before))
 		if err != nil {
 			return err
 		}
-		f := Refusal{Who: s.who, Refused: why != "", Why: why, Counted: s.counted(after) - s.counted(before)}
+		f := Refusal{Who: s.who, Refused: why != "", Why: why, Counted: n}
 		d.report.Refused = append(d.report.Refused, f)
 		if f.Refused {
 			d.say(payments, "refused %s: %q, counted %d", f.Who, f.Why, f.Counted)
@@ -66,6 +66,29 @@ func (d *demo) intrude(ctx context.Context, ids map[string]spiffeid.ID) error {
 		}
 	}
 	return nil
+}
+
+// counted returns how many refusals more than before payments has counted. It may count a moment after the refused one
+// has heard of it.
+func (d *demo) counted(ctx context.Context, of func(refusals) uint64, before uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, refusalTimeout)
+	defer cancel()
+	tick := time.NewTicker(refusalTimeout / 100)
+	defer tick.Stop()
+	for {
+		now, err := d.peers.refusals(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if n := of(now) - before; n > 0 {
+			return n, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, nil
+		}
+	}
 }
 
 // knock connects to a server that should refuse, and returns what the refusal says; "" when there was an answer. An error
