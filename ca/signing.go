@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/internal/audit"
 )
 
 // The life of an intermediate: at least a day and four times the longest SVID, renewed at a third, so that two thirds of
@@ -21,6 +23,7 @@ const (
 	minIntermediateTTL = 24 * time.Hour
 	intermediateTTLs   = 4
 	renewIntermediate  = 3
+	mintTime           = 30 * time.Second // for the root to answer
 )
 
 // signing is all that is needed to sign: an intermediate whose key exists only in this process, and the identity of this
@@ -35,8 +38,8 @@ type signing struct {
 }
 
 // keepIntermediate has an intermediate minted at the start, at a third of its life, and when the active authority is
-// another one; and keeps this replica's own identity fresh under it. It fails only when a write has an unknown outcome:
-// an upstream that is away costs nothing while the intermediate lives.
+// another one; and keeps this replica's own identity fresh under it. It fails only when a write has an unknown outcome, or
+// the seal key is another one, which no waiting mends: an upstream that is away costs nothing while the intermediate lives.
 func (ca *CA) keepIntermediate(ctx context.Context) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = 200*time.Millisecond, time.Minute
@@ -46,7 +49,7 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case api.ReasonOf(err) == api.StateUnknown:
+		case api.ReasonOf(err) == api.StateUnknown || api.ReasonOf(err) == api.SealKeyWrong:
 			return err
 		case err != nil:
 			ca.metrics.mintFailures.Inc()
@@ -65,25 +68,31 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 	}
 }
 
-// refreshSigning mints what is due and installs it.
+// refreshSigning mints what is due and installs it. When nothing could be minted, the old intermediate goes on, and so does
+// the replica's own identity under it.
 func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 	j, s := ca.record.Load(), ca.signing.Load()
-	if s == nil || !now.Before(s.renewAt) || s.root != j.ActiveAuthority().ID {
+	var failed error
+	due := s == nil || !now.Before(s.renewAt) || s.root != j.ActiveAuthority().ID
+	if due {
 		fresh, err := ca.mint(ctx, now)
-		if err != nil {
+		if err != nil && (s == nil || api.ReasonOf(err) == api.StateUnknown) {
 			return err
 		}
-		s = fresh
-	} else if now.Before(s.selfEnd) {
-		return nil
+		if failed = err; err == nil {
+			s = fresh
+		}
 	}
-	self, err := ca.identify(s, now)
+	if s.self != nil && now.Before(s.selfEnd) {
+		return failed
+	}
+	self, err := ca.identify(ctx, s, now)
 	if err != nil {
-		return err
+		return errors.Join(failed, err)
 	}
 	ca.signing.Set(self)
 	ca.metrics.setIntermediate(self.cert)
-	return nil
+	return failed
 }
 
 // mint asks the root for an intermediate. Its lifetime is in the record before it is asked for, and the record bounds how
@@ -95,7 +104,8 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 	if err != nil {
 		return nil, err
 	}
-	notAfter := now.Add(max(minIntermediateTTL, intermediateTTLs*ca.cfg.Policy.MaxTTL()))
+	longest := max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL)
+	notAfter := now.Add(max(minIntermediateTTL, intermediateTTLs*longest))
 	if notAfter.After(rootCert.NotAfter) {
 		notAfter = rootCert.NotAfter
 	}
@@ -107,15 +117,13 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	chain, err := ca.cfg.Upstream.Mint(ctx, MintRequest{
+	chain, err := ca.askRoot(ctx, MintRequest{
 		TrustDomain:  ca.cfg.TrustDomain,
 		Root:         root,
 		PublicKey:    key.Public(),
 		NotAfter:     notAfter,
 		ExcludeNames: len(ca.cfg.Policy.DNSNames()) == 0 && issuance.CanExcludeNames(ca.cfg.TrustDomain),
-	})
+	}, now)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +132,7 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 		PublicKey:   key.Public(),
 		Chain:       chain,
 		Roots:       []*x509.Certificate{rootCert},
-		MinLifetime: ca.cfg.Policy.MaxTTL(),
+		MinLifetime: longest,
 		DNSNames:    ca.cfg.Policy.DNSNames(),
 	}
 	good, err := issuance.CheckIntermediate(check, now)
@@ -148,7 +156,27 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 	}, nil
 }
 
-// bookMint writes down that an intermediate may exist; MintBudget when too many were asked for in the last hour.
+// askRoot puts the request on record and makes it. What the root refuses is taken off the budget: its key is thrown away,
+// so nothing can come of it, and a root that is away for an hour must not cost a second one.
+func (ca *CA) askRoot(ctx context.Context, r MintRequest, now time.Time) ([]*x509.Certificate, error) {
+	e := audit.Entry{Time: now, Kind: audit.KindMint, CorrelationID: api.NewCorrelationID(), SPIFFEID: r.TrustDomain.IDString(), NotAfter: r.NotAfter, Issuer: r.Root.ID}
+	if err := ca.cfg.Ledger.Append(ctx, e); err != nil {
+		return nil, api.Wrap(api.LedgerFailed, err, "the intermediate could not be recorded, so it was not asked for")
+	}
+	limited, cancel := context.WithTimeout(ctx, mintTime)
+	defer cancel()
+	chain, err := ca.cfg.Upstream.Mint(limited, r)
+	if err != nil {
+		if berr := ca.unbookMint(ctx, now); berr != nil {
+			return nil, errors.Join(berr, err)
+		}
+		return nil, err
+	}
+	return chain, nil
+}
+
+// bookMint writes down that an intermediate may exist; MintBudget when too many were asked for in the last hour. What a
+// clock that was wrong has put into the future does not count.
 func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	r, err := ca.cfg.Store.Replica(ctx, ca.cfg.Replica)
 	if err != nil {
@@ -156,7 +184,7 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	}
 	kept, recent := r.Minted[:0:0], 0
 	for _, old := range r.Minted {
-		if m.At.Sub(old.At) < time.Hour {
+		if m.At.Sub(old.At).Abs() < time.Hour {
 			recent++
 		}
 		if old.NotAfter.After(m.At) {
@@ -169,9 +197,19 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	return ca.cfg.Store.SaveReplica(ctx, Replica{Name: ca.cfg.Replica, Minted: append(kept, m)})
 }
 
+// unbookMint takes back what was booked at that time.
+func (ca *CA) unbookMint(ctx context.Context, at time.Time) error {
+	r, err := ca.cfg.Store.Replica(ctx, ca.cfg.Replica)
+	if err != nil {
+		return err
+	}
+	r.Minted = slices.DeleteFunc(r.Minted, func(m Minted) bool { return m.At.Equal(at) })
+	return ca.cfg.Store.SaveReplica(ctx, r)
+}
+
 // identify returns s with a fresh identity of this replica, signed by its own intermediate: the server certificate by
 // which agents know their CA.
-func (ca *CA) identify(s *signing, now time.Time) (*signing, error) {
+func (ca *CA) identify(ctx context.Context, s *signing, now time.Time) (*signing, error) {
 	id, err := api.ReplicaID(ca.cfg.TrustDomain, ca.cfg.Replica)
 	if err != nil {
 		return nil, err
@@ -184,11 +222,9 @@ func (ca *CA) identify(s *signing, now time.Time) (*signing, error) {
 	if err != nil {
 		return nil, err
 	}
-	issued, err := p.Sign()
+	e := audit.Entry{Time: now, Kind: audit.KindIssue, CorrelationID: api.NewCorrelationID(), SPIFFEID: id.String()}
+	issued, err := ca.recordAndSign(ctx, s, p, &e)
 	if err != nil {
-		return nil, err
-	}
-	if err := s.issuer.CheckBundle(ca.bundle.Load().Roots); err != nil {
 		return nil, err
 	}
 	next := *s
