@@ -8,15 +8,18 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
@@ -340,4 +343,42 @@ func hook(cfg *ca.Config, f func(context.Context, attestor.Evidence)) {
 	for kind, a := range cfg.Attestors {
 		cfg.Attestors[kind] = hooked{a, f}
 	}
+}
+
+// switched is an upstream that can be away.
+type switched struct {
+	ca.Upstream
+	away atomic.Bool
+}
+
+// Mint implements ca.Upstream.
+func (s *switched) Mint(ctx context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
+	if s.away.Load() {
+		return nil, errors.New("connection refused")
+	}
+	return s.Upstream.Mint(ctx, r)
+}
+
+func mustURIs(t testing.TB, uris ...string) []*url.URL {
+	var all []*url.URL
+	for _, s := range uris {
+		u, err := url.Parse(s)
+		if err != nil {
+			t.Error(err)
+		}
+		all = append(all, u)
+	}
+	return all
+}
+
+func spiffeTD(t testing.TB, name string) spiffeid.TrustDomain {
+	t.Helper()
+	if name == "" {
+		return spiffeid.TrustDomain{}
+	}
+	td, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return td
 }
