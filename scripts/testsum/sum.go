@@ -123,14 +123,16 @@ func (s *sum) packageDone(e event) {
 		return
 	}
 	fmt.Fprint(s.out, strings.Join(s.output[[2]string{e.Package, ""}], ""))
-	if s.broken[e.Package] {
-		return
-	}
-	s.failed++ // it did not build, or TestMain, a panic or a time limit ended it
-	for key, printed := range s.output {
+	hung := false
+	for _, key := range slices.SortedFunc(maps.Keys(s.output), func(a, b [2]string) int { return strings.Compare(a[1], b[1]) }) {
 		if key[0] == e.Package && key[1] != "" {
-			fmt.Fprint(s.out, strings.Join(printed, ""))
+			hung = true
+			fmt.Fprint(s.out, strings.Join(s.output[key], ""))
+			delete(s.output, key)
 		}
+	}
+	if hung || !s.broken[e.Package] {
+		s.failed++ // it did not build, or TestMain, a panic or a time limit ended it
 	}
 }
 

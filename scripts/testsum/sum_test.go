@@ -38,6 +38,12 @@ func TestSum(t *testing.T) {
 {"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}
 {"Action":"fail","Package":"p"}
 `, "FAIL\tp\t0.1s\npanic: oh\n0 passed, 1 failed, 0 skipped\n"},
+		{"fails, then hangs", `{"Action":"start","Package":"p"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"output","Package":"p","Test":"B","Output":"panic: test timed out\n"}
+{"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}
+{"Action":"fail","Package":"p"}
+`, "FAIL\tp\t0.1s\npanic: test timed out\n0 passed, 2 failed, 0 skipped\n"},
 		{"cut off", `{"Action":"start","Package":"p"}
 {"Action":"pass","Package":"p","Test":"A"}
 `, "FAIL\tp ended without a verdict\n1 passed, 1 failed, 0 skipped\n"},
