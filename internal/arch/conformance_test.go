@@ -197,7 +197,7 @@ func scripts(t *testing.T) []string {
 	return names
 }
 
-// testAt returns the test, benchmark or fuzz function, or the table above one, that a comment stands in or before.
+// testAt returns the test or fuzz function, or the table beside one, that a comment stands in or before.
 func testAt(f *ast.File, pos token.Pos) string {
 	for _, decl := range f.Decls {
 		if pos >= decl.End() {
@@ -205,7 +205,7 @@ func testAt(f *ast.File, pos token.Pos) string {
 		}
 		switch d := decl.(type) {
 		case *ast.FuncDecl:
-			if d.Recv == nil {
+			if d.Recv == nil && (strings.HasPrefix(d.Name.Name, "Test") || strings.HasPrefix(d.Name.Name, "Fuzz")) {
 				return d.Name.Name
 			}
 		case *ast.GenDecl:
