@@ -7,7 +7,7 @@ import (
 	"github.com/signet-ca/signet/api"
 )
 
-// spiffe: ID-01, ID-02, ID-03, ID-05, ID-06, ID-07
+// spiffe: ID-01, ID-02, ID-03, ID-04, ID-05, ID-06, ID-07
 func TestParseName(t *testing.T) {
 	long := "spiffe://example.org/"
 	long += strings.Repeat("a", api.MaxIDBytes-len(long))
@@ -17,7 +17,7 @@ func TestParseName(t *testing.T) {
 	}{
 		{"default", true}, {"ROOTCA", true}, {"ALL", true}, {"my-cert_1.pem", true}, {"a..b", true},
 		{"spiffe://example.org", true}, {"spiffe://example.org/ns/a/sa/b", true}, {long, true},
-		{"spiffe://10.0.0.1/a", true}, // ID-04: nothing special
+		{"spiffe://10.0.0.1/a", true}, // nothing special
 		{"", false}, {long + "a", false}, {strings.Repeat("a", 64<<10), false},
 		{"file-cert:/etc/shadow~/etc/passwd", false}, {"file-root:system", false}, {"kubernetes://secret", false},
 		{"../../etc/passwd", false}, {"..", false}, {".", false}, {"/etc/shadow", false}, {"a/b", false}, {`a\b`, false},

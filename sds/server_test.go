@@ -147,7 +147,8 @@ func TestNoDecompressor(t *testing.T) {
 			t.Errorf("error = %v, want Unimplemented", err)
 		}
 		c := w.stream(ProtocolSotW)
-		c.ask(NameDefault)
+		c.send("", nil, []string{NameDefault}, nil, nil) // may fail already
+		synctest.Wait()
 		if !c.done || status.Code(c.err) != codes.Unimplemented {
 			t.Errorf("error = %v, want Unimplemented", c.err)
 		}
@@ -224,7 +225,8 @@ type stuck struct {
 	grpc.ServerStream
 	ctx      context.Context
 	requests chan *discovery.DiscoveryRequest
-	sends    atomic.Int32
+	sent     chan *discovery.DiscoveryResponse // what Send was called with; room for all
+	release  chan struct{}                     // lets Send return
 }
 
 func (s *stuck) Context() context.Context { return s.ctx }
@@ -237,38 +239,78 @@ func (s *stuck) Recv() (*discovery.DiscoveryRequest, error) {
 	}
 }
 
-func (s *stuck) Send(*discovery.DiscoveryResponse) error {
-	s.sends.Add(1)
-	<-s.ctx.Done()
-	return s.ctx.Err()
+func (s *stuck) Send(r *discovery.DiscoveryResponse) error {
+	s.sent <- r
+	select {
+	case <-s.release:
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
 }
 
-// D10: a Send that blocks does not hold the stream, and nothing is sent behind it.
+// run serves s until the handler returns, and then ends it as gRPC does.
+func (s *stuck) run(srv *Server) (ended chan error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.ctx, s.requests = ctx, make(chan *discovery.DiscoveryRequest)
+	s.sent, s.release = make(chan *discovery.DiscoveryResponse, 100), make(chan struct{})
+	ended = make(chan error, 1)
+	go func() {
+		err := service{srv}.StreamSecrets(s)
+		cancel()
+		ended <- err
+	}()
+	return ended
+}
+
+// D10: a Send that blocks does not hold the stream, and nothing is sent behind it, whatever the client answers.
 func TestBlockedSend(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPod(t)
-		p.set(1)
-		srv := New(Config{Source: p})
-		ctx, cancel := context.WithCancel(t.Context())
-		s := &stuck{ctx: ctx, requests: make(chan *discovery.DiscoveryRequest)}
-		ended := make(chan error, 1)
-		go func() {
-			err := service{srv}.StreamSecrets(s)
-			cancel() // as gRPC does when a handler returns
-			ended <- err
-		}()
-		s.requests <- &discovery.DiscoveryRequest{ResourceNames: []string{NameDefault}}
-		for range 10 {
-			time.Sleep(time.Second)
-			p.set(1)
-			s.requests <- &discovery.DiscoveryRequest{ResourceNames: []string{NameDefault}} // still heard
-		}
-		wantReason(t, <-ended, api.SlowConsumer)
-		if n := s.sends.Load(); n != 1 {
-			t.Errorf("%d sends, want 1", n)
-		}
-		srv.Close()
-	})
+	for _, tt := range []struct {
+		name           string
+		answers, reads bool
+	}{
+		{"silent", false, false}, {"answers what it has not read", true, false}, {"reads late", true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPod(t)
+				p.set(1)
+				srv := New(Config{Source: p})
+				s := &stuck{}
+				ended := s.run(srv)
+				req := &discovery.DiscoveryRequest{ResourceNames: []string{NameDefault}}
+				s.requests <- req
+				synctest.Wait()
+				if tt.answers {
+					req = proto.CloneOf(req)
+					req.ResponseNonce = (<-s.sent).GetNonce()
+				}
+				for range 10 {
+					time.Sleep(time.Second)
+					p.set(1)
+					s.requests <- req // still heard
+				}
+				synctest.Wait()
+				if n := len(s.sent); tt.answers && n != 0 {
+					t.Errorf("%d sends beside the one that is blocked", n)
+				}
+				if !tt.reads {
+					wantReason(t, <-ended, api.SlowConsumer)
+					if n := len(s.sent); n > 1 {
+						t.Errorf("%d sends, want 1", n)
+					}
+					srv.Close()
+					return
+				}
+				s.release <- struct{}{}
+				synctest.Wait()
+				if n := len(s.sent); n != 1 {
+					t.Errorf("%d sends after it, want the newest", n)
+				}
+				srv.Close()
+			})
+		})
+	}
 }
 
 // D14: a stream ends some time before its token does, each at another moment, and no key follows.
@@ -465,6 +507,9 @@ func TestPanics(t *testing.T) {
 					t.Errorf("the client learns of the panic: %v", bad.err)
 				}
 				armed.Store(false)
+				if r := p.last(2); where != "report" && r.Open {
+					t.Errorf("the end was not reported: %+v", r)
+				}
 				p.set(1)
 				good.ack(good.next())
 				good.quiet()

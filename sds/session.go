@@ -143,8 +143,8 @@ func (s *session) replace(names []string) error {
 	if err != nil {
 		return err
 	}
-	// "If there has never been a named subscription on the stream, an empty list is a wildcard" (xDS protocol, "How the
-	// client specifies what resources to return").
+	// An empty list asks for everything until a name was asked for on this stream; from then on it asks for nothing
+	// (xDS protocol, "How the client specifies what resources to return").
 	if len(names) > 0 {
 		s.named = true
 	} else if !s.named {
@@ -208,6 +208,7 @@ func (s *session) change(a ask, first bool) error {
 	if len(a.held) > MaxNames {
 		return errTooMany()
 	}
+	// What a client says to hold counts as if it had acknowledged it here: either is its own word, about itself.
 	for _, name := range s.effective() {
 		if d := digestOf(a.held[name]); d != "" {
 			h := s.holding(name)

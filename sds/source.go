@@ -61,7 +61,7 @@ type Material struct {
 
 // Report is what is known of one stream.
 type Report struct {
-	Stream      uint64   // unique in this process, counts up
+	Stream      uint64   // unique within its Server, counts up
 	Proxy       string   // what the client calls itself: never trusted, printable, at most 128 bytes
 	Protocol    string   // ProtocolSotW or ProtocolDelta
 	Names       []string // subscribed, sorted, without those that belong to somebody else; not to be changed

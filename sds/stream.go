@@ -89,9 +89,6 @@ func (st *stream[Req, Resp]) run() error {
 			if err := st.take(r.req); err != nil {
 				return err
 			}
-			if st.session.out == nil {
-				patience.Stop()
-			}
 		case err := <-st.sent:
 			if err != nil {
 				return clientError(err)
@@ -106,6 +103,9 @@ func (st *stream[Req, Resp]) run() error {
 		case <-st.srv.closing.Done():
 		case <-st.wire.Context().Done():
 			return clientError(st.wire.Context().Err())
+		}
+		if st.session.asked && st.session.out == nil && !st.sending {
+			patience.Stop()
 		}
 	}
 }
@@ -205,7 +205,7 @@ func (st *stream[Req, Resp]) tell() {
 }
 
 func (st *stream[Req, Resp]) impatient() error {
-	if st.session.out != nil {
+	if st.session.asked {
 		return api.E(api.SlowConsumer, "a pushed secret was not answered within %s", st.srv.cfg.AnswerTimeout)
 	}
 	return api.E(api.DeadlineExceeded, "no request came within %s", st.srv.cfg.AnswerTimeout)

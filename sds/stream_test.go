@@ -98,6 +98,7 @@ func TestForeignNames(t *testing.T) {
 		{"several", []string{elseID, other + "/x", other, "istio"}, true, nil, true},
 		{"longer than own", []string{ownID + "/x"}, true, nil, true},
 		{"prefix of own", []string{ownID[:len(ownID)-1]}, true, nil, true},
+		{"own path in another case", []string{"spiffe://" + td + strings.ToUpper(ownID[len("spiffe://"+td):])}, true, nil, true},
 		{"reserved", []string{"spiffe://" + td + "/signet/ca/0"}, true, nil, true},
 		{"among others", []string{elseID, NameDefault, other}, true, []string{NameDefault}, false},
 		{"alone, ID not known yet", []string{elseID}, false, nil, true},
@@ -281,6 +282,8 @@ func TestNack(t *testing.T) {
 		if r := p.last(1); r.AckedSerial != third.Identity.Serial() || r.Nack != "" || r.Acks != 2 || r.Nacks != 1 {
 			t.Errorf("report %+v", r)
 		}
+		p.material.Set(second) // newest wins, even if it was refused before something else was accepted
+		c.next()
 	})
 }
 
@@ -335,6 +338,7 @@ func TestEqualContent(t *testing.T) {
 		if r := p.last(1); r.AckedGeneration != 6 || r.PushedGeneration != 6 || !slices.Equal(r.AckedHash, hash[:]) || r.Acks != 1 {
 			t.Errorf("report %+v, want generation 6 proven without a push", r)
 		}
+		kept := p.last(1)
 		root := p.newRoot()
 		set(7, root)
 		g := c.next()
@@ -346,6 +350,9 @@ func TestEqualContent(t *testing.T) {
 		c.quiet()
 		if r := p.last(1); r.AckedGeneration != 8 {
 			t.Errorf("report %+v, want generation 8", r)
+		}
+		if !slices.Equal(kept.AckedHash, hash[:]) {
+			t.Error("a report that was given out changed")
 		}
 	})
 }
