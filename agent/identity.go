@@ -45,7 +45,7 @@ func (h Held) Refused() *api.Error {
 }
 
 // final reports whether a refusal is about the workload, so that waiting would not help it. The agent's own troubles never
-// are: see linked.
+// are: see link.issue.
 func final(e *api.Error) bool {
 	if e == nil {
 		return false
@@ -93,11 +93,6 @@ const (
 // maxSleep bounds every long wait. The timers of a machine that was suspended, or whose clock was set, are late by as much;
 // expiry is a matter of the wall clock.
 const maxSleep = time.Minute
-
-// signer obtains one SVID from the CA. It blocks while there is no session, and returns the CA's refusal as *api.Error.
-type signer interface {
-	issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, error)
-}
 
 func newIdentity(k podKey, p Pod, a *Agent) *Identity {
 	return &Identity{agent: a, key: k, pod: p, wake: make(chan struct{}, 1), streams: map[uint64]*apiv1.Stream{}}
@@ -262,18 +257,23 @@ func (a *Agent) expire(id *Identity, h Held) {
 // renew obtains one SVID with a fresh key and installs it, after it was checked against the bundle that is held. It does
 // not wait beyond the end of the SVID that it replaces, which must not be served then.
 func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
-	key, csr, err := newKey()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.IssueTimeout)
 	defer cancel()
 	if old := id.held.Load().SVID; old != nil {
 		ctx, cancel = context.WithDeadline(ctx, old.Certificates[0].NotAfter)
 		defer cancel()
 	}
+	l, err := a.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.calls.Done()
+	key, csr, err := newKey()
+	if err != nil {
+		return err
+	}
 	item := &apiv1.IssueItem{Evidence: &apiv1.Evidence{Kind: p.evidence.Kind, Data: p.evidence.Data}, Csr: csr, Volume: p.volume}
-	got, err := a.signer().issue(ctx, item)
+	got, err := l.issue(ctx, item)
 	if err != nil {
 		return err
 	}
@@ -293,9 +293,6 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 		"serial", serial(svid), "not_after", svid.Certificates[0].NotAfter, "renew_at", h.RenewAt)
 	return nil
 }
-
-// signer is the session, when there is one; its calls wait for it.
-func (a *Agent) signer() signer { return linked{a} }
 
 // newKey returns a fresh P-256 key and a CSR that names nothing: identity comes from attestation.
 func newKey() (*ecdsa.PrivateKey, []byte, error) {

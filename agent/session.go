@@ -338,16 +338,9 @@ func (a *Agent) applyKeySets(p *apiv1.KeySets) {
 	a.cacheKeySets(sets)
 }
 
-// linked is a signer over whatever session there is: it waits for one. What the CA says of a request is the workload's; what
-// fails with the call is between agent and CA, and no workload is refused for it.
-type linked struct{ a *Agent }
-
-func (s linked) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, error) {
-	l, err := s.acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer l.calls.Done()
+// issue obtains one SVID. What the CA says of the request is the workload's, and returned as its *api.Error; what fails with
+// the call is between agent and CA, and no workload is refused for it.
+func (l *link) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, error) {
 	resp, err := l.client.Issue(ctx, &apiv1.IssueRequest{Items: []*apiv1.IssueItem{item}})
 	if err != nil {
 		if e := api.AsError(api.FromStatus(err)); !final(e) {
@@ -371,10 +364,10 @@ func (s linked) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, 
 	return nil, api.E(api.SVIDRejected, "the CA's result is empty")
 }
 
-// acquire waits for a session and enters a call on it.
-func (s linked) acquire(ctx context.Context) (*link, error) {
+// acquire waits for a session and enters a call on it, which ends with link.calls.Done.
+func (a *Agent) acquire(ctx context.Context) (*link, error) {
 	for {
-		l, changed := s.a.link.Get()
+		l, changed := a.link.Get()
 		if l != nil && l.enter() {
 			return l, nil
 		}
