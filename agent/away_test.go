@@ -164,7 +164,7 @@ func TestReturnIsSpread(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		s.Stop()
-		time.Sleep(2 * time.Hour)
+		time.Sleep(svidLife)
 		s.Start()
 		back := time.Now()
 		var after []time.Duration

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/signet-ca/signet/agent"
@@ -147,6 +148,7 @@ func TestPodGone(t *testing.T) {
 		id := n.admit(w)
 		id.Report(1, &apiv1.Stream{Id: 1})
 		first := await(t, id, time.Second, "SVID", hasSVID)
+		synctest.Wait()
 		if len(cache.names()) != 4 {
 			t.Errorf("the cache holds %q", cache.names())
 		}
