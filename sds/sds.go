@@ -18,7 +18,8 @@
 // Four rules hold on every stream. An identity is never pushed before there is trust to push. At most one response is
 // unanswered, so what changes meanwhile is merged and no key can arrive after a newer one. What a client holds is not
 // sent to it again, and what it refused is not sent again until there is something newer. Nonces are random: whoever
-// acknowledges a bundle has read it, and a rotation of roots may rest on that.
+// acknowledges a bundle here has read it, and a rotation of roots may rest on that. (A delta client that comes back and
+// names the very version it holds is believed too: it speaks of itself alone, as it does in an acknowledgement.)
 package sds
 
 import (
@@ -42,9 +43,9 @@ const (
 	MaxNames     = 64       // names that one stream may subscribe to
 	MaxNodeBytes = 64 << 10 // of the node's description in a request, encoded
 
-	// MaxRequestBytes is what grpc.MaxRecvMsgSize should be on a server that serves nothing larger: a request of
-	// MaxNames names of the longest size, versions beside them, and a node. It leaves enough room above MaxNodeBytes
-	// for most oversized nodes to be told so by their own reason.
+	// MaxRequestBytes is a fitting grpc.MaxRecvMsgSize for a server that serves nothing larger: a request with the most
+	// and longest names, versions for them and a node is below 512 KiB, and a node that is too large for MaxNodeBytes
+	// mostly still arrives to be told so by its own reason.
 	MaxRequestBytes = 1 << 20
 )
 
