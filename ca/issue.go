@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"time"
 
 	"github.com/signet-ca/signet/api"
@@ -94,6 +95,9 @@ func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Clai
 func (ca *CA) recordAndSign(ctx context.Context, s *signing, p *issuance.Prepared, e *audit.Entry) (*issuance.Issued, error) {
 	e.Serial, e.NotAfter, e.Issuer = p.Serial(), p.NotAfter(), hex.EncodeToString(s.cert.SubjectKeyId)
 	if err := ca.cfg.Ledger.Append(ctx, *e); err != nil {
+		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {
+			return nil, err // it is the caller who did not wait
+		}
 		return nil, api.Wrap(api.LedgerFailed, err, "the decision could not be recorded, so nothing was signed")
 	}
 	issued, err := p.Sign()

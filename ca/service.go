@@ -176,8 +176,8 @@ func (ca *CA) boundary(ctx context.Context, method string, err error, panicked a
 	if err == nil || ended(err) {
 		return err
 	}
-	if e, ok := errors.AsType[*api.Error](err); ok && e.Reason == api.SessionEnded {
-		return api.ToStatus(e).Err() // as planned: nobody was refused
+	if e, ok := errors.AsType[*api.Error](err); ok && (e.Reason == api.SessionEnded || e.Reason.Kind() == api.KindCanceled) {
+		return api.ToStatus(e).Err() // as planned by us or by the caller: nobody was refused
 	}
 	e := ca.logRefusal(ctx, err, "method", method)
 	ca.metrics.refusals.WithLabelValues(string(e.Reason)).Inc()
