@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"maps"
@@ -291,7 +292,7 @@ func (x *session) apply(r *apiv1.Report) error {
 	return nil
 }
 
-// listHoldings returns what live agents hold, sorted by SPIFFE ID, then pod. Where a node has two sessions, the newest
+// listHoldings returns what live agents hold, sorted by SPIFFE ID, then pod, key and node. Where a node has two sessions, the newest
 // report of a key is used.
 func (ca *CA) listHoldings(namespace, id string) []*apiv1.NodeHolding {
 	newest := map[string]*apiv1.NodeHolding{}
@@ -310,13 +311,12 @@ func (ca *CA) listHoldings(namespace, id string) []*apiv1.NodeHolding {
 		x.mu.Unlock()
 	}
 	return slices.SortedFunc(maps.Values(newest), func(a, b *apiv1.NodeHolding) int {
-		if c := strings.Compare(a.Holding.GetSpiffeId(), b.Holding.GetSpiffeId()); c != 0 {
-			return c
-		}
-		if c := strings.Compare(a.Holding.GetPodName(), b.Holding.GetPodName()); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Holding.GetKey(), b.Holding.GetKey())
+		return cmp.Or(
+			strings.Compare(a.Holding.GetSpiffeId(), b.Holding.GetSpiffeId()),
+			strings.Compare(a.Holding.GetPodName(), b.Holding.GetPodName()),
+			strings.Compare(a.Holding.GetKey(), b.Holding.GetKey()),
+			strings.Compare(a.GetNode(), b.GetNode()),
+		)
 	})
 }
 

@@ -257,6 +257,10 @@ func (ca *CA) ServerTLS() *tls.Config {
 				return nil // AttestAgent needs none; every other call refuses
 			}
 			_, err := ca.verifyPeer(cs.PeerCertificates, time.Now())
+			if err != nil { // the client sees a TLS alert only
+				ca.metrics.refusals.WithLabelValues(string(api.ReasonOf(err))).Inc()
+				ca.log.Debug("client certificate refused", "error", err, "cause", errors.Unwrap(err))
+			}
 			return err
 		},
 	}
