@@ -285,3 +285,13 @@ func (l *memoryLedger) all() []audit.Entry {
 	defer l.mu.Unlock()
 	return slices.Clone(l.entries)
 }
+
+// mustCA returns a CA that does not run.
+func (b *bare) mustCA() *ca.CA {
+	b.t.Helper()
+	c, err := ca.New(b.config)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return c
+}

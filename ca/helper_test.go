@@ -8,10 +8,13 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -381,4 +384,24 @@ func spiffeTD(t testing.TB, name string) spiffeid.TrustDomain {
 		t.Fatal(err)
 	}
 	return td
+}
+
+func hexOf(b []byte) string { return hex.EncodeToString(b) }
+
+// readAll returns the content of every file below dir.
+func readAll(t testing.TB, dir string) []byte {
+	t.Helper()
+	var all []byte
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		all = append(all, data...)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
