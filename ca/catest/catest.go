@@ -58,7 +58,7 @@ type Server struct {
 	mu       sync.Mutex
 	ca       *ca.CA
 	listener *bufconn.Listener
-	stop     func()
+	stop     func(kill bool)
 }
 
 // New makes the root of a trust domain and starts its CA, which ends with the test.
@@ -144,13 +144,21 @@ func (s *Server) Start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ca, s.listener = c, l
-	s.stop = sync.OnceFunc(func() {
-		cancel()
-		server.Stop()
-		wg.Wait()
-		ledger.Close()
-		closeStore()
-	})
+	var once sync.Once
+	s.stop = func(kill bool) {
+		once.Do(func() {
+			if kill {
+				server.Stop()
+			}
+			cancel()
+			force := time.AfterFunc(5*time.Second, server.Stop)
+			defer force.Stop()
+			server.GracefulStop()
+			wg.Wait()
+			ledger.Close()
+			closeStore()
+		})
+	}
 }
 
 func (s *Server) config(st ca.Store, ledger ca.Ledger) ca.Config {
@@ -192,12 +200,17 @@ type fixedKeys []byte
 func (k fixedKeys) Snapshot() ([]byte, <-chan struct{}) { return k, nil }
 
 // Stop ends the CA as SIGTERM does and waits for its end; connections to it break.
-func (s *Server) Stop() {
+func (s *Server) Stop() { s.end(false) }
+
+// Kill ends the CA as SIGKILL does, as far as others can see it: every connection breaks without a word.
+func (s *Server) Kill() { s.end(true) }
+
+func (s *Server) end(kill bool) {
 	s.mu.Lock()
 	stop := s.stop
 	s.listener = nil
 	s.mu.Unlock()
-	stop()
+	stop(kill)
 }
 
 // CA returns the running CA.
