@@ -51,10 +51,13 @@ type demo struct {
 	cancel context.CancelCauseFunc // ends everything, with the reason
 	wg     sync.WaitGroup          // of all goroutines
 
+	closing chan struct{} // closed when no request is under way any more
+
 	issuer    *attestortest.Issuer
 	keys      netip.AddrPort // where its key set is served
 	pods      map[string]attestortest.Pod
 	ca, agent *program
+	envoy     string     // path; empty: Go peers
 	logs      []*os.File // of the processes
 	peers     *peers
 	traffic   *traffic
@@ -75,7 +78,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &demo{cfg: cfg, say: (&progress{start: start, json: cfg.JSON, w: cfg.Stderr}).say}
+	d := &demo{cfg: cfg, closing: make(chan struct{}), say: (&progress{start: start, json: cfg.JSON, w: cfg.Stderr}).say}
+	if d.envoy, err = d.findEnvoy(ctx); err != nil {
+		return err
+	}
 	if cfg.bases == nil {
 		cfg.bases = defaultBases()
 	}
@@ -95,7 +101,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // play is the whole demo, from top to bottom.
 func (d *demo) play(ctx context.Context, start time.Time, programs map[string]string) error {
 	// 1. The stand-in for Kubernetes, then the CA, the agent, and the two workloads.
-	if err := d.startIssuer(ctx); err != nil {
+	if err := d.startIssuer(); err != nil {
 		return err
 	}
 	if err := d.startSignet(ctx, programs); err != nil {
@@ -170,7 +176,7 @@ func (d *demo) ids() map[string]spiffeid.ID {
 }
 
 // startIssuer starts what stands in for a cluster: tokens, their key set, and the list of pods.
-func (d *demo) startIssuer(ctx context.Context) (err error) {
+func (d *demo) startIssuer() (err error) {
 	if d.issuer, err = attestortest.NewIssuer(attestortest.Config{Issuer: issuerName}); err != nil {
 		return err
 	}
@@ -182,7 +188,7 @@ func (d *demo) startIssuer(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := d.serve(ctx, "issuer", l, d.issuer.Handler()); err != nil {
+	if err := d.serve("issuer", l, d.issuer.Handler()); err != nil {
 		return err
 	}
 	d.say("issuer", "a development stand-in for the Kubernetes API server signs the workloads' tokens, keys at http://%s%s", keys, attestortest.KeysPath)
@@ -379,6 +385,7 @@ func (d *demo) issuance(ctx context.Context) (Issuance, error) {
 // end stops everything that is still there and waits for it.
 func (d *demo) end() {
 	d.cancel(nil)
+	close(d.closing)
 	if d.peers != nil {
 		d.peers.stop()
 	}
@@ -408,27 +415,30 @@ func (d *demo) finish(broke error) error {
 	case d.cfg.Keep:
 		d.report.Logs = d.dir.path
 		err = d.dir.keep()
+		d.say("kept", "%s", d.dir.path)
 	case d.report.Passed || interrupted:
 		err = d.dir.remove()
 	default:
 		d.report.Logs, err = d.dir.keepLogs()
 		err = errors.Join(err, d.dir.remove())
 	}
-	if d.traffic != nil && !interrupted {
+	if interrupted {
+		d.say("ended", "every process is stopped")
+	} else if d.traffic != nil {
 		err = errors.Join(err, d.report.write(d.cfg.Stdout, d.cfg.JSON))
 	}
-	switch e, ok := errors.AsType[*api.Error](broke); {
-	case ok && e.Reason != api.DeadlineExceeded:
-		return errors.Join(e, err)
-	case ok:
-		e.Detail += "; the logs are in " + d.report.Logs
-		return errors.Join(e, err)
+	if e, ok := errors.AsType[*api.Error](broke); ok {
+		told := *e
+		if d.report.Logs != "" {
+			told.Detail += "; the logs are in " + d.report.Logs
+		}
+		return errors.Join(&told, err)
 	}
 	return errors.Join(d.report.err(), err)
 }
 
-// serve serves HTTP on l until ctx ends.
-func (d *demo) serve(ctx context.Context, name string, l net.Listener, h http.Handler) error {
+// serve serves HTTP on l until the demo closes: longer than its context lives, or the last requests would fail.
+func (d *demo) serve(name string, l net.Listener, h http.Handler) error {
 	logs, err := d.dir.log(name)
 	if err != nil {
 		return errors.Join(err, l.Close())
@@ -441,8 +451,8 @@ func (d *demo) serve(ctx context.Context, name string, l net.Listener, h http.Ha
 		}
 	})
 	d.wg.Go(func() {
-		<-ctx.Done()
-		_ = s.Close() // cuts what is under way: the demo is over
+		<-d.closing
+		_ = s.Close() // nothing is under way any more
 	})
 	return nil
 }

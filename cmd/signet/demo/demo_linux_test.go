@@ -138,6 +138,63 @@ func TestRunWithoutPrograms(t *testing.T) {
 	}
 }
 
+// An Envoy that was asked for and does not run is an error before anything is started; one that was not is said to be
+// missing in one line.
+func TestFindEnvoy(t *testing.T) {
+	t.Chdir(t.TempDir()) // no .cache
+	t.Setenv("PATH", "")
+	broken := filepath.Join(t.TempDir(), "envoy")
+	if err := os.WriteFile(broken, []byte("#!/bin/sh\necho hello\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	good := filepath.Join(t.TempDir(), "envoy")
+	if err := os.WriteFile(good, []byte("#!/bin/sh\necho '"+good+"  version: 9e55809/1.40.0/Clean/RELEASE/BoringSSL'\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]struct {
+		cfg    Config
+		env    string
+		path   string // ""
+		peers  string
+		reason api.Reason // of the error; empty: none
+		said   string
+	}{
+		"there is none":                {Config{}, "", "", "Go", "", "envoy not found"},
+		"it is not wanted":             {Config{NoEnvoy: true}, good, "", "Go", "", ""},
+		"named by the flag":            {Config{Envoy: good}, broken, good, "Envoy 1.40.0", "", ""},
+		"named by the environment":     {Config{}, good, good, "Envoy 1.40.0", "", ""},
+		"the flag's is missing":        {Config{Envoy: "/nonexistent/envoy"}, "", "", "Go", api.ProgramMissing, ""},
+		"the environment's is not one": {Config{}, broken, "", "Go", api.ProgramMissing, ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(EnvoyEnv, tt.env)
+			var said string
+			d := &demo{cfg: tt.cfg, say: func(who, format string, _ ...any) { said += who + " " + format + "\n" }}
+			path, err := d.findEnvoy(t.Context())
+			if (err != nil) != (tt.reason != "") || err != nil && api.ReasonOf(err) != tt.reason {
+				t.Errorf("error %v, want %q", err, tt.reason)
+			}
+			if path != tt.path || d.report.Peers != tt.peers || !strings.HasPrefix(said, tt.said) || strings.Count(said, "\n") > 1 {
+				t.Errorf("path %q, peers %q, said %q", path, d.report.Peers, said)
+			}
+		})
+	}
+	t.Run("cached", func(t *testing.T) {
+		t.Setenv(EnvoyEnv, "")
+		if err := os.MkdirAll(filepath.Dir(cachedEnvoy), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(good, cachedEnvoy); err != nil {
+			t.Fatal(err)
+		}
+		d := &demo{}
+		if path, err := d.findEnvoy(t.Context()); err != nil || !strings.HasSuffix(path, cachedEnvoy) || d.report.Peers != "Envoy 1.40.0" {
+			t.Errorf("path %q, peers %q, %v", path, d.report.Peers, err)
+		}
+	})
+}
+
 type writerFunc func([]byte)
 
 func (f writerFunc) Write(b []byte) (int, error) {

@@ -129,7 +129,7 @@ func (d *demo) startGo(ctx context.Context, backend netip.AddrPort) error {
 		}
 	}))
 	toBackend := paymentsHandler(backend)
-	if err := d.serve(ctx, payments, in, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	if err := d.serve(payments, in, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		done.Add(1) // each connection carries one request
 		if r.TLS.DidResume {
 			resumed.Add(1)
@@ -142,7 +142,7 @@ func (d *demo) startGo(ctx context.Context, backend netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	if err := d.serve(ctx, checkout, out, checkoutHandler(door, clientTLS(sources[checkout], ids[payments], false))); err != nil {
+	if err := d.serve(checkout, out, checkoutHandler(door, clientTLS(sources[checkout], ids[payments], false))); err != nil {
 		return err
 	}
 	d.peers.front, d.peers.door = front, door

@@ -46,27 +46,23 @@ func (d *demo) startPeers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.serve(ctx, "backend", l, http.HandlerFunc(backend)); err != nil {
+	if err := d.serve("backend", l, http.HandlerFunc(backend)); err != nil {
 		return err
 	}
-	path, version, err := d.findEnvoy(ctx)
-	if err != nil {
-		return err
-	}
-	if path == "" {
-		d.report.Peers = "Go"
+	if d.envoy == "" {
 		return d.startGo(ctx, addr)
 	}
-	d.report.Peers = "Envoy " + version
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*startTimeout, fmt.Errorf("no certificate after %s", 2*startTimeout))
 	defer cancel()
-	return d.startEnvoys(ctx, path, addr)
+	return d.startEnvoys(ctx, d.envoy, addr)
 }
 
-// findEnvoy returns an Envoy that runs, and "" after having said so where there is none. One that was asked for must run.
-func (d *demo) findEnvoy(ctx context.Context) (path, version string, err error) {
+// findEnvoy returns the path of an Envoy that runs, and "" after having said so where there is none. One that was asked
+// for must run. It sets report.Peers.
+func (d *demo) findEnvoy(ctx context.Context) (path string, err error) {
+	d.report.Peers = "Go"
 	if d.cfg.NoEnvoy {
-		return "", "", nil
+		return "", nil
 	}
 	wanted := d.cfg.Envoy
 	if wanted == "" {
@@ -78,19 +74,23 @@ func (d *demo) findEnvoy(ctx context.Context) (path, version string, err error) 
 	}
 	path, err = envoy.Find(wanted, candidates...)
 	if err == nil {
-		version, err = envoy.Version(ctx, path)
+		var version string
+		if version, err = envoy.Version(ctx, path); err == nil {
+			d.report.Peers = "Envoy " + version
+			return path, nil
+		}
 	}
 	switch {
-	case err == nil:
-		return path, version, nil
+	case ctx.Err() != nil:
+		return "", context.Cause(ctx)
 	case wanted != "":
-		return "", "", api.E(api.ProgramMissing, "no Envoy: %v", err)
+		return "", api.E(api.ProgramMissing, "the Envoy that was asked for does not run: %v; --no-envoy shows it with Go programs", err)
 	case errors.Is(err, exec.ErrNotFound):
 		d.say("envoy", "not found (--envoy PATH or $%s names one): Go programs take its place", EnvoyEnv)
 	default:
 		d.say("envoy", "does not run (%v): Go programs take its place", err)
 	}
-	return "", "", nil
+	return "", nil
 }
 
 // startEnvoys starts one Envoy for each workload: payments over the incremental SDS protocol, checkout over that of the

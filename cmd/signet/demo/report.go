@@ -39,8 +39,8 @@ type Side struct {
 	Protocol  string `json:"protocol"` // of its SDS stream
 	FirstSVID int64  `json:"firstSVIDMillis"`
 	// FirstSVID is the time from the start of the proxy, CA and agent being up, until it had its certificate and bundle.
-	Rotations int   `json:"rotations"`     // changes of its certificate that its peer saw
-	LeastLife int64 `json:"leastLifeLeft"` // of any certificate at the moment it was used
+	Rotations int   `json:"rotations"`           // changes of its certificate that its peer saw
+	LeastLife int64 `json:"leastLifeLeftMillis"` // of any certificate at the moment it was used
 }
 
 // Issuance is the CA's own account, since it came back.
@@ -146,7 +146,9 @@ func (r *Report) write(w io.Writer, asJSON bool) error {
 	}
 	line("peers", "%s", r.Peers)
 	line("ready", "%d ms from nothing to the first answer", r.Ready)
-	line("first SVID", "%d ms after it was asked for; the CA takes %.1f ms for one, its record on disk included", r.FirstSVID, float64(r.Issuance.MeanMicros)/1000)
+	if r.Issuance.SVIDs > 0 {
+		line("first SVID", "%d ms after it was asked for; the CA takes %.1f ms for one, its record on disk included", r.FirstSVID, float64(r.Issuance.MeanMicros)/1000)
+	}
 	for _, s := range r.Sides {
 		line(s.Name, "%s, ready %d ms after its start, %d rotations by %s, never less than %.1f s left",
 			s.ID, s.FirstSVID, s.Rotations, s.Protocol, seconds(s.LeastLife))
