@@ -111,6 +111,11 @@ func NewPolicy(f PolicyFile, td spiffeid.TrustDomain, development bool) (*Policy
 	if len(wrong) > 0 {
 		return nil, api.E(api.ConfigInvalid, "policy: %s", strings.Join(wrong, "; "))
 	}
+	f.Namespaces, f.Rules = slices.Clone(f.Namespaces), slices.Clone(f.Rules)
+	for i, r := range f.Rules {
+		f.Rules[i].Namespaces, f.Rules[i].ServiceAccounts, f.Rules[i].DNSNames =
+			slices.Clone(r.Namespaces), slices.Clone(r.ServiceAccounts), slices.Clone(r.DNSNames)
+	}
 	return &Policy{file: f, td: td, segments: segments}, nil
 }
 
