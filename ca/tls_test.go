@@ -195,17 +195,18 @@ func TestHandshakeTimeout(t *testing.T) {
 
 // TestBeforeIdentity has nobody answer before there is an identity to answer with.
 func TestBeforeIdentity(t *testing.T) {
-	b := newBare(t, nil)
-	config := b.mustCA().ServerTLS()
-	client, server := net.Pipe()
-	defer client.Close()
-	go func() {
-		defer server.Close()
-		tls.Server(server, config).HandshakeContext(t.Context())
-	}()
-	if err := tls.Client(client, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(t.Context()); err == nil {
-		t.Error("a handshake with a CA that has no identity")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		config := newBare(t, nil).mustCA().ServerTLS()
+		client, server := net.Pipe()
+		defer client.Close()
+		go func() {
+			defer server.Close()
+			tls.Server(server, config).HandshakeContext(t.Context())
+		}()
+		if err := tls.Client(client, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(t.Context()); err == nil {
+			t.Error("a handshake with a CA that has no identity")
+		}
+	})
 }
 
 // foreignSVID makes an SVID under a root that the CA does not trust.
