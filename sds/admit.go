@@ -22,22 +22,27 @@ func (s *Server) admit(ctx context.Context, protocol string) (w *Workload, relea
 		leave()
 		return nil, nil, s.refuse(protocol, "", err)
 	}
-	if w.Release != nil {
-		end := leave
-		leave = func() {
-			w.Release()
-			end()
-		}
-	}
 	disown, err := s.own(w)
 	if err != nil {
+		s.release(w)
 		leave()
 		return nil, nil, s.refuse(protocol, w.Name, err)
 	}
 	return w, func() {
 		disown()
+		s.release(w)
 		leave()
 	}, nil
+}
+
+// release tells the Source that a Workload is no longer used. A panic there must not keep the stream's place for ever.
+func (s *Server) release(w *Workload) {
+	if w == nil || w.Release == nil {
+		return
+	}
+	if err := contain(func() error { w.Release(); return nil }); err != nil {
+		s.explain(s.log.With("workload", w.Name), "release failed", err)
+	}
 }
 
 // enter counts one stream or fetch against the whole Server.
@@ -97,8 +102,8 @@ func (s *Server) open(ctx context.Context) (w *Workload, err error) {
 	case !w.ExpireAt.IsZero() && !time.Now().Before(w.ExpireAt):
 		err = api.E(api.ReauthRequired, "the token of this stream has expired")
 	}
-	if err != nil && w != nil && w.Release != nil {
-		w.Release()
+	if err != nil {
+		s.release(w)
 	}
 	return w, err
 }

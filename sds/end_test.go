@@ -140,6 +140,40 @@ func TestBlockedSend(t *testing.T) {
 	}
 }
 
+// The Source is told once of the end of whatever it opened, let in or not, and may even fail at it.
+func TestRelease(t *testing.T) {
+	both(t, Config{MaxStreamsPerWorkload: 1}, func(t *testing.T, protocol string, p *pod, w *world) {
+		p.set(1)
+		released := 0
+		p.onRelease = func() { released++; panic("kaboom") }
+		check := func(what string, want int) {
+			t.Helper()
+			synctest.Wait()
+			if released != want {
+				t.Errorf("%s: released %d times, want %d", what, released, want)
+			}
+		}
+		c := w.stream(protocol)
+		c.ask(NameDefault)
+		c.next()
+		check("open", 0)
+		w.stream(protocol).ended(api.StreamLimit)
+		check("one too many", 1)
+		c.cancel()
+		check("ended", 2)
+		if _, err := w.client.FetchSecrets(t.Context(), &discovery.DiscoveryRequest{}); err != nil {
+			t.Error(err)
+		}
+		check("fetched", 3)
+		p.expire = time.Now()
+		w.stream(protocol).ended(api.ReauthRequired)
+		check("expired on arrival", 4)
+		if w.srv.streams != 0 {
+			t.Errorf("%d streams are still counted", w.srv.streams)
+		}
+	})
+}
+
 // D14: a stream ends some time before its token does, each at another moment, and no key follows.
 func TestExpiry(t *testing.T) {
 	both(t, Config{MaxStreamsPerWorkload: 100}, func(t *testing.T, protocol string, p *pod, w *world) {

@@ -152,13 +152,14 @@ func (a *authority) newRoot() *x509.Certificate {
 // pod is a Source with one workload.
 type pod struct {
 	*authority
-	id       string // what the Source says; empty: not known yet
-	material *latest.Value[*Material]
-	expire   time.Time
-	done     chan struct{}
-	err      error
-	open     func(context.Context, metadata.MD) error // may refuse
-	onReport func(Report)
+	id        string // what the Source says; empty: not known yet
+	material  *latest.Value[*Material]
+	expire    time.Time
+	done      chan struct{}
+	err       error
+	open      func(context.Context, metadata.MD) error // may refuse
+	onReport  func(Report)
+	onRelease func()
 
 	mu      sync.Mutex
 	reports map[uint64][]Report
@@ -186,7 +187,7 @@ func (p *pod) Open(ctx context.Context, md metadata.MD) (*Workload, error) {
 	}
 	w := &Workload{
 		Name: "prod/payments", Material: p.material, ExpireAt: p.expire, Done: p.done,
-		Err: func() error { return p.err },
+		Err: func() error { return p.err }, Release: p.onRelease,
 		Report: func(r Report) {
 			if p.onReport != nil {
 				p.onReport(r)
