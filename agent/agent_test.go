@@ -331,6 +331,12 @@ func (m *memory) All() iter.Seq2[string, []byte] {
 	return maps.All(maps.Clone(m.entries))
 }
 
+func (m *memory) get(name string) []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return bytes.Clone(m.entries[name])
+}
+
 func (m *memory) names() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
