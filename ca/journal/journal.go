@@ -109,8 +109,8 @@ func (j Journal) Validate() error {
 	if j.Schema < 1 {
 		return corrupt("schema %d", j.Schema)
 	}
-	if _, err := spiffeid.TrustDomainFromString(j.TrustDomain); err != nil {
-		return corrupt("trust domain: %v", err)
+	if td, err := spiffeid.TrustDomainFromString(j.TrustDomain); err != nil || td.Name() != j.TrustDomain {
+		return corrupt("trust domain %.64q", j.TrustDomain)
 	}
 	if j.Epoch == 0 || j.Number == 0 {
 		return corrupt("generation %s", j.Generation())
