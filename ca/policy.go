@@ -25,8 +25,8 @@ const (
 // PolicyFile is the policy as it is written: which namespaces, which TTL, which extra DNS names, and the one template
 // from which every SPIFFE ID follows. There are no entries for single workloads.
 type PolicyFile struct {
-	APIVersion string `yaml:"apiVersion"` // "signet.dev/v1"
-	Kind       string `yaml:"kind"`       // "Policy"
+	APIVersion string `yaml:"apiVersion"` // "signet.dev/v1". Default: the same.
+	Kind       string `yaml:"kind"`       // "Policy". Default: the same.
 	// Template is the path of a workload's SPIFFE ID. Its segments are literals, {namespace} or {serviceAccount}; both
 	// must be there, each as a whole segment, so that two ServiceAccounts never share an ID. The first segment is a
 	// literal and not "signet". Default: /ns/{namespace}/sa/{serviceAccount}.

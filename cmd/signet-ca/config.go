@@ -114,7 +114,7 @@ type directoryConfig struct {
 	// "file": a JSON file of pods. "none": it is not checked, and an identity lives as long as its token; only with
 	// development: true. Required.
 	Kind string `yaml:"kind"`
-	// The file, for kind file.
+	// The file, for kind file. Required for kind file.
 	Path string `yaml:"path"`
 }
 
