@@ -41,8 +41,12 @@ func openSelfsigned(c Config, p Parts) (ca.Upstream, error) {
 		return nil, api.E(api.ConfigInvalid, "upstream.ttl of %s is shorter than %s", c.TTL, minRootTTL)
 	}
 	kind := issuance.KeyKind(c.Key)
-	if _, err := issuance.GenerateKey(kind); err != nil {
-		return nil, api.E(api.ConfigInvalid, "upstream.key %.32q: %v", c.Key, err)
+	switch kind {
+	case "":
+		kind = issuance.KeyP256
+	case issuance.KeyP256, issuance.KeyP384:
+	default: // every verifier must know a root's key: there are Envoy builds without Ed25519
+		return nil, api.E(api.ConfigInvalid, "upstream.key %.32q is not %s or %s", c.Key, issuance.KeyP256, issuance.KeyP384)
 	}
 	return &selfsigned{sealer: p.Sealer, ttl: c.TTL, key: kind}, nil
 }
@@ -69,7 +73,7 @@ func (s *selfsigned) Found(_ context.Context, td spiffeid.TrustDomain, now time.
 func (s *selfsigned) Mint(_ context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
 	root, err := x509.ParseCertificate(r.Root.Certificate)
 	if err != nil {
-		return nil, err
+		return nil, api.Wrap(api.StateCorrupt, err, "the root's certificate does not parse")
 	}
 	key, err := s.open(r.TrustDomain, r.Root)
 	if err != nil {

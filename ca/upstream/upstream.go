@@ -51,7 +51,7 @@ func Open(c Config, p Parts) (ca.Upstream, error) {
 	}
 	d, ok := drivers[c.Kind]
 	if !ok {
-		return nil, api.E(api.ConfigInvalid, "upstream.kind %q is unknown; there are %s", c.Kind, fmt.Sprint(Kinds()))
+		return nil, api.E(api.ConfigInvalid, "upstream.kind %.32q is unknown; there are %s", c.Kind, fmt.Sprint(Kinds()))
 	}
 	return d(c, p)
 }
