@@ -24,10 +24,11 @@ import (
 )
 
 const (
-	caDown    = 4 * time.Second // less than the life that is left; longer than it takes until a renewal is due
+	caDown    = 3 * time.Second // a renewal comes due meanwhile, as a rule
 	agentDown = time.Second
-	// lifeBeforeKill is what both certificates must have left when the CA is killed: the outage, and time to come back.
-	lifeBeforeKill = caDown + 3*time.Second
+	// lifeBeyond is what both certificates must have left when a program is killed, besides the time for which it stays
+	// dead: for it to start again and renew on a busy machine.
+	lifeBeyond = 4 * time.Second
 
 	tokenTTL     = 10 * time.Minute // kubelet's shortest
 	tokenRefresh = 5 * time.Second
@@ -151,10 +152,10 @@ func (d *demo) disturb(ctx context.Context, start time.Time, ids map[string]spif
 	if _, err := d.rotated(ctx, counts{}, 1); err != nil {
 		return err
 	}
-	if err := d.killCA(ctx); err != nil {
+	if err := d.outage(ctx, d.ca, caDown, "grpc", "traffic goes on with the certificates that are there"); err != nil {
 		return err
 	}
-	if err := d.killAgent(ctx); err != nil {
+	if err := d.outage(ctx, d.agent, agentDown, "sds", "the proxies keep what they hold"); err != nil {
 		return err
 	}
 	_, err = d.rotated(ctx, counts{}, minRotations)
@@ -278,24 +279,17 @@ func (d *demo) rotated(ctx context.Context, since counts, n int) (counts, error)
 	})
 }
 
-// killCA kills the CA while both certificates have life enough left, and starts it again.
-func (d *demo) killCA(ctx context.Context) error {
+// outage kills a program while both certificates have life enough left, starts it again after a while, and waits until
+// certificates change again.
+func (d *demo) outage(ctx context.Context, p *program, down time.Duration, what, meanwhile string) error {
 	alive := func(c counts) bool {
-		return time.Until(c.checkout.notAfter) > lifeBeforeKill && time.Until(c.payments.notAfter) > lifeBeforeKill
+		return time.Until(c.checkout.notAfter) > down+lifeBeyond && time.Until(c.payments.notAfter) > down+lifeBeyond
 	}
-	if _, err := d.traffic.await(ctx, 2*svidTTL, "certificates are not renewed in good time", alive); err != nil {
+	before, err := d.traffic.await(ctx, 2*svidTTL, "certificates are not renewed in good time", alive)
+	if err != nil {
 		return err
 	}
-	return d.outage(ctx, d.ca, caDown, "grpc", "traffic goes on with the certificates that are there")
-}
-
-func (d *demo) killAgent(ctx context.Context) error {
-	return d.outage(ctx, d.agent, agentDown, "sds", "the proxies keep what they hold")
-}
-
-// outage kills a program, starts it again after a while, and waits until certificates change again.
-func (d *demo) outage(ctx context.Context, p *program, down time.Duration, what, meanwhile string) error {
-	before, died := d.traffic.now.Load(), time.Now()
+	died := time.Now()
 	p.kill()
 	d.say(p.name, "KILLED (SIGKILL) for %.1f s: %s", down.Seconds(), meanwhile)
 	select {
