@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -150,7 +149,7 @@ func load(path string) (*loaded, error) {
 		wrong = append(wrong, fmt.Sprintf("trustDomain: %v", err))
 	case td.Name() != c.TrustDomain:
 		wrong = append(wrong, fmt.Sprintf("trustDomain: write it as %q", td.Name()))
-	default:
+	case c.PolicyFile != "":
 		l.td = td
 		if l.policy, err = loadPolicy(c.PolicyFile, td, c.Development); err != nil {
 			wrong = append(wrong, err.Error())
@@ -163,9 +162,6 @@ func load(path string) (*loaded, error) {
 }
 
 func loadPolicy(path string, td spiffeid.TrustDomain, development bool) (*ca.Policy, error) {
-	if path == "" {
-		return nil, errors.New("policyFile is required")
-	}
 	var f ca.PolicyFile
 	if err := strictyaml.DecodeFile(path, &f); err != nil {
 		return nil, err
@@ -206,6 +202,9 @@ func (c *config) check() []string {
 	}
 	if c.Ledger.Dir == "" {
 		bad("ledger.dir is required")
+	}
+	if c.PolicyFile == "" {
+		bad("policyFile is required")
 	}
 	if k := issuance.KeyKind(c.Key); c.Key != "" && k != issuance.KeyP256 && k != issuance.KeyP384 {
 		bad("key %.32q is not ecdsa-p256 or ecdsa-p384", c.Key)
