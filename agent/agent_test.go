@@ -284,6 +284,7 @@ func holdings(t testing.TB, s *catest.Server) map[string]*apiv1.NodeHolding {
 	go server.Serve(l)
 	defer server.Stop()
 	conn, err := grpc.NewClient("passthrough:///admin", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)

@@ -192,9 +192,10 @@ func newFake(t testing.TB, id string, change ...func(*tls.Config)) *fake {
 
 func (f *fake) AttestAgent(_ context.Context, r *apiv1.AttestAgentRequest) (*apiv1.AttestAgentResponse, error) {
 	id := "spiffe://" + domain + "/signet/agent/" + f.node.NodeUID
-	good := &apiv1.AttestAgentResponse{Chain: f.root.svid(leaf(id), publicKey(f.t, r.GetCsr())), Bundle: bundle(1, 1, f.root)}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	day := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(24 * time.Hour) }
+	good := &apiv1.AttestAgentResponse{Chain: f.root.svid(leaf(id, day), publicKey(f.t, r.GetCsr())), Bundle: bundle(1, 1, f.root)}
 	if f.attest != nil {
 		return f.attest(good)
 	}
@@ -748,7 +749,8 @@ func TestBundles(t *testing.T) {
 					t.Errorf("the metric says generation %v", n.metric("signet_agent_bundle_sequence"))
 				}
 				time.Sleep(2 * time.Second)
-				last := f.reports[len(f.reports)-1]
+				reports := f.take()
+				last := reports[len(reports)-1]
 				if last.GetBundleEpoch() != pushed.Epoch || last.GetBundleNumber() != pushed.Number || string(last.GetBundleHash()) != string(pushed.Hash) {
 					t.Errorf("the CA was told of generation %d.%d", last.GetBundleEpoch(), last.GetBundleNumber())
 				}

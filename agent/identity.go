@@ -83,11 +83,11 @@ type proof struct {
 	n        int       // counts the proofs of an identity
 }
 
-// Bounds of what the CA hears of the streams of one identity: what a workload subscribes to must not make a report that
-// the CA would refuse.
+// Bounds of what the CA hears of the streams of one identity. It ends the session of an agent that says more than 128 KiB of
+// one pod, so no pod may make its agent do so.
 const (
 	maxReportedStreams = 64
-	maxReportedNames   = 8 // of one stream; there are five that a workload can get
+	maxReportedNames   = 1024 // bytes of the names of one stream
 )
 
 // maxSleep bounds every long wait. The timers of a machine that was suspended, or whose clock was set, are late by as much;
@@ -105,11 +105,15 @@ func (id *Identity) Pod() Pod { return id.pod }
 func (id *Identity) Held() *latest.Value[Held] { return &id.held }
 
 // Report takes over what a client of this identity has acknowledged; nil removes the stream. Of its names the CA hears the
-// first eight.
+// first KiB.
 func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
-	if len(s.GetNames()) > maxReportedNames {
-		s = proto.CloneOf(s)
-		s.Names = s.Names[:maxReportedNames]
+	size := 0
+	for i, name := range s.GetNames() {
+		if size += len(name); size > maxReportedNames {
+			s = proto.CloneOf(s)
+			s.Names = s.Names[:i]
+			break
+		}
 	}
 	id.mu.Lock()
 	if s == nil {
