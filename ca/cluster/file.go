@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,7 +21,7 @@ import (
 	"github.com/signet-ca/signet/internal/durable"
 )
 
-// maxFile bounds a directory or bundle file before it is parsed.
+// maxFile bounds a directory file, in bytes, before it is parsed.
 const maxFile = 16 << 20
 
 // FileDirectory is a ca.Directory over a JSON file of pods, for development and for clusters whose pods somebody else
@@ -42,6 +43,8 @@ type fileStamp struct {
 	size  int64
 	inode uint64
 }
+
+func stampOf(i fs.FileInfo) fileStamp { return fileStamp{i.ModTime(), i.Size(), inode(i)} }
 
 // NewFileDirectory returns a directory over the file at path, which need not exist yet.
 func NewFileDirectory(path string) *FileDirectory { return &FileDirectory{path: path} }
@@ -79,47 +82,75 @@ func (d *FileDirectory) Pod(_ context.Context, issuer, uid string) (ca.Pod, erro
 	return p, nil
 }
 
+// refresh reads the file anew when it has changed. A file that could not be read is tried again at once, for its mode may
+// have changed and nothing else; one that was read and is wrong stays wrong until it changes.
 func (d *FileDirectory) refresh() {
-	info, err := os.Stat(d.path)
+	data, stamp, err := readChanged(d.path, d.stamp)
 	if err != nil {
 		d.err, d.stamp = err, fileStamp{}
 		return
 	}
-	stamp := fileStamp{info.ModTime(), info.Size(), inode(info)}
 	if stamp == d.stamp {
 		return
 	}
 	d.stamp = stamp
-	pods, err := readPods(d.path, info.Size())
+	pods, err := parsePods(data)
 	if err != nil {
-		d.err = err
+		d.err = fmt.Errorf("%s: %w", d.path, err)
 		return
 	}
 	d.pods, d.err = pods, nil
 }
 
-func readPods(path string, size int64) (map[podKey]ca.Pod, error) {
-	if size > maxFile {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
-	}
-	data, err := os.ReadFile(path)
+// readChanged returns the content of a file whose stamp is no longer old; nil when it still is.
+func readChanged(path string, old fileStamp) ([]byte, fileStamp, error) {
+	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, fileStamp{}, err
+	}
+	if !info.Mode().IsRegular() { // opening a pipe would wait for its writer
+		return nil, fileStamp{}, fmt.Errorf("%s is not a regular file", path)
+	}
+	if stampOf(info) == old {
+		return nil, old, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fileStamp{}, err
+	}
+	defer f.Close()
+	if info, err = f.Stat(); err != nil { // of what is open, in case the name has moved on
+		return nil, fileStamp{}, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fileStamp{}, err
+	}
+	return data, stampOf(info), nil
+}
+
+// parsePods parses a directory file. No two pods have the same issuer and UID, and each has both.
+func parsePods(data []byte) (map[podKey]ca.Pod, error) {
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("larger than %d bytes", maxFile)
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	var f filePods
 	if err := dec.Decode(&f); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, errors.New("something follows the pods") // such as the rest of an older, longer file
 	}
 	pods := make(map[podKey]ca.Pod, len(f.Pods))
 	for _, p := range f.Pods {
 		k := podKey{p.Issuer, p.UID}
 		if p.UID == "" || p.Issuer == "" {
-			return nil, fmt.Errorf("%s: a pod without uid or issuer", path)
+			return nil, errors.New("a pod without uid or issuer")
 		}
 		if _, ok := pods[k]; ok {
-			return nil, fmt.Errorf("%s: the pod with UID %.64q is there twice", path, p.UID)
+			return nil, fmt.Errorf("the pod with UID %.64q is there twice", p.UID)
 		}
 		pods[k] = ca.Pod{
 			Issuer: p.Issuer, Namespace: p.Namespace, Name: p.Name, UID: p.UID,
@@ -185,18 +216,22 @@ func (p *FilePublisher) Publish(_ context.Context, b *ca.Bundle) error {
 	return errors.Join(p.write(BundlePEM, pemDoc), p.write(BundleJSON, doc))
 }
 
-// refuseOlder keeps a published bundle of a later generation.
+// refuseOlder keeps a published bundle of a later generation. Of the published file only the sequence counts, so that
+// entries which this build does not know do not make it any older.
 func (p *FilePublisher) refuseOlder(b *ca.Bundle) error {
 	data, err := os.ReadFile(filepath.Join(p.dir, BundleJSON))
 	if err != nil {
 		return nil // nothing readable is published
 	}
-	old, err := spiffebundle.Parse(b.TrustDomain, data)
-	if err != nil {
-		return nil // a foreign change: put right
+	var old struct {
+		Keys     []json.RawMessage `json:"keys"`
+		Sequence uint64            `json:"spiffe_sequence"`
 	}
-	if seq, ok := old.SequenceNumber(); ok && seq > b.Generation.Sequence() {
-		return api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(seq), b.Generation)
+	if err := json.Unmarshal(data, &old); err != nil || old.Keys == nil {
+		return nil // no bundle at all: put right
+	}
+	if old.Sequence > b.Generation.Sequence() {
+		return api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(old.Sequence), b.Generation)
 	}
 	return nil
 }
