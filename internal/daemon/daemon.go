@@ -6,6 +6,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,10 +39,13 @@ const (
 // "debug", "info" (also ""), "warn" or "error".
 func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	var l slog.Level
-	if level != "" {
-		if err := l.UnmarshalText([]byte(level)); err != nil {
-			return nil, api.E(api.ConfigInvalid, "log level %.16q is not debug, info, warn or error", level)
+	switch level {
+	case "", "debug", "info", "warn", "error":
+		if err := l.UnmarshalText([]byte(cmp.Or(level, "info"))); err != nil {
+			return nil, err
 		}
+	default: // slog would take more: "info+3"
+		return nil, api.E(api.ConfigInvalid, "log level %.16q is not debug, info, warn or error", level)
 	}
 	opts := &slog.HandlerOptions{Level: l}
 	if format == "" {

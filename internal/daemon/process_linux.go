@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"errors"
+	"io/fs"
 	"net"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,4 +36,13 @@ func peerUID(c net.Conn) (int, error) {
 		return 0, cerr
 	}
 	return int(cred.Uid), nil
+}
+
+// ownerUID returns the user to whom a file belongs; false where the system does not say.
+func ownerUID(i fs.FileInfo) (int, bool) {
+	s, ok := i.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(s.Uid), true
 }

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"io/fs"
 	"net"
 	"os"
 )
@@ -12,3 +13,6 @@ func Harden() error { return nil }
 
 // peerUID trusts the mode of the socket where the kernel cannot be asked.
 func peerUID(net.Conn) (int, error) { return os.Geteuid(), nil }
+
+// ownerUID leaves it to the mode of the folder.
+func ownerUID(fs.FileInfo) (int, bool) { return 0, false }
