@@ -14,7 +14,7 @@ import (
 )
 
 // ListenUnix listens on a Unix socket of the given mode. Its folder is made (0755) where it is missing, and must belong to
-// this user or root and be writable by nobody else, unless it is sticky, as /tmp is. A socket that nobody listens on is
+// this user or root and be writable by nobody else, unless it is sticky. A socket that nobody listens on is
 // taken for a leftover and removed; anything else that lies there is SocketUnsafe, and so is a socket on which somebody
 // listens.
 func ListenUnix(path string, mode fs.FileMode) (net.Listener, error) {

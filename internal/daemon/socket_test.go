@@ -68,7 +68,7 @@ func TestListenUnix(t *testing.T) {
 		{"nothing there", func(string, string) error { return nil }, ""},
 		{"no folder", func(dir, _ string) error { return os.Remove(dir) }, ""},
 		{"leftover", func(_, path string) error { return leftover(path) }, ""},
-		{"sticky folder, as /tmp", func(dir, _ string) error { return os.Chmod(dir, 0o777|fs.ModeSticky) }, ""},
+		{"sticky folder", func(dir, _ string) error { return os.Chmod(dir, 0o777|fs.ModeSticky) }, ""},
 		{"folder that its group may write to", func(dir, _ string) error { return os.Chmod(dir, 0o775) }, api.SocketUnsafe},
 		{"folder that all may write to", func(dir, _ string) error { return os.Chmod(dir, 0o757) }, api.SocketUnsafe},
 		{"regular file", func(_, path string) error { return os.WriteFile(path, []byte("kept"), 0o600) }, api.SocketUnsafe},
