@@ -1,7 +1,9 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -9,6 +11,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -25,7 +30,7 @@ func init() { Register("bolt", openBolt) }
 type boltStore struct{ db *bbolt.DB }
 
 var (
-	bucketJournal  = []byte("journal") // keys "record" and "revision"
+	bucketJournal  = []byte("journal") // keys "record" and "revision"; its sequence is the revision too
 	bucketReplicas = []byte("replicas")
 	keyRecord      = []byte("record")
 	keyRevision    = []byte("revision")
@@ -37,50 +42,120 @@ func openBolt(_ context.Context, c Config, create bool) (ca.Store, func() error,
 	if c.Path == "" {
 		return nil, nil, api.E(api.ConfigInvalid, "store.path is required for bolt")
 	}
-	info, err := os.Lstat(c.Path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && create:
-		if err := createBolt(c.Path); err != nil {
+	db, err := openFile(c.Path)
+	if create && errors.Is(err, fs.ErrNotExist) {
+		if err := createBolt(c.Path); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, nil, fmt.Errorf("creating the store: %w", err)
 		}
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil, api.E(api.StateMissing, "there is no store at %s", c.Path)
-	case err != nil:
-		return nil, nil, err
-	case !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0:
-		return nil, nil, api.E(api.FileUnsafe, "%s must be a regular file of mode 0600, it is %s", c.Path, info.Mode())
+		db, err = openFile(c.Path)
 	}
-	db, err := openFile(c.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, api.E(api.StateMissing, "there is no store at %s", c.Path)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
 	return &boltStore{db}, db.Close, nil
 }
 
-// openFile opens an existing file. bbolt panics on some damage; that is StateCorrupt like any other.
+// openFile opens an existing file and reads all of it: what is damaged is found now, not in the middle of a rotation. bbolt
+// panics on some damage and faults on a file that was cut off; that is StateCorrupt like any other.
 func openFile(path string) (db *bbolt.DB, err error) {
+	var file *os.File
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = api.E(api.StateCorrupt, "the store %s is damaged: %v", path, p)
+			// bbolt's mapping is lost, and would keep the lock beyond the end of the file.
+			db, err = nil, errors.Join(err, syscall.Flock(int(file.Fd()), syscall.LOCK_UN), file.Close())
 		}
 	}()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout: time.Second,
+		OpenFile: func(name string, flag int, perm fs.FileMode) (*os.File, error) {
+			file, err = openPrivate(name, flag, perm)
+			return file, err
+		},
+	})
+	_, known := errors.AsType[*api.Error](err)
+	_, failed := errors.AsType[*fs.PathError](err)
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, api.E(api.StateLocked, "the store %s is in use by another process", path)
+	case known || failed:
+		return nil, err
 	case err != nil:
 		return nil, api.Wrap(api.StateCorrupt, err, fmt.Sprintf("the store %s cannot be opened: %v", path, err))
 	}
-	err = db.View(func(tx *bbolt.Tx) error {
-		if tx.Bucket(bucketJournal) == nil || tx.Bucket(bucketReplicas) == nil {
-			return api.E(api.StateCorrupt, "the store %s is not one of ours", path)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, errors.Join(err, db.Close())
+	if err := db.View(check); err != nil {
+		return nil, errors.Join(api.E(api.StateCorrupt, "the store %s is damaged: %v", path, err), db.Close())
 	}
 	return db, nil
+}
+
+// openPrivate opens a file that is there and that nobody else can read. It makes none and takes no empty one, for bbolt
+// would make a new store of it.
+func openPrivate(path string, flag int, perm fs.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(path, flag&^os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, perm)
+	if errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.EISDIR) || errors.Is(err, syscall.ENXIO) {
+		return nil, api.E(api.FileUnsafe, "%s is not a regular file", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0:
+		err = api.E(api.FileUnsafe, "%s must be a regular file of mode 0600, it is %s", path, info.Mode())
+	case info.Size() == 0:
+		err = api.E(api.StateCorrupt, "the store %s is empty", path)
+	default:
+		return f, nil
+	}
+	return nil, errors.Join(err, f.Close())
+}
+
+// check reads every key, then has bbolt compare its pages, once they are known to end within the file: bbolt follows one
+// that claims to be larger.
+func check(tx *bbolt.Tx) error {
+	if tx.Bucket(bucketJournal) == nil || tx.Bucket(bucketReplicas) == nil {
+		return errors.New("it is not one of ours")
+	}
+	var sum byte // what is added up is read
+	err := tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
+		return b.ForEach(func(k, v []byte) error {
+			for _, part := range [][]byte{k, v} {
+				for _, c := range part {
+					sum += c
+				}
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	pages := int(tx.Size()) / tx.DB().Info().PageSize
+	for id := 0; id < pages; id++ {
+		p, err := tx.Page(id)
+		if err != nil {
+			return err
+		}
+		if p.Type == "free" {
+			continue
+		}
+		if p.OverflowCount >= pages-id {
+			return fmt.Errorf("page %d goes beyond the end", id)
+		}
+		id += p.OverflowCount
+	}
+	for cerr := range tx.Check() { // to its end, or its goroutine would never end
+		if err == nil {
+			err = cerr
+		}
+	}
+	return err
 }
 
 func createBolt(path string) (err error) {
@@ -135,24 +210,32 @@ func ignoreMissing(err error) error {
 
 // Load implements ca.Store.
 func (s *boltStore) Load(context.Context) (j journal.Journal, rev ca.Revision, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		j, rev, err = load(tx)
 		return err
 	})
 	return j, rev, err
 }
 
+// load tells a store without a record from one whose record was lost: init would make a new root of the first.
 func load(tx *bbolt.Tx) (journal.Journal, ca.Revision, error) {
 	b := tx.Bucket(bucketJournal)
-	data, rev := b.Get(keyRecord), b.Get(keyRevision)
-	if data == nil && rev == nil {
+	if k, _ := b.Cursor().First(); k == nil && b.Sequence() == 0 {
 		return journal.Journal{}, 0, api.E(api.StateMissing, "the store holds no record")
 	}
-	if len(rev) != 8 {
-		return journal.Journal{}, 0, api.E(api.StateCorrupt, "the record has no revision")
+	data, rev := b.Get(keyRecord), ca.Revision(b.Sequence())
+	if rev == 0 || !bytes.Equal(b.Get(keyRevision), sealRevision(rev, data)) {
+		return journal.Journal{}, 0, api.E(api.StateCorrupt, "the record is not the one that was written")
 	}
 	j, err := journal.Decode(data)
-	return j, ca.Revision(binary.BigEndian.Uint64(rev)), err
+	return j, rev, err
+}
+
+// sealRevision is the value of the key "revision": the revision (8 bytes, big-endian) and the SHA-256 of it and the record.
+func sealRevision(rev ca.Revision, data []byte) []byte {
+	head := binary.BigEndian.AppendUint64(nil, uint64(rev))
+	sum := sha256.Sum256(slices.Concat(head, data))
+	return append(head, sum[:]...)
 }
 
 // Swap implements ca.Store.
@@ -171,7 +254,7 @@ func (s *boltStore) Swap(_ context.Context, old ca.Revision, j journal.Journal) 
 			return api.E(api.StateConflict, "the record has revision %d, the change was made for %d", rev, old)
 		}
 		b := tx.Bucket(bucketJournal)
-		return errors.Join(b.Put(keyRecord, data), b.Put(keyRevision, binary.BigEndian.AppendUint64(nil, uint64(next))))
+		return errors.Join(b.Put(keyRecord, data), b.Put(keyRevision, sealRevision(next, data)), b.SetSequence(uint64(next)))
 	})
 	if err != nil {
 		return 0, err
@@ -182,7 +265,7 @@ func (s *boltStore) Swap(_ context.Context, old ca.Revision, j journal.Journal) 
 // Replica implements ca.Store.
 func (s *boltStore) Replica(_ context.Context, name string) (ca.Replica, error) {
 	r := ca.Replica{Name: name}
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		data := tx.Bucket(bucketReplicas).Get([]byte(name))
 		if data == nil {
 			return nil
@@ -204,6 +287,12 @@ func (s *boltStore) SaveReplica(_ context.Context, r ca.Replica) error {
 	return s.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketReplicas).Put([]byte(r.Name), data) })
 }
 
+// view runs a transaction that reads. A panic of bbolt is damage.
+func (s *boltStore) view(f func(*bbolt.Tx) error) (err error) {
+	defer damaged(&err)
+	return s.db.View(f)
+}
+
 // update runs a transaction. What fails before the commit changed nothing and is returned as it is; a commit that fails
 // may still be visible, so its outcome is unknown.
 func (s *boltStore) update(f func(*bbolt.Tx) error) error {
@@ -211,11 +300,23 @@ func (s *boltStore) update(f func(*bbolt.Tx) error) error {
 	if err != nil {
 		return err
 	}
-	if err := f(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
+	if err := protect(tx, f); err != nil {
+		return errors.Join(err, protect(tx, (*bbolt.Tx).Rollback))
 	}
-	if err := tx.Commit(); err != nil {
+	if err := protect(tx, (*bbolt.Tx).Commit); err != nil {
+		protect(tx, (*bbolt.Tx).Rollback) // after a panic it still holds the lock; after an error it is done already
 		return api.Wrap(api.StateUnknown, err, fmt.Sprintf("the store's commit failed: %v", err))
 	}
 	return nil
+}
+
+func protect(tx *bbolt.Tx, f func(*bbolt.Tx) error) (err error) {
+	defer damaged(&err)
+	return f(tx)
+}
+
+func damaged(err *error) {
+	if p := recover(); p != nil {
+		*err = api.E(api.StateCorrupt, "the store is damaged: %v", p)
+	}
 }
