@@ -224,10 +224,13 @@ func load(tx *bbolt.Tx) (journal.Journal, ca.Revision, error) {
 		return journal.Journal{}, 0, api.E(api.StateMissing, "the store holds no record")
 	}
 	data, rev := b.Get(keyRecord), ca.Revision(b.Sequence())
+	j, err := journal.Decode(data)
+	if api.ReasonOf(err) == api.StateNewer { // who wrote it may seal it in another way
+		return journal.Journal{}, rev, err
+	}
 	if rev == 0 || !bytes.Equal(b.Get(keyRevision), sealRevision(rev, data)) {
 		return journal.Journal{}, 0, api.E(api.StateCorrupt, "the record is not the one that was written")
 	}
-	j, err := journal.Decode(data)
 	return j, rev, err
 }
 
