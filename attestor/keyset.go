@@ -20,7 +20,7 @@ const (
 	MaxKeys        = 64 // entries, usable or not
 
 	minRSABits      = 2048
-	maxRSABits      = 4096 // go-jose's own limit too
+	maxRSABits      = 4096         // go-jose's own limit too
 	maxKeySetValues = 64 * MaxKeys // JSON values; certificates and unknown members count
 )
 

@@ -136,7 +136,8 @@ func TestNoDecompressor(t *testing.T) {
 		p := newPod(t)
 		p.set(1)
 		// The older of gRPC's two ways to compress is not registered process-wide, so that only the client knows it.
-		w := newWorld(t, Config{Source: p}, grpc.WithCompressor(grpc.NewGZIPCompressor())) //nolint:staticcheck // see above
+		//lint:ignore SA1019 see above
+		w := newWorld(t, Config{Source: p}, grpc.WithCompressor(grpc.NewGZIPCompressor()))
 		defer w.close()
 		if _, err := w.client.FetchSecrets(t.Context(), &discovery.DiscoveryRequest{}); status.Code(err) != codes.Unimplemented {
 			t.Errorf("error = %v, want Unimplemented", err)

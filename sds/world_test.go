@@ -270,7 +270,6 @@ type peer struct {
 	t        testing.TB
 	protocol string
 	names    []string // what SotW repeats
-	started  bool
 	send     func(nonce string, nack *string, add, drop []string, held map[string]string) error
 	cancel   func()
 

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/signet-ca/signet/api"
@@ -132,7 +131,7 @@ func (s *Server) Start() {
 		s.t.Fatal(err)
 	}
 	l := bufconn.Listen(256 << 10)
-	server := c.NewServer(grpc.SharedWriteBuffer(true))
+	server := c.NewServer()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -108,6 +108,7 @@ func checkECDSA(k *ecdsa.PublicKey) error {
 	if k == nil || k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
 		return api.E(api.KeyType, "the curve is not P-256 or P-384")
 	}
+	//lint:ignore SA1019 only compared with nil, which Bytes would not survive
 	if k.X == nil || k.Y == nil {
 		return api.E(api.WeakKey, "the key has no point")
 	}

@@ -1,5 +1,7 @@
 package issuance
 
+//lint:file-ignore SA1019 these tests make keys that no current library would
+
 import (
 	"crypto"
 	"crypto/dsa"

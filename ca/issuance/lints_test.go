@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/signet-ca/signet/api"
 )
@@ -84,7 +85,7 @@ func TestLintLeaf(t *testing.T) {
 	}
 	for _, uri := range malformedIDs {
 		// crypto/x509 does not even parse some of them; LintLeaf never sees those.
-		if u, err := url.Parse(uri); err == nil && isASCII(uri) && !strings.ContainsAny(u.Host, "\x00\x80 ") && u.Host != "" {
+		if u, err := url.Parse(uri); err == nil && isASCII(uri) && !strings.ContainsFunc(u.Host, func(r rune) bool { return r == 0 || r == ' ' || r == utf8.RuneError }) && u.Host != "" {
 			rows = append(rows, brokenRow{"workload-id", rawSAN(true, uriName(uri))})
 		}
 	}

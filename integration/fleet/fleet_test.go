@@ -163,7 +163,7 @@ func (n *node) observe(last, h agent.Held) {
 		return
 	}
 	n.serials[leaf.SerialNumber.String()] = true
-	n.renewed = append(n.renewed, time.Hour-old.NotAfter.Sub(time.Now()))
+	n.renewed = append(n.renewed, time.Hour-time.Until(old.NotAfter))
 }
 
 // TestThirtyDays lets fifty agents live for a month with hourly SVIDs: nothing expires, and renewals are spread evenly.
