@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -149,16 +152,30 @@ func load(path string) (*loaded, error) {
 		wrong = append(wrong, fmt.Sprintf("trustDomain: %v", err))
 	case td.Name() != c.TrustDomain:
 		wrong = append(wrong, fmt.Sprintf("trustDomain: write it as %q", td.Name()))
-	case c.PolicyFile != "":
+	default:
 		l.td = td
+		if _, err := api.ReplicaID(td, c.Replica); err != nil {
+			wrong = append(wrong, fmt.Sprintf("replica %.80q is not one segment of a SPIFFE ID: letters, digits, dots, dashes, underscores", c.Replica))
+		}
+		if c.PolicyFile == "" {
+			break // told already
+		}
 		if l.policy, err = loadPolicy(c.PolicyFile, td, c.Development); err != nil {
-			wrong = append(wrong, err.Error())
+			wrong = append(wrong, detail(err))
 		}
 	}
 	if len(wrong) > 0 {
 		return nil, api.E(api.ConfigInvalid, "%s: %s", path, strings.Join(wrong, "; "))
 	}
 	return l, nil
+}
+
+// detail is what an error says, without the code that the whole message ends with.
+func detail(err error) string {
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e.Detail
+	}
+	return err.Error()
 }
 
 func loadPolicy(path string, td spiffeid.TrustDomain, development bool) (*ca.Policy, error) {
@@ -171,7 +188,7 @@ func loadPolicy(path string, td spiffeid.TrustDomain, development bool) (*ca.Pol
 
 func (c *config) setDefaults() {
 	if c.Replica == "" {
-		c.Replica, _ = os.Hostname() // an empty one is refused by check
+		c.Replica, _ = os.Hostname() // an empty one is refused by load
 	}
 	for field, value := range map[*string]string{
 		&c.Listen:                ":8443",
@@ -209,8 +226,26 @@ func (c *config) check() []string {
 	if k := issuance.KeyKind(c.Key); c.Key != "" && k != issuance.KeyP256 && k != issuance.KeyP384 {
 		bad("key %.32q is not ecdsa-p256 or ecdsa-p384", c.Key)
 	}
-	if c.MintBudget < 0 || c.SessionAge < 0 || c.Agents.TTL < 0 {
-		bad("mintBudget, sessionAge and agents.ttl cannot be negative")
+	if c.MintBudget < 0 || c.SessionAge < 0 {
+		bad("mintBudget and sessionAge cannot be negative")
+	}
+	if ttl := c.Agents.TTL; ttl != 0 && (ttl < issuance.MinTTL || ttl > issuance.MaxTTL) {
+		bad("agents.ttl of %s is not between %s and %s", ttl, issuance.MinTTL, issuance.MaxTTL)
+	}
+	for _, port := range []struct{ name, address string }{{"listen", c.Listen}, {"http", c.HTTP}} {
+		if _, _, err := net.SplitHostPort(port.address); err != nil && port.address != "" {
+			bad("%s %.80q is not host:port", port.name, port.address)
+		}
+	}
+	if c.Store.Kind != "" && !slices.Contains(store.Kinds(), c.Store.Kind) {
+		bad("store.kind %.32q is unknown; there are %v", c.Store.Kind, store.Kinds())
+	} else if c.Store.Path == "" {
+		bad("store.path is required")
+	}
+	if sealer, err := ca.NewSealer(ca.NewSealKey()); err == nil { // any key will do to ask
+		if _, err := upstream.Open(c.Upstream, upstream.Parts{Sealer: sealer}); err != nil {
+			bad("%s", detail(err))
+		}
 	}
 	switch c.Directory.Kind {
 	case "file":

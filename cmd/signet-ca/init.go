@@ -27,7 +27,7 @@ func initCommand(o *options) *cobra.Command {
 It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
 new root. It never replaces anything.`,
 		Example: "  signet-ca init --config /etc/signet/ca.yaml",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := load(o.config)
 			if err != nil {
@@ -68,6 +68,9 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 			}
 		}
 	}
+	if err := noRecord(ctx, l.Store); err != nil {
+		return nil, err
+	}
 	if err := makeSealKey(l.Seal.KeyFile); err != nil {
 		return nil, err
 	}
@@ -89,6 +92,22 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 	}
 	defer func() { err = errors.Join(err, closeStore()) }()
 	return ca.Init(ctx, l.td, s, founder, p)
+}
+
+// noRecord refuses a store with a record in it. A new seal key beside one would hide that the right one is lost.
+func noRecord(ctx context.Context, c store.Config) error {
+	s, closeStore, err := store.Open(ctx, c, false)
+	if err == nil {
+		_, _, err = s.Load(ctx)
+		err = errors.Join(err, closeStore())
+	}
+	switch {
+	case err == nil:
+		return api.E(api.StateExists, "there is a record already; init makes one only where there is none")
+	case api.ReasonOf(err) == api.StateMissing:
+		return nil
+	}
+	return err
 }
 
 // makeSealKey makes a seal key where there is none; one that is there is left alone.

@@ -35,7 +35,7 @@ func runCommand(o *options) *cobra.Command {
 		Short:   "Serve agents until SIGTERM",
 		Long:    "Serve agents until SIGTERM. It never makes a root: where there is no record it says so and ends.",
 		Example: "  signet-ca run --config /etc/signet/ca.yaml",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := daemon.NewLogger(os.Stderr, o.logFormat, o.logLevel)
 			if err != nil {
@@ -57,7 +57,7 @@ func checkCommand(o *options) *cobra.Command {
 		Use:     "check-config",
 		Short:   "Check the configuration and the policy, and change nothing",
 		Example: "  signet-ca check-config --config /etc/signet/ca.yaml",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := load(o.config)
 			if err != nil {
@@ -203,9 +203,12 @@ func attestors(l *loaded, log *slog.Logger) (attestor.Attestor, map[string]*atte
 	return verifier, sources, err
 }
 
+// maxSealKey bounds what is read as a seal key, so that one in another encoding is told from one without end.
+const maxSealKey = 4 << 10
+
 // readSealer reads the seal key; SealKeyMissing where there is none, FileUnsafe where others could read it.
 func readSealer(c sealConfig) (*ca.Sealer, error) {
-	key, err := durable.Reading{FollowLinks: c.MountedSecret, GroupRead: c.MountedSecret}.ReadPrivate(c.KeyFile, ca.SealKeyBytes+1)
+	key, err := durable.Reading{FollowLinks: c.MountedSecret, GroupRead: c.MountedSecret}.ReadPrivate(c.KeyFile, maxSealKey)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, api.E(api.SealKeyMissing, "there is no seal key at %s", c.KeyFile)
