@@ -35,11 +35,15 @@ func TestScripts(t *testing.T) {
 		Dir:   "testdata/script",
 		Setup: setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"http":   httpCommand,
-			"schema": schemaCommand,
-			"mode":   modeCommand,
-			"exit":   exitCommand,
-			"term":   termCommand,
+			"http":      httpCommand,
+			"health":    healthCommand,
+			"schema":    schemaCommand,
+			"edit":      editCommand,
+			"key":       keyCommand,
+			"mode":      modeCommand,
+			"nosecrets": noSecretsCommand,
+			"exit":      exitCommand,
+			"term":      termCommand,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
