@@ -18,6 +18,7 @@ func (ca *CA) NewAdminServer(opts ...grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxRecvMsgSize(1 << 20),
+		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(ca.unary),
 		grpc.StreamInterceptor(ca.stream),
 	}, opts...)...)

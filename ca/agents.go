@@ -27,11 +27,7 @@ func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER []byt
 	if err != nil {
 		return nil, err
 	}
-	entry := audit.Entry{
-		Time: now, Kind: audit.KindAttestAgent, CorrelationID: api.NewCorrelationID(),
-		Cluster: claims.Issuer, Namespace: claims.Namespace, ServiceAccount: claims.ServiceAccount, ServiceAccountUID: claims.ServiceAccountUID,
-		Pod: claims.PodName, PodUID: claims.PodUID, Node: claims.NodeName, NodeUID: claims.NodeUID, TokenID: claims.TokenID,
-	}
+	entry := entryOf(audit.KindAttestAgent, claims, now)
 	issued, err := ca.certifyAgent(ctx, claims, csrDER, now, &entry)
 	if err != nil {
 		return nil, ca.recordRefusal(ctx, entry, err)

@@ -40,11 +40,7 @@ func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time) (*
 	if err != nil {
 		return nil, err
 	}
-	e := audit.Entry{
-		Time: now, Kind: audit.KindIssue, CorrelationID: api.NewCorrelationID(),
-		Cluster: claims.Issuer, Namespace: claims.Namespace, ServiceAccount: claims.ServiceAccount, ServiceAccountUID: claims.ServiceAccountUID,
-		Pod: claims.PodName, PodUID: claims.PodUID, Node: claims.NodeName, NodeUID: claims.NodeUID, TokenID: claims.TokenID,
-	}
+	e := entryOf(audit.KindIssue, claims, now)
 	issued, err := ca.decideAndSign(ctx, who, claims, r, now, &e)
 	if err != nil {
 		return nil, ca.recordRefusal(ctx, e, err)
@@ -108,6 +104,15 @@ func (ca *CA) recordAndSign(ctx context.Context, s *signing, p *issuance.Prepare
 		return nil, err
 	}
 	return issued, nil
+}
+
+// entryOf begins the ledger's entry about an attested caller.
+func entryOf(kind audit.Kind, c attestor.Claims, now time.Time) audit.Entry {
+	return audit.Entry{
+		Time: now, Kind: kind, CorrelationID: api.NewCorrelationID(),
+		Cluster: c.Issuer, Namespace: c.Namespace, ServiceAccount: c.ServiceAccount, ServiceAccountUID: c.ServiceAccountUID,
+		Pod: c.PodName, PodUID: c.PodUID, Node: c.NodeName, NodeUID: c.NodeUID, TokenID: c.TokenID,
+	}
 }
 
 // recordRefusal puts a refusal of an attested caller on record and returns it with its correlation id.

@@ -38,6 +38,7 @@ func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.MaxConcurrentStreams(maxRPCs),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: false}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Minute, Timeout: 20 * time.Second}),
+		grpc.WaitForHandlers(true), // the ledger is closed after the last of them
 		grpc.UnaryInterceptor(ca.unary),
 		grpc.StreamInterceptor(ca.stream),
 	}, extra...)

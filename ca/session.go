@@ -18,6 +18,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/internal/audit"
 )
 
 // Bounds of a session, so that no agent can hold more of the CA than a node is worth.
@@ -242,23 +243,33 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*s
 	if h.GetProtocol() != api.Protocol {
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", h.GetProtocol(), api.Protocol)
 	}
-	c, err := ca.attestNode(ctx, attestor.Evidence{Kind: h.GetEvidence().GetKind(), Data: h.GetEvidence().GetData()}, time.Now())
+	now := time.Now()
+	c, err := ca.attestNode(ctx, attestor.Evidence{Kind: h.GetEvidence().GetKind(), Data: h.GetEvidence().GetData()}, now)
 	if err != nil {
 		return nil, err
 	}
-	if c.NodeUID != nodeUID {
-		return nil, api.E(api.NodeMismatch, "the agent's token names another node than its SVID")
-	}
-	if err := ca.checkPod(ctx, c, time.Now()); err != nil {
-		return nil, err
+	if err := ca.checkAgent(ctx, c, nodeUID, now); err != nil {
+		e := entryOf(audit.KindRefuse, c, now)
+		if id, err := api.AgentID(ca.cfg.TrustDomain, nodeUID); err == nil {
+			e.SPIFFEID = id.String() // who asked, by its SVID
+		}
+		return nil, ca.recordRefusal(ctx, e, err)
 	}
 	return &session{
 		asker:    asker{nodeUID: nodeUID, nodeName: c.NodeName, issuer: c.Issuer},
 		version:  cut(h.GetVersion(), 64),
-		began:    time.Now(),
+		began:    now,
 		ousted:   make(chan struct{}),
 		holdings: map[string]reported{},
 	}, nil
+}
+
+// checkAgent decides whether an agent with an SVID of that node may open a session with its token.
+func (ca *CA) checkAgent(ctx context.Context, c attestor.Claims, nodeUID string, now time.Time) error {
+	if c.NodeUID != nodeUID {
+		return api.E(api.NodeMismatch, "the agent's token names another node than its SVID")
+	}
+	return ca.checkPod(ctx, c, now)
 }
 
 // apply takes over what an agent says it holds.
