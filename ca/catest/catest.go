@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/signet-ca/signet/api"
@@ -38,9 +39,10 @@ const (
 
 // Options change what a Server is made of. The zero Options are good.
 type Options struct {
-	Policy ca.PolicyFile    // zero: all namespaces, one hour
-	Config func(*ca.Config) // changes the configuration last; nil: nothing
-	Log    io.Writer        // nil: discarded
+	Policy ca.PolicyFile       // zero: all namespaces, one hour
+	Config func(*ca.Config)    // changes the configuration last; nil: nothing
+	Server []grpc.ServerOption // of the agents' port; they come last
+	Log    io.Writer           // nil: discarded
 }
 
 // Server is a CA that runs. Stop and Start end it and bring it back with the same record, as a restart does.
@@ -131,7 +133,7 @@ func (s *Server) Start() {
 		s.t.Fatal(err)
 	}
 	l := bufconn.Listen(256 << 10)
-	server := c.NewServer()
+	server := c.NewServer(s.options.Server...)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -8,6 +8,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
 	"github.com/signet-ca/signet/agent"
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/attestor"
@@ -174,9 +177,12 @@ func TestThirtyDays(t *testing.T) {
 		days = 3
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s := catest.New(t, catest.Options{Config: func(c *ca.Config) {
-			c.SessionAge, c.AgentTTL = 24*time.Hour, 24*time.Hour // handshakes are not what is measured here
-		}})
+		s := catest.New(t, catest.Options{
+			Config: func(c *ca.Config) {
+				c.SessionAge, c.AgentTTL = 24*time.Hour, 24*time.Hour // handshakes are not what is measured here,
+			},
+			Server: []grpc.ServerOption{grpc.KeepaliveParams(keepalive.ServerParameters{Time: 24 * time.Hour})}, // nor are pings
+		})
 		s.WaitReady()
 		ctx, cancel := context.WithCancel(t.Context())
 		nodes := make([]*node, agents)
