@@ -156,6 +156,9 @@ func (o *observer) response(r *response) {
 		case o.held[name] == e.digest && !o.owed[name]:
 			o.t.Fatalf("%q was pushed to a client that has these bytes", name)
 		}
+		if o.owed[name] {
+			delete(o.held, name) // it asked, perhaps again: what it has is not known until it accepts
+		}
 		o.owed[name] = false
 		identity = identity || !e.trust
 		news = news || o.refused[name] != e.digest
