@@ -237,16 +237,7 @@ func (c *config) check() []string {
 			bad("%s %.80q is not host:port", port.name, port.address)
 		}
 	}
-	if c.Store.Kind != "" && !slices.Contains(store.Kinds(), c.Store.Kind) {
-		bad("store.kind %.32q is unknown; there are %v", c.Store.Kind, store.Kinds())
-	} else if c.Store.Path == "" {
-		bad("store.path is required")
-	}
-	if sealer, err := ca.NewSealer(ca.NewSealKey()); err == nil { // any key will do to ask
-		if _, err := upstream.Open(c.Upstream, upstream.Parts{Sealer: sealer}); err != nil {
-			bad("%s", detail(err))
-		}
-	}
+	c.checkDrivers(bad)
 	switch c.Directory.Kind {
 	case "file":
 		if c.Directory.Path == "" {
@@ -273,4 +264,18 @@ func (c *config) check() []string {
 		seen[is.Issuer] = true
 	}
 	return wrong
+}
+
+// checkDrivers asks the drivers of store and upstream about their sections, and opens nothing.
+func (c *config) checkDrivers(bad func(string, ...any)) {
+	if c.Store.Kind != "" && !slices.Contains(store.Kinds(), c.Store.Kind) {
+		bad("store.kind %.32q is unknown; there are %v", c.Store.Kind, store.Kinds())
+	} else if c.Store.Path == "" {
+		bad("store.path is required")
+	}
+	if sealer, err := ca.NewSealer(ca.NewSealKey()); err == nil { // any key will do to ask
+		if _, err := upstream.Open(c.Upstream, upstream.Parts{Sealer: sealer}); err != nil {
+			bad("%s", detail(err))
+		}
+	}
 }
