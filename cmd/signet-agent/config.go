@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -77,9 +78,14 @@ func load(path string) (*loaded, error) {
 	case td.Name() != c.TrustDomain:
 		bad("trustDomain: write it as %q", td.Name())
 	}
-	for name, value := range map[string]string{"ca.address": c.CA.Address, "ca.bundleFile": c.CA.BundleFile, "tokenFile": c.TokenFile} {
-		if value == "" {
-			bad("%s is required", name)
+	for _, field := range []struct{ name, value string }{{"ca.address", c.CA.Address}, {"ca.bundleFile", c.CA.BundleFile}, {"tokenFile", c.TokenFile}} {
+		if field.value == "" {
+			bad("%s is required", field.name)
+		}
+	}
+	for _, field := range []struct{ name, value string }{{"ca.address", c.CA.Address}, {"http", c.HTTP}} {
+		if _, _, err := net.SplitHostPort(field.value); err != nil && field.value != "" {
+			bad("%s: %.80q is not host:port", field.name, field.value)
 		}
 	}
 	if len(wrong) > 0 {

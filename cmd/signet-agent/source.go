@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/signet-ca/signet/agent"
@@ -34,8 +35,8 @@ type source struct {
 	mu        sync.Mutex
 	closed    bool
 	followers map[*agent.Identity]*follower
-	trust     *agent.Trust // the one that encoded is of
-	encoded   *sds.Trust
+	trust     *agent.Trust   // the newest that was seen
+	encoded   *sds.Trust     // the newest that can be served; nil while there is none
 	wg        sync.WaitGroup // one for each follower
 }
 
@@ -66,9 +67,8 @@ func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error
 	if err != nil {
 		return nil, err
 	}
-	pod := id.Pod()
 	w := &sds.Workload{
-		Name:     pod.Namespace + "/" + pod.Name,
+		Name:     workload(id),
 		Material: &f.material,
 		ExpireAt: until,
 		Done:     f.done,
@@ -81,6 +81,9 @@ func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error
 	}
 	return w, nil
 }
+
+// workload names an identity's pod for logs.
+func workload(id *agent.Identity) string { return id.Pod().Namespace + "/" + id.Pod().Name }
 
 // follow enters a stream into the identity's follower; leave takes it out again.
 func (s *source) follow(id *agent.Identity) (*follower, error) {
@@ -130,10 +133,11 @@ func (s *source) close() {
 // run follows the identity and the trust bundle until ctx ends or the identity is refused.
 func (s *source) run(ctx context.Context, id *agent.Identity, f *follower) {
 	var identity *sds.Identity
-	var of any // the SVID that identity is of
+	var last sds.Material // that streams were given
+	var of *x509svid.SVID // the newest that was seen; identity is made of it where it can be served
 	for {
 		held, heldChanged := id.Held().Get()
-		trust, trustChanged := s.agent.Trust().Get()
+		_, trustChanged := s.agent.Trust().Get()
 		if refused := held.Refused(); refused != nil {
 			s.mu.Lock()
 			s.drop(id, f)
@@ -142,20 +146,20 @@ func (s *source) run(ctx context.Context, id *agent.Identity, f *follower) {
 			close(f.done)
 			return
 		}
-		encoded := s.encode(trust)
 		switch {
 		case held.SVID == nil:
 			identity, of = nil, nil
-		case of != any(held.SVID):
-			next, err := sds.NewIdentity(held.SVID)
-			if err != nil {
-				s.log.Error("identity not served, keeping the last", "pod", id.Pod().Namespace+"/"+id.Pod().Name, "error", err)
-				break
+		case of != held.SVID:
+			of = held.SVID
+			if next, err := sds.NewIdentity(held.SVID); err == nil {
+				identity = next
+			} else {
+				s.log.Error("identity not served, keeping the last", "pod", workload(id), "error", err)
 			}
-			identity, of = next, held.SVID
 		}
-		if encoded != nil {
-			f.material.Set(&sds.Material{Identity: identity, Trust: encoded})
+		if trust := s.encode(); trust != nil && (sds.Material{Identity: identity, Trust: trust}) != last {
+			last = sds.Material{Identity: identity, Trust: trust}
+			f.material.Set(new(last))
 		}
 		select {
 		case <-ctx.Done():
@@ -166,17 +170,20 @@ func (s *source) run(ctx context.Context, id *agent.Identity, f *follower) {
 	}
 }
 
-// encode returns the bundle as secrets, made once for all streams of the node.
-func (s *source) encode(t *agent.Trust) *sds.Trust {
+// encode returns the agent's bundle as secrets, made once for all streams of the node; nil while there is none that can be
+// served.
+func (s *source) encode() *sds.Trust {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.trust != t {
-		encoded, err := sds.NewTrust(t.Bundle, nil, t.Generation.Sequence())
-		if err != nil {
-			s.log.Error("trust bundle not served, keeping the last", "error", err)
-			return s.encoded
-		}
-		s.trust, s.encoded = t, encoded
+	t := s.agent.Trust().Load()
+	if s.trust == t {
+		return s.encoded
+	}
+	s.trust = t
+	if next, err := sds.NewTrust(t.Bundle, nil, t.Generation.Sequence()); err == nil {
+		s.encoded = next
+	} else {
+		s.log.Error("trust bundle not served, keeping the last", "error", err)
 	}
 	return s.encoded
 }
