@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -245,9 +246,20 @@ func (a *Agent) failed(id *Identity, p proof, err error, wait time.Duration) {
 		}
 		return Held{SVID: h.SVID, RenewAt: time.Now().Add(wait), Refusal: e}
 	})
-	a.log.Warn("identity not renewed, keeping what is held", "pod", id.pod.Namespace+"/"+id.pod.Name, "reason", string(e.Reason),
-		"detail", e.Detail, "cause", e.Err, "correlation_id", e.CorrelationID, "held_for", left, "retry_in", wait.String())
+	a.log.Warn("identity not renewed, keeping what is held", attrs(e, "pod", id.pod.Namespace+"/"+id.pod.Name, "held_for", left, "retry_in", wait.String())...)
 	a.touch()
+}
+
+// attrs returns what the log says of an error, and more. The cause is told where the detail does not hold it already.
+func attrs(e *api.Error, more ...any) []any {
+	all := []any{"reason", string(e.Reason), "detail", e.Detail}
+	if e.Err != nil && !strings.Contains(e.Err.Error(), e.Detail) {
+		all = append(all, "cause", e.Err.Error())
+	}
+	if e.CorrelationID != "" {
+		all = append(all, "correlation_id", e.CorrelationID)
+	}
+	return append(all, more...)
 }
 
 // expire drops an SVID whose time is over: it is never served.

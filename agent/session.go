@@ -60,8 +60,7 @@ func (a *Agent) keepSession(ctx context.Context) error {
 		e := api.AsError(err)
 		wait := max(b.NextBackOff(), min(e.RetryAfter, maxRetryAfter))
 		a.metrics.sessionFailures.Inc()
-		a.log.WarnContext(ctx, "no session with the CA", "reason", string(e.Reason), "detail", e.Detail, "cause", e.Err,
-			"correlation_id", e.CorrelationID, "retry_in", wait.String())
+		a.log.WarnContext(ctx, "no session with the CA", attrs(e, "retry_in", wait.String())...)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -116,7 +115,7 @@ func (a *Agent) identify(ctx context.Context) (*credential, error) {
 	case self == nil || !time.Now().Before(self.svid.Certificates[0].NotAfter):
 		return nil, err
 	}
-	a.log.WarnContext(ctx, "own identity not renewed, keeping it", "reason", string(api.ReasonOf(err)), "error", err)
+	a.log.WarnContext(ctx, "own identity not renewed, keeping it", attrs(api.AsError(err))...)
 	return self, nil
 }
 
@@ -301,7 +300,7 @@ func (a *Agent) renewSelf(ctx context.Context) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		a.log.WarnContext(ctx, "own identity not renewed, keeping it", "reason", string(api.ReasonOf(err)), "error", err)
+		a.log.WarnContext(ctx, "own identity not renewed, keeping it", attrs(api.AsError(err))...)
 	}
 }
 

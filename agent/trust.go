@@ -117,7 +117,7 @@ func (a *Agent) applyTrust(p *apiv1.Bundle) error {
 	next, err := follow(held, p)
 	if err != nil {
 		a.metrics.trustRefused.Inc()
-		a.log.Error("trust bundle refused, keeping the one that is held", "reason", string(api.ReasonOf(err)), "error", err)
+		a.log.Error("trust bundle refused, keeping the one that is held", attrs(api.AsError(err))...)
 		return err
 	}
 	if next != held || !a.trustKept {
