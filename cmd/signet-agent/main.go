@@ -65,4 +65,12 @@ func newCommand() *cobra.Command {
 	return root
 }
 
+// noArgs refuses words that mean nothing.
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("unexpected %q; see %s --help", args[0], c.CommandPath())}
+	}
+	return nil
+}
+
 type options struct{ config, logFormat, logLevel string }

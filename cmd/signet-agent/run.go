@@ -27,7 +27,7 @@ func runCommand(o *options) *cobra.Command {
 		Use:     "run",
 		Short:   "Serve the node's workloads until SIGTERM",
 		Example: "  signet-agent run --config /etc/signet/agent.yaml",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := daemon.NewLogger(os.Stderr, o.logFormat, o.logLevel)
 			if err != nil {
@@ -49,7 +49,7 @@ func checkCommand(o *options) *cobra.Command {
 		Use:     "check-config",
 		Short:   "Check the configuration, and change nothing",
 		Example: "  signet-agent check-config --config /etc/signet/agent.yaml",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := load(o.config)
 			if err != nil {
