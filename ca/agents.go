@@ -104,11 +104,11 @@ func (ca *CA) verifyPeer(certs []*x509.Certificate, now time.Time) (spiffeid.ID,
 	return id, nil
 }
 
-// peerAgent returns the node of the agent on the other side of a call, and when its SVID expires. The chain was verified
+// peerAgent returns the node of the agent on the other side of a call, and its certificate. The chain was verified
 // in the handshake; its time is checked again, for a connection may outlive it.
-func (ca *CA) peerAgent(ctx context.Context, now time.Time) (nodeUID string, expires time.Time, err error) {
-	refuse := func(detail string) (string, time.Time, error) {
-		return "", time.Time{}, api.E(api.AgentIdentityRequired, "%s", detail)
+func (ca *CA) peerAgent(ctx context.Context, now time.Time) (nodeUID string, leaf *x509.Certificate, err error) {
+	refuse := func(detail string) (string, *x509.Certificate, error) {
+		return "", nil, api.E(api.AgentIdentityRequired, "%s", detail)
 	}
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -118,7 +118,7 @@ func (ca *CA) peerAgent(ctx context.Context, now time.Time) (nodeUID string, exp
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return refuse("the call came without a client certificate")
 	}
-	leaf := info.State.PeerCertificates[0]
+	leaf = info.State.PeerCertificates[0]
 	id, err := x509svid.IDFromCert(leaf)
 	if err != nil {
 		return refuse("the client certificate has no SPIFFE ID")
@@ -130,7 +130,7 @@ func (ca *CA) peerAgent(ctx context.Context, now time.Time) (nodeUID string, exp
 	if !now.Before(leaf.NotAfter) {
 		return refuse("the agent's SVID has expired")
 	}
-	return uid, leaf.NotAfter, nil
+	return uid, leaf, nil
 }
 
 func hexID(c *x509.Certificate) string { return hex.EncodeToString(c.SubjectKeyId) }

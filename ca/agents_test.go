@@ -257,6 +257,11 @@ func TestNoSession(t *testing.T) {
 	if _, err := l.issue(item); err != nil {
 		t.Fatal(err)
 	}
+	// So is a session of the same node that was opened with another certificate: whoever got one for a forged node UID
+	// cannot ride on it.
+	again := newNode(t, s, "node-1")
+	_, err = apiv1.NewAuthorityClient(dial(t, s, again.svid)).Issue(t.Context(), &apiv1.IssueRequest{Items: []*apiv1.IssueItem{item}})
+	wantReason(t, api.FromStatus(err), api.SessionRequired)
 	if err := l.stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}

@@ -78,11 +78,11 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 
 // Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing.
 func (a *authority) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.IssueResponse, error) {
-	nodeUID, _, err := a.ca.peerAgent(ctx, time.Now())
+	nodeUID, leaf, err := a.ca.peerAgent(ctx, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	who, err := a.ca.sessions.asker(nodeUID)
+	who, err := a.ca.sessions.asker(nodeUID, leaf)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package ca
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"io"
 	"maps"
 	"slices"
@@ -41,6 +42,7 @@ type sessions struct {
 // session is one agent's stream.
 type session struct {
 	asker
+	leaf    *x509.Certificate // by which the agent opened it
 	version string
 	began   time.Time
 	ousted  chan struct{} // closed when newer sessions of the node took its place
@@ -85,12 +87,16 @@ func (s *sessions) remove(x *session) {
 	}
 }
 
-// asker returns the agent of a node by its live session; SessionRequired where there is none.
-func (s *sessions) asker(nodeUID string) (asker, error) {
+// asker returns the agent of a node by the live session that was opened with the same certificate; SessionRequired where
+// there is none. By the node alone, somebody who speaks for another cluster could ride on the session of a node whose UID
+// he forged.
+func (s *sessions) asker(nodeUID string, leaf *x509.Certificate) (asker, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for x := range s.byNode[nodeUID] {
-		return x.asker, nil
+		if x.leaf.Equal(leaf) {
+			return x.asker, nil
+		}
 	}
 	return asker{}, api.E(api.SessionRequired, "the agent has no session with this replica")
 }
@@ -114,7 +120,7 @@ func (s *sessions) all() []*session {
 // Session serves one agent: first its Hello, then the bundle and the key sets at each change, until the session's end.
 func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	ca, ctx, now := a.ca, stream.Context(), time.Now()
-	nodeUID, expires, err := ca.peerAgent(ctx, now)
+	nodeUID, leaf, err := ca.peerAgent(ctx, now)
 	if err != nil {
 		return err
 	}
@@ -123,6 +129,7 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	if err != nil {
 		return err
 	}
+	x.leaf = leaf
 	ca.sessions.add(x)
 	ca.metrics.sessions.Inc()
 	ca.log.InfoContext(ctx, "session opened", "node", x.nodeName, "node_uid", x.nodeUID, "agent_version", x.version)
@@ -135,7 +142,7 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
 		return err
 	}
-	return ca.serveSession(stream, x, in, min(time.Until(expires), jitter(ca.cfg.SessionAge)))
+	return ca.serveSession(stream, x, in, min(time.Until(leaf.NotAfter), jitter(ca.cfg.SessionAge)))
 }
 
 func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in <-chan received, age time.Duration) error {
