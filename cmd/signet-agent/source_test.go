@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -237,7 +238,14 @@ func TestFirstTrustWithoutGeneration(t *testing.T) {
 		c.Trust = trust
 	}
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
-		if got := r.src.encode(); got == nil || got.Generation() != 0 || r.src.encode() != got {
+		cfg := agent.Config{TrustDomain: r.TD, Dial: r.Dial, Trust: r.agent.Trust().Load(), Prover: ownToken{}, Verifier: verifier}
+		plain(&cfg)
+		idle, err := agent.New(cfg) // has heard of no generation
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := newSource(idle, slog.New(slog.DiscardHandler))
+		if got := src.encode(); got == nil || got.Generation() != 0 || src.encode() != got {
 			t.Error("a bundle without a generation is not encoded, or twice")
 		}
 		p := r.open([]string{r.token(r.pod("web-1"), tokenLife)}, sds.NameRootCA)
