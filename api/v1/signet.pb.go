@@ -1976,6 +1976,431 @@ func (x *NodeHolding) GetReportedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListAuditRequest filters; an empty field asks for all.
+type ListAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`       // name or UID
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`     // name or UID: the pod's, or that of the agent that asked
+	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"` // lower-case hex
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"` // of a refusal
+	CorrelationId string                 `protobuf:"bytes,7,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	TokenId       string                 `protobuf:"bytes,8,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	Kinds         []string               `protobuf:"bytes,9,rep,name=kinds,proto3" json:"kinds,omitempty"`  // of AuditEntry.kind, any of them
+	Since         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=since,proto3" json:"since,omitempty"` // inclusive
+	Until         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=until,proto3" json:"until,omitempty"` // exclusive
+	Last          uint32                 `protobuf:"varint,12,opt,name=last,proto3" json:"last,omitempty"`  // only the newest so many; 0: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListAuditRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// ListAuditResponse is one piece of the answer.
+type ListAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*AuditEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"` // below 4 MiB in all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// AuditEntry is one decision. Fields that do not apply are empty.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it is on record: "ledger" (issuances), "refusals" (the ring of refused callers that were authenticated) or
+	// "sample" (refusals that are only counted; some of them, in memory, lost with the process).
+	Source            string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Seq               uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"` // within the source
+	Time              *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	Kind              string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"` // "issue", "attest-agent", "mint", "refuse"; readers must expect others
+	CorrelationId     string                 `protobuf:"bytes,5,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	SpiffeId          string                 `protobuf:"bytes,6,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Cluster           string                 `protobuf:"bytes,7,opt,name=cluster,proto3" json:"cluster,omitempty"` // issuer of the token that was attested
+	Namespace         string                 `protobuf:"bytes,8,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	ServiceAccount    string                 `protobuf:"bytes,9,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
+	ServiceAccountUid string                 `protobuf:"bytes,10,opt,name=service_account_uid,json=serviceAccountUid,proto3" json:"service_account_uid,omitempty"`
+	Pod               string                 `protobuf:"bytes,11,opt,name=pod,proto3" json:"pod,omitempty"`
+	PodUid            string                 `protobuf:"bytes,12,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	Node              string                 `protobuf:"bytes,13,opt,name=node,proto3" json:"node,omitempty"`
+	NodeUid           string                 `protobuf:"bytes,14,opt,name=node_uid,json=nodeUid,proto3" json:"node_uid,omitempty"`
+	TokenId           string                 `protobuf:"bytes,15,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	DnsNames          []string               `protobuf:"bytes,16,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
+	Serial            string                 `protobuf:"bytes,17,opt,name=serial,proto3" json:"serial,omitempty"`
+	NotAfter          *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Issuer            string                 `protobuf:"bytes,19,opt,name=issuer,proto3" json:"issuer,omitempty"`                           // key id of the authority that signed, lower-case hex
+	Reason            string                 `protobuf:"bytes,20,opt,name=reason,proto3" json:"reason,omitempty"`                           // of a refusal
+	Detail            string                 `protobuf:"bytes,21,opt,name=detail,proto3" json:"detail,omitempty"`                           // of a refusal: what was found, in words; never a secret
+	Method            string                 `protobuf:"bytes,22,opt,name=method,proto3" json:"method,omitempty"`                           // the call that was made: "Issue", "AttestAgent", "Session"
+	Caller            string                 `protobuf:"bytes,23,opt,name=caller,proto3" json:"caller,omitempty"`                           // SPIFFE ID of who made the call; empty where nobody was known
+	CallerNode        string                 `protobuf:"bytes,24,opt,name=caller_node,json=callerNode,proto3" json:"caller_node,omitempty"` // name of the node of the agent that asked
+	Count             uint64                 `protobuf:"varint,25,opt,name=count,proto3" json:"count,omitempty"`                            // how often the same caller was refused for the same reason, this time included; 0 means 1
+	Last              *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=last,proto3" json:"last,omitempty"`                               // the last of them
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_api_v1_signet_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *AuditEntry) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetServiceAccount() string {
+	if x != nil {
+		return x.ServiceAccount
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetServiceAccountUid() string {
+	if x != nil {
+		return x.ServiceAccountUid
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetNodeUid() string {
+	if x != nil {
+		return x.NodeUid
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDnsNames() []string {
+	if x != nil {
+		return x.DnsNames
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCallerNode() string {
+	if x != nil {
+		return x.CallerNode
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
 var File_api_v1_signet_proto protoreflect.FileDescriptor
 
 const file_api_v1_signet_proto_rawDesc = "" +
@@ -2123,16 +2548,63 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\bnode_uid\x18\x02 \x01(\tR\anodeUid\x12,\n" +
 	"\aholding\x18\x03 \x01(\v2\x12.signet.v1.HoldingR\aholding\x12;\n" +
 	"\vreported_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"reportedAt2\xdb\x01\n" +
+	"reportedAt\"\xf3\x02\n" +
+	"\x10ListAuditRequest\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x16\n" +
+	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12%\n" +
+	"\x0ecorrelation_id\x18\a \x01(\tR\rcorrelationId\x12\x19\n" +
+	"\btoken_id\x18\b \x01(\tR\atokenId\x12\x14\n" +
+	"\x05kinds\x18\t \x03(\tR\x05kinds\x120\n" +
+	"\x05since\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
+	"\x04last\x18\f \x01(\rR\x04last\"D\n" +
+	"\x11ListAuditResponse\x12/\n" +
+	"\aentries\x18\x01 \x03(\v2\x15.signet.v1.AuditEntryR\aentries\"\x91\x06\n" +
+	"\n" +
+	"AuditEntry\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12%\n" +
+	"\x0ecorrelation_id\x18\x05 \x01(\tR\rcorrelationId\x12\x1b\n" +
+	"\tspiffe_id\x18\x06 \x01(\tR\bspiffeId\x12\x18\n" +
+	"\acluster\x18\a \x01(\tR\acluster\x12\x1c\n" +
+	"\tnamespace\x18\b \x01(\tR\tnamespace\x12'\n" +
+	"\x0fservice_account\x18\t \x01(\tR\x0eserviceAccount\x12.\n" +
+	"\x13service_account_uid\x18\n" +
+	" \x01(\tR\x11serviceAccountUid\x12\x10\n" +
+	"\x03pod\x18\v \x01(\tR\x03pod\x12\x17\n" +
+	"\apod_uid\x18\f \x01(\tR\x06podUid\x12\x12\n" +
+	"\x04node\x18\r \x01(\tR\x04node\x12\x19\n" +
+	"\bnode_uid\x18\x0e \x01(\tR\anodeUid\x12\x19\n" +
+	"\btoken_id\x18\x0f \x01(\tR\atokenId\x12\x1b\n" +
+	"\tdns_names\x18\x10 \x03(\tR\bdnsNames\x12\x16\n" +
+	"\x06serial\x18\x11 \x01(\tR\x06serial\x127\n" +
+	"\tnot_after\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x16\n" +
+	"\x06issuer\x18\x13 \x01(\tR\x06issuer\x12\x16\n" +
+	"\x06reason\x18\x14 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x15 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06method\x18\x16 \x01(\tR\x06method\x12\x16\n" +
+	"\x06caller\x18\x17 \x01(\tR\x06caller\x12\x1f\n" +
+	"\vcaller_node\x18\x18 \x01(\tR\n" +
+	"callerNode\x12\x14\n" +
+	"\x05count\x18\x19 \x01(\x04R\x05count\x12.\n" +
+	"\x04last\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x04last2\xdb\x01\n" +
 	"\tAuthority\x12L\n" +
 	"\vAttestAgent\x12\x1d.signet.v1.AttestAgentRequest\x1a\x1e.signet.v1.AttestAgentResponse\x12D\n" +
 	"\aSession\x12\x19.signet.v1.SessionRequest\x1a\x1a.signet.v1.SessionResponse(\x010\x01\x12:\n" +
-	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\xb9\x02\n" +
+	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\x83\x03\n" +
 	"\x05Admin\x12F\n" +
 	"\tGetStatus\x12\x1b.signet.v1.GetStatusRequest\x1a\x1c.signet.v1.GetStatusResponse\x12F\n" +
 	"\tGetBundle\x12\x1b.signet.v1.GetBundleRequest\x1a\x1c.signet.v1.GetBundleResponse\x12X\n" +
 	"\x0fListAuthorities\x12!.signet.v1.ListAuthoritiesRequest\x1a\".signet.v1.ListAuthoritiesResponse\x12F\n" +
-	"\tListSVIDs\x12\x1b.signet.v1.ListSVIDsRequest\x1a\x1c.signet.v1.ListSVIDsResponseB*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
+	"\tListSVIDs\x12\x1b.signet.v1.ListSVIDsRequest\x1a\x1c.signet.v1.ListSVIDsResponse\x12H\n" +
+	"\tListAudit\x12\x1b.signet.v1.ListAuditRequest\x1a\x1c.signet.v1.ListAuditResponse0\x01B*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_signet_proto_rawDescOnce sync.Once
@@ -2146,7 +2618,7 @@ func file_api_v1_signet_proto_rawDescGZIP() []byte {
 	return file_api_v1_signet_proto_rawDescData
 }
 
-var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_v1_signet_proto_goTypes = []any{
 	(*Evidence)(nil),                // 0: signet.v1.Evidence
 	(*AttestAgentRequest)(nil),      // 1: signet.v1.AttestAgentRequest
@@ -2177,19 +2649,22 @@ var file_api_v1_signet_proto_goTypes = []any{
 	(*ListSVIDsRequest)(nil),        // 26: signet.v1.ListSVIDsRequest
 	(*ListSVIDsResponse)(nil),       // 27: signet.v1.ListSVIDsResponse
 	(*NodeHolding)(nil),             // 28: signet.v1.NodeHolding
-	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
+	(*ListAuditRequest)(nil),        // 29: signet.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 30: signet.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 31: signet.v1.AuditEntry
+	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
 }
 var file_api_v1_signet_proto_depIdxs = []int32{
 	0,  // 0: signet.v1.AttestAgentRequest.evidence:type_name -> signet.v1.Evidence
-	29, // 1: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
+	32, // 1: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
 	3,  // 2: signet.v1.AttestAgentResponse.bundle:type_name -> signet.v1.Bundle
 	6,  // 3: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
 	7,  // 4: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
 	0,  // 5: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
 	8,  // 6: signet.v1.Report.changed:type_name -> signet.v1.Holding
-	29, // 7: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
-	29, // 8: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
-	29, // 9: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
+	32, // 7: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
+	32, // 8: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
+	32, // 9: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
 	9,  // 10: signet.v1.Holding.streams:type_name -> signet.v1.Stream
 	11, // 11: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
 	3,  // 12: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
@@ -2200,34 +2675,42 @@ var file_api_v1_signet_proto_depIdxs = []int32{
 	16, // 17: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
 	17, // 18: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
 	18, // 19: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
-	29, // 20: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
-	29, // 21: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	32, // 20: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
+	32, // 21: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	3,  // 22: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
 	25, // 23: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
-	29, // 24: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
-	29, // 25: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
+	32, // 24: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
+	32, // 25: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
 	28, // 26: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
 	8,  // 27: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
-	29, // 28: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
-	1,  // 29: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	5,  // 30: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	13, // 31: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	19, // 32: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	21, // 33: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	23, // 34: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	26, // 35: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	2,  // 36: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	10, // 37: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	15, // 38: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	20, // 39: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	22, // 40: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	24, // 41: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	27, // 42: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	36, // [36:43] is the sub-list for method output_type
-	29, // [29:36] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	32, // 28: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
+	32, // 29: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	32, // 30: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	31, // 31: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
+	32, // 32: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	32, // 33: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
+	32, // 34: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
+	1,  // 35: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	5,  // 36: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	13, // 37: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	19, // 38: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	21, // 39: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	23, // 40: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	26, // 41: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	29, // 42: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	2,  // 43: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	10, // 44: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	15, // 45: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	20, // 46: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	22, // 47: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	24, // 48: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	27, // 49: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	30, // 50: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	43, // [43:51] is the sub-list for method output_type
+	35, // [35:43] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }
@@ -2254,7 +2737,7 @@ func file_api_v1_signet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_signet_proto_rawDesc), len(file_api_v1_signet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -212,6 +212,7 @@ const (
 	Admin_GetBundle_FullMethodName       = "/signet.v1.Admin/GetBundle"
 	Admin_ListAuthorities_FullMethodName = "/signet.v1.Admin/ListAuthorities"
 	Admin_ListSVIDs_FullMethodName       = "/signet.v1.Admin/ListSVIDs"
+	Admin_ListAudit_FullMethodName       = "/signet.v1.Admin/ListAudit"
 )
 
 // AdminClient is the client API for Admin service.
@@ -228,6 +229,8 @@ type AdminClient interface {
 	ListAuthorities(ctx context.Context, in *ListAuthoritiesRequest, opts ...grpc.CallOption) (*ListAuthoritiesResponse, error)
 	// ListSVIDs returns what agents with a live session say they hold, sorted by SPIFFE ID, then pod.
 	ListSVIDs(ctx context.Context, in *ListSVIDsRequest, opts ...grpc.CallOption) (*ListSVIDsResponse, error)
+	// ListAudit streams what is on record and matches, oldest first, then ends.
+	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error)
 }
 
 type adminClient struct {
@@ -278,6 +281,25 @@ func (c *adminClient) ListSVIDs(ctx context.Context, in *ListSVIDsRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[0], Admin_ListAudit_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListAuditRequest, ListAuditResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ListAuditClient = grpc.ServerStreamingClient[ListAuditResponse]
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -292,6 +314,8 @@ type AdminServer interface {
 	ListAuthorities(context.Context, *ListAuthoritiesRequest) (*ListAuthoritiesResponse, error)
 	// ListSVIDs returns what agents with a live session say they hold, sorted by SPIFFE ID, then pod.
 	ListSVIDs(context.Context, *ListSVIDsRequest) (*ListSVIDsResponse, error)
+	// ListAudit streams what is on record and matches, oldest first, then ends.
+	ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -313,6 +337,9 @@ func (UnimplementedAdminServer) ListAuthorities(context.Context, *ListAuthoritie
 }
 func (UnimplementedAdminServer) ListSVIDs(context.Context, *ListSVIDsRequest) (*ListSVIDsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSVIDs not implemented")
+}
+func (UnimplementedAdminServer) ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListAudit not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -407,6 +434,17 @@ func _Admin_ListSVIDs_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ListAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListAuditRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).ListAudit(m, &grpc.GenericServerStream[ListAuditRequest, ListAuditResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ListAuditServer = grpc.ServerStreamingServer[ListAuditResponse]
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -431,6 +469,12 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_ListSVIDs_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ListAudit",
+			Handler:       _Admin_ListAudit_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "api/v1/signet.proto",
 }
