@@ -10,7 +10,6 @@ import (
 	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
@@ -21,45 +20,6 @@ import (
 	"github.com/signet-ca/signet/internal/run"
 	"github.com/signet-ca/signet/sds"
 )
-
-func runCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:     "run",
-		Short:   "Serve the node's workloads until SIGTERM",
-		Example: "  signet-agent run --config /etc/signet/agent.yaml",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := daemon.NewLogger(os.Stderr, o.logFormat, o.logLevel)
-			if err != nil {
-				return usageError{err}
-			}
-			l, err := load(o.config)
-			if err != nil {
-				return err
-			}
-			ctx, stop := daemon.Signals()
-			defer stop()
-			return serve(ctx, l, log)
-		},
-	}
-}
-
-func checkCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:     "check-config",
-		Short:   "Check the configuration, and change nothing",
-		Example: "  signet-agent check-config --config /etc/signet/agent.yaml",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := load(o.config)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: trust domain %s, CA at %s\n", o.config, l.td, l.CA.Address)
-			return nil
-		},
-	}
-}
 
 // serve wires the agent and runs it until ctx ends.
 func serve(ctx context.Context, l *loaded, log *slog.Logger) error {

@@ -37,7 +37,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"signet-agent": func() { os.Exit(realMain()) },
+		"signet-agent": func() { os.Exit(program().Main()) },
 	})
 }
 

@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"github.com/spf13/cobra"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
@@ -18,34 +17,18 @@ import (
 	"github.com/signet-ca/signet/internal/durable"
 )
 
-func initCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "init",
-		Short: "Make the root of a new trust domain, once",
-		Long: `Make the root of a new trust domain, once: the record, the root, and the seal key where there is none.
-
-It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
-new root. It never replaces anything.`,
-		Example: "  signet-ca init --config /etc/signet/ca.yaml",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := load(o.config)
-			if err != nil {
-				return err
-			}
-			b, err := initialise(cmd.Context(), l)
-			if err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			fmt.Fprintf(out, "trust domain  %s\ngeneration    %s\n", b.TrustDomain, b.Generation)
-			for _, r := range b.Roots {
-				fmt.Fprintf(out, "root          %x, until %s\n", r.SubjectKeyId, r.NotAfter.Format("2006-01-02"))
-			}
-			fmt.Fprintf(out, "seal key      %s: keep a copy apart from the store, nothing else opens the root's key\n", l.Seal.KeyFile)
-			return nil
-		},
+// initCommand makes the root and tells the operator what to keep.
+func initCommand(ctx context.Context, l *loaded, out io.Writer) error {
+	b, err := initialise(ctx, l)
+	if err != nil {
+		return err
 	}
+	fmt.Fprintf(out, "trust domain  %s\ngeneration    %s\n", b.TrustDomain, b.Generation)
+	for _, r := range b.Roots {
+		fmt.Fprintf(out, "root          %x, until %s\n", r.SubjectKeyId, r.NotAfter.Format("2006-01-02"))
+	}
+	fmt.Fprintf(out, "seal key      %s: keep a copy apart from the store, nothing else opens the root's key\n", l.Seal.KeyFile)
+	return nil
 }
 
 func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {

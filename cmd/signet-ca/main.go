@@ -2,11 +2,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
+	"log/slog"
 	"os"
-
-	"github.com/spf13/cobra"
 
 	"github.com/signet-ca/signet/internal/daemon"
 )
@@ -14,64 +12,35 @@ import (
 // version is set at build time.
 var version = "devel"
 
-func main() { os.Exit(realMain()) }
+func main() { os.Exit(program().Main()) }
 
-func realMain() int {
-	if err := daemon.Harden(); err != nil {
-		fmt.Fprintln(os.Stderr, "signet-ca: core dumps could not be turned off:", err)
-		return daemon.ExitFailed
+func program() daemon.Program[*loaded] {
+	return daemon.Program[*loaded]{
+		Name:       "signet-ca",
+		Short:      "The certificate authority of a SPIFFE trust domain",
+		Version:    version,
+		Config:     "/etc/signet/ca.yaml",
+		Load:       load,
+		Run:        serve,
+		RunShort:   "Serve agents until SIGTERM",
+		RunLong:    "Serve agents until SIGTERM. It never makes a root: where there is no record it says so and ends.",
+		Check:      check,
+		CheckShort: "Check the configuration and the policy, and change nothing",
+		Others: []daemon.Command[*loaded]{{
+			Name:  "init",
+			Short: "Make the root of a new trust domain, once",
+			Long: `Make the root of a new trust domain, once: the record, the root, and the seal key where there is none.
+
+It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
+new root. It never replaces anything.`,
+			Do: initCommand,
+		}},
 	}
-	cmd := newCommand()
-	if err := cmd.Execute(); err != nil {
-		daemon.Fail(os.Stderr, "signet-ca", err)
-		if errors.As(err, new(usageError)) {
-			return daemon.ExitUsage
-		}
-		return daemon.ExitFailed
-	}
-	return 0
 }
 
-// usageError marks what was wrong with the command line itself.
-type usageError struct{ error }
-
-// Unwrap returns the error within.
-func (e usageError) Unwrap() error { return e.error }
-
-func newCommand() *cobra.Command {
-	root := &cobra.Command{
-		Use:           "signet-ca",
-		Short:         "The certificate authority of a SPIFFE trust domain",
-		Example:       "  signet-ca init --config /etc/signet/ca.yaml\n  signet-ca run --config /etc/signet/ca.yaml",
-		Version:       version,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q; see %s --help", args[0], c.CommandPath())}
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+func check(l *loaded) (string, error) {
+	if _, _, err := attestors(l, slog.New(slog.DiscardHandler)); err != nil {
+		return "", err
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
-	})
-	o := &options{}
-	root.PersistentFlags().StringVar(&o.config, "config", "/etc/signet/ca.yaml", "the configuration file")
-	root.PersistentFlags().StringVar(&o.logFormat, "log-format", "", "json or text (default: text on a terminal, json elsewhere)")
-	root.PersistentFlags().StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	root.AddCommand(initCommand(o), runCommand(o), checkCommand(o))
-	return root
+	return fmt.Sprintf("trust domain %s, replica %s", l.td, l.Replica), nil
 }
-
-// noArgs refuses words that mean nothing.
-func noArgs(c *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError{fmt.Errorf("unexpected %q; see %s --help", args[0], c.CommandPath())}
-	}
-	return nil
-}
-
-type options struct{ config, logFormat, logLevel string }

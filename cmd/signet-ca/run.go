@@ -7,10 +7,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"time"
 
-	"github.com/spf13/cobra"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -28,49 +26,6 @@ import (
 	"github.com/signet-ca/signet/internal/durable"
 	"github.com/signet-ca/signet/internal/run"
 )
-
-func runCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:     "run",
-		Short:   "Serve agents until SIGTERM",
-		Long:    "Serve agents until SIGTERM. It never makes a root: where there is no record it says so and ends.",
-		Example: "  signet-ca run --config /etc/signet/ca.yaml",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := daemon.NewLogger(os.Stderr, o.logFormat, o.logLevel)
-			if err != nil {
-				return usageError{err}
-			}
-			l, err := load(o.config)
-			if err != nil {
-				return err
-			}
-			ctx, stop := daemon.Signals()
-			defer stop()
-			return serve(ctx, l, log)
-		},
-	}
-}
-
-func checkCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:     "check-config",
-		Short:   "Check the configuration and the policy, and change nothing",
-		Example: "  signet-ca check-config --config /etc/signet/ca.yaml",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := load(o.config)
-			if err != nil {
-				return err
-			}
-			if _, _, err := attestors(l, slog.New(slog.DiscardHandler)); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: trust domain %s, replica %s\n", o.config, l.td, l.Replica)
-			return nil
-		},
-	}
-}
 
 // serve wires the CA and runs it until ctx ends. Everything that was opened is closed in reverse order.
 func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {

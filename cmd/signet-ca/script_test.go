@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"signet-ca": func() { os.Exit(realMain()) },
+		"signet-ca": func() { os.Exit(program().Main()) },
 	})
 }
 

@@ -1,5 +1,5 @@
-// Package daemon is what signet-ca and signet-agent do alike: logs, the port of health and metrics, Unix sockets, and
-// the end of the process.
+// Package daemon is what signet-ca and signet-agent do alike: the command line, logs, the port of health and metrics, Unix
+// sockets, and the end of the process.
 //
 // Whatever listens is made here, so that the packages with the logic take listeners and connections and run in tests
 // without a socket; and what every process with keys in memory must do first (no core dumps) is in one place.

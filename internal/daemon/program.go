@@ -1,0 +1,158 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Program is the command line of a daemon whose configuration, loaded, is a C. It has the commands `run` and
+// `check-config` and those of Others; none takes words, and all take --config, --log-format and --log-level.
+type Program[C any] struct {
+	Name    string // of the binary: "signet-ca"
+	Short   string // what it is, one line
+	Version string
+	Config  string // where the configuration lies unless --config says otherwise
+	// Load reads the configuration and reports all that is wrong with it; it changes nothing.
+	Load func(path string) (C, error)
+
+	// Run is the daemon itself; its context ends at SIGTERM or SIGINT.
+	Run      func(ctx context.Context, c C, log *slog.Logger) error
+	RunShort string // one line
+	RunLong  string // empty: RunShort
+
+	// Check looks at what Load does not, changes nothing, and returns what `check-config` says beside "PATH is good".
+	Check      func(c C) (string, error)
+	CheckShort string // one line
+
+	Others []Command[C]
+}
+
+// Command is a command of one daemon alone.
+type Command[C any] struct {
+	Name  string
+	Short string // one line
+	Long  string // empty: Short
+	Do    func(ctx context.Context, c C, out io.Writer) error
+}
+
+// Main runs the command line of the process and returns its exit code. Before it reads a byte it makes sure that a crash
+// leaves no keys on a disk.
+func (p Program[C]) Main() int {
+	if err := Harden(); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: core dumps could not be turned off: %v\n", p.Name, err)
+		return ExitFailed
+	}
+	return p.execute(os.Args[1:], os.Stdout, os.Stderr)
+}
+
+func (p Program[C]) execute(args []string, stdout, stderr io.Writer) int {
+	root := p.root(stderr)
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	if err == nil {
+		return 0
+	}
+	Fail(stderr, p.Name, err)
+	if errors.As(err, new(usageError)) {
+		return ExitUsage
+	}
+	return ExitFailed
+}
+
+// usageError marks what was wrong with the command line itself.
+type usageError struct{ error }
+
+// Unwrap returns the error within.
+func (e usageError) Unwrap() error { return e.error }
+
+// root returns the whole command line. The daemon's log goes to stderr.
+func (p Program[C]) root(stderr io.Writer) *cobra.Command {
+	var config, logFormat, logLevel string
+	run := p.command("run", p.RunShort, p.RunLong, func(*cobra.Command) error {
+		log, err := NewLogger(stderr, logFormat, logLevel)
+		if err != nil {
+			return usageError{err}
+		}
+		c, err := p.Load(config)
+		if err != nil {
+			return err
+		}
+		ctx, stop := Signals()
+		defer stop()
+		return p.Run(ctx, c, log)
+	})
+	check := p.command("check-config", p.CheckShort, "", func(cmd *cobra.Command) error {
+		c, err := p.Load(config)
+		if err != nil {
+			return err
+		}
+		what, err := p.Check(c)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is good: %s\n", config, what)
+		return err
+	})
+	root := &cobra.Command{
+		Use:           p.Name,
+		Short:         p.Short,
+		Version:       p.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          noArgs("unknown command"),
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&config, "config", p.Config, "the configuration file")
+	flags.StringVar(&logFormat, "log-format", "", "json or text (default: text on a terminal, json elsewhere)")
+	flags.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	root.AddCommand(run, check)
+	var examples []string
+	for _, o := range p.Others {
+		cmd := p.command(o.Name, o.Short, o.Long, func(cmd *cobra.Command) error {
+			c, err := p.Load(config)
+			if err != nil {
+				return err
+			}
+			return o.Do(cmd.Context(), c, cmd.OutOrStdout())
+		})
+		root.AddCommand(cmd)
+		examples = append(examples, cmd.Example)
+	}
+	root.Example = strings.Join(append(examples, run.Example), "\n")
+	return root
+}
+
+func (p Program[C]) command(name, short, long string, do func(*cobra.Command) error) *cobra.Command {
+	return &cobra.Command{
+		Use:     name,
+		Short:   short,
+		Long:    long,
+		Example: "  " + p.Name + " " + name + " --config " + p.Config,
+		Args:    noArgs("unexpected"),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return do(cmd) },
+	}
+}
+
+// noArgs refuses words that mean nothing, and calls them what.
+func noArgs(what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("%s %q; see %s --help", what, args[0], c.CommandPath())}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,79 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// program is a daemon whose configuration is its path; "bad" cannot be loaded.
+func program(ran *[]string) Program[string] {
+	note := func(what string) { *ran = append(*ran, what) }
+	return Program[string]{
+		Name: "signet-x", Short: "A daemon", Version: "v9", Config: "/etc/x.yaml",
+		Load: func(path string) (string, error) {
+			if path == "bad" {
+				return "", api.E(api.ConfigInvalid, "bad: it is bad")
+			}
+			return path, nil
+		},
+		RunShort: "Serve",
+		Run: func(_ context.Context, c string, log *slog.Logger) error {
+			note("run " + c)
+			log.Info("it ran")
+			return nil
+		},
+		CheckShort: "Check",
+		Check:      func(c string) (string, error) { note("check " + c); return "all of it", nil },
+		Others: []Command[string]{{Name: "init", Short: "Begin", Do: func(_ context.Context, c string, out io.Writer) error {
+			note("init " + c)
+			return errors.New("not today")
+		}}},
+	}
+}
+
+func TestProgram(t *testing.T) {
+	for _, tt := range []struct {
+		name, args string
+		code       int
+		ran        string
+		out, err   string // parts of what it prints
+	}{
+		{"none", "", 0, "", "  signet-x init --config /etc/x.yaml\n  signet-x run --config /etc/x.yaml\n", ""},
+		{"version", "--version", 0, "", "signet-x version v9\n", ""},
+		{"run", "run", 0, "run /etc/x.yaml", "", `"msg":"it ran"`},
+		{"run as text", "run --config y --log-format text", 0, "run y", "", `msg="it ran"`},
+		{"run in silence", "run --log-level error", 0, "run /etc/x.yaml", "", ""},
+		{"check", "check-config --config y", 0, "check y", "y is good: all of it\n", ""},
+		{"other", "init --config y", ExitFailed, "init y", "", "signet-x: not today\n"},
+		{"bad configuration", "run --config bad", ExitFailed, "", "", "signet explain SGN-"},
+		{"bad configuration, checked", "check-config --config bad", ExitFailed, "", "", "bad: it is bad"},
+		{"bad configuration, other", "init --config bad", ExitFailed, "", "", "bad: it is bad"},
+		{"bad level", "run --log-level loud", ExitUsage, "", "", `"loud" is not debug`},
+		{"bad format", "run --log-format xml", ExitUsage, "", "", `"xml" is not json`},
+		{"unknown command", "start", ExitUsage, "", "", `unknown command "start"; see signet-x --help`},
+		{"unexpected word", "run now", ExitUsage, "", "", `unexpected "now"; see signet-x run --help`},
+		{"unknown flag", "run --quick", ExitUsage, "", "", "unknown flag: --quick; see signet-x run --help"},
+		{"no completion", "completion", ExitUsage, "", "", `unknown command "completion"`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var ran []string
+			var out, errs strings.Builder
+			code := program(&ran).execute(strings.Fields(tt.args), &out, &errs)
+			if got := strings.Join(ran, ", "); code != tt.code || got != tt.ran {
+				t.Errorf("exit code %d after %q, want %d after %q; it said %s", code, got, tt.code, tt.ran, &errs)
+			}
+			if !strings.Contains(out.String(), tt.out) || (out.Len() > 0) != (tt.out != "") {
+				t.Errorf("stdout is %q, want %q in it", &out, tt.out)
+			}
+			if !strings.Contains(errs.String(), tt.err) || (errs.Len() > 0) != (tt.err != "") {
+				t.Errorf("stderr is %q, want %q in it", &errs, tt.err)
+			}
+		})
+	}
+}
