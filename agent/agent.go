@@ -7,6 +7,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -80,12 +81,12 @@ func New(cfg Config) (*Agent, error) {
 	case cfg.Dial == nil || cfg.Prover == nil || cfg.Verifier == nil:
 		return nil, api.E(api.ConfigInvalid, "a connection to the CA, a token of the agent's own and a verifier are required")
 	}
-	setDefault(&cfg.IssueTimeout, 10*time.Second)
-	setDefault(&cfg.MinBackoff, 250*time.Millisecond)
-	setDefault(&cfg.MaxBackoff, 30*time.Second)
-	setDefault(&cfg.ReportEvery, time.Second)
-	setDefault(&cfg.Keepalive, time.Minute)
-	setDefault(&cfg.Log, slog.New(slog.DiscardHandler))
+	cfg.IssueTimeout = cmp.Or(cfg.IssueTimeout, 10*time.Second)
+	cfg.MinBackoff = cmp.Or(cfg.MinBackoff, 250*time.Millisecond)
+	cfg.MaxBackoff = cmp.Or(cfg.MaxBackoff, 30*time.Second)
+	cfg.ReportEvery = cmp.Or(cfg.ReportEvery, time.Second)
+	cfg.Keepalive = cmp.Or(cfg.Keepalive, time.Minute)
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
 	}
@@ -96,13 +97,6 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a.metrics.setTrust(a.trust.Load())
 	return a, nil
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // Run keeps a session with the CA and every identity fresh until ctx ends, and returns nil. It is called once.

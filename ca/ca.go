@@ -7,6 +7,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -99,14 +100,14 @@ func New(cfg Config) (*CA, error) {
 	if _, err := api.ReplicaID(cfg.TrustDomain, cfg.Replica); err != nil {
 		return nil, api.E(api.ConfigInvalid, "replica %.80q does not make a SPIFFE ID: %v", cfg.Replica, err)
 	}
-	setDefault(&cfg.Agents.Namespace, "signet-system")
-	setDefault(&cfg.Agents.ServiceAccount, "signet-agent")
-	setDefault(&cfg.AgentTTL, time.Hour)
-	setDefault(&cfg.MintBudget, 20)
-	setDefault(&cfg.SessionAge, time.Hour)
-	setDefault(&cfg.Concurrent, 4*runtime.GOMAXPROCS(0))
-	setDefault(&cfg.Queue, 4096)
-	setDefault(&cfg.Log, slog.New(slog.DiscardHandler))
+	cfg.Agents.Namespace = cmp.Or(cfg.Agents.Namespace, "signet-system")
+	cfg.Agents.ServiceAccount = cmp.Or(cfg.Agents.ServiceAccount, "signet-agent")
+	cfg.AgentTTL = cmp.Or(cfg.AgentTTL, time.Hour)
+	cfg.MintBudget = cmp.Or(cfg.MintBudget, 20)
+	cfg.SessionAge = cmp.Or(cfg.SessionAge, time.Hour)
+	cfg.Concurrent = cmp.Or(cfg.Concurrent, 4*runtime.GOMAXPROCS(0))
+	cfg.Queue = cmp.Or(cfg.Queue, 4096)
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
 	}
@@ -120,13 +121,6 @@ func New(cfg Config) (*CA, error) {
 		door:     newGate(runtime.GOMAXPROCS(0), doorQueue),
 		stopping: make(chan struct{}),
 	}, nil
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // Run reads the record, publishes the bundle and keeps an intermediate until ctx ends; then it ends every session and
