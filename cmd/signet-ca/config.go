@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -190,17 +191,11 @@ func (c *config) setDefaults() {
 	if c.Replica == "" {
 		c.Replica, _ = os.Hostname() // an empty one is refused by load
 	}
-	for field, value := range map[*string]string{
-		&c.Listen:                ":8443",
-		&c.AdminSocket:           "/run/signet-ca/admin.sock",
-		&c.HTTP:                  ":9080",
-		&c.Agents.Namespace:      "signet-system",
-		&c.Agents.ServiceAccount: "signet-agent",
-	} {
-		if *field == "" {
-			*field = value
-		}
-	}
+	c.Listen = cmp.Or(c.Listen, ":8443")
+	c.AdminSocket = cmp.Or(c.AdminSocket, "/run/signet-ca/admin.sock")
+	c.HTTP = cmp.Or(c.HTTP, ":9080")
+	c.Agents.Namespace = cmp.Or(c.Agents.Namespace, "signet-system")
+	c.Agents.ServiceAccount = cmp.Or(c.Agents.ServiceAccount, "signet-agent")
 	if c.HTTP == "none" {
 		c.HTTP = ""
 	}
@@ -238,6 +233,12 @@ func (c *config) check() []string {
 		}
 	}
 	c.checkDrivers(bad)
+	c.checkClusters(bad)
+	return wrong
+}
+
+// checkClusters says what is wrong with how pods are known, and their clusters.
+func (c *config) checkClusters(bad func(string, ...any)) {
 	switch c.Directory.Kind {
 	case "file":
 		if c.Directory.Path == "" {
@@ -263,7 +264,6 @@ func (c *config) check() []string {
 		}
 		seen[is.Issuer] = true
 	}
-	return wrong
 }
 
 // checkDrivers asks the drivers of store and upstream about their sections, and opens nothing.
