@@ -2,10 +2,14 @@ package agent
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/signet-ca/signet/internal/metrics"
 )
 
 // Metrics are the agent's own. No label holds the name of a workload.
 type Metrics struct {
+	prometheus.Collector // all of them
+
 	renewals        *prometheus.CounterVec
 	expired         prometheus.Counter
 	sessionFailures prometheus.Counter
@@ -13,12 +17,11 @@ type Metrics struct {
 	connected       prometheus.Gauge
 	generation      prometheus.Gauge
 	selfEnd         prometheus.Gauge
-	held            *heldCollector
 }
 
 // NewMetrics returns an agent's metrics, to be registered by the caller.
 func NewMetrics() *Metrics {
-	return &Metrics{
+	m := &Metrics{
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_agent_renewals_total", Help: "Attempts to obtain an SVID for a workload, by result (ok, failed)."}, []string{"result"}),
 		expired: prometheus.NewCounter(prometheus.CounterOpts{
@@ -33,42 +36,24 @@ func NewMetrics() *Metrics {
 			Name: "signet_agent_bundle_sequence", Help: "Generation of the trust bundle that is held, as spiffe_sequence."}),
 		selfEnd: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "signet_agent_own_svid_not_after_timestamp_seconds", Help: "When the agent's own SVID expires."}),
-		held: &heldCollector{
-			count: prometheus.NewDesc("signet_agent_svids", "SVIDs that are held for workloads.", nil, nil),
-			first: prometheus.NewDesc("signet_agent_svid_earliest_not_after_timestamp_seconds", "When the first of the held SVIDs expires.", nil, nil),
-		},
 	}
+	m.Collector = metrics.Group{m.renewals, m.expired, m.sessionFailures, m.trustRefused, m.connected, m.generation, m.selfEnd}
+	return m
 }
 
 // heldCollector reads what an agent holds when it is asked.
 type heldCollector struct {
-	agent        *Agent // nil until Collector
+	agent        *Agent
 	count, first *prometheus.Desc
 }
 
-// Collector returns the metrics of a.
+// Collector returns the metrics of a, and what it holds now.
 func (a *Agent) Collector() prometheus.Collector {
-	m := *a.metrics
-	m.held = &heldCollector{agent: a, count: m.held.count, first: m.held.first}
-	return &m
-}
-
-// Describe implements prometheus.Collector.
-func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range m.all() {
-		c.Describe(ch)
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
-	for _, c := range m.all() {
-		c.Collect(ch)
-	}
-}
-
-func (m *Metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.renewals, m.expired, m.sessionFailures, m.trustRefused, m.connected, m.generation, m.selfEnd, m.held}
+	return metrics.Group{a.metrics, &heldCollector{
+		agent: a,
+		count: prometheus.NewDesc("signet_agent_svids", "SVIDs that are held for workloads.", nil, nil),
+		first: prometheus.NewDesc("signet_agent_svid_earliest_not_after_timestamp_seconds", "When the first of the held SVIDs expires.", nil, nil),
+	}}
 }
 
 // Describe implements prometheus.Collector.
@@ -79,9 +64,6 @@ func (h *heldCollector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (h *heldCollector) Collect(ch chan<- prometheus.Metric) {
-	if h.agent == nil {
-		return
-	}
 	count, first := 0, 0.0
 	for _, id := range h.agent.list() {
 		s := id.held.Load().SVID

@@ -6,10 +6,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/metrics"
 )
 
 // Metrics are the CA's own. No label holds a name that a workload or a client chose.
 type Metrics struct {
+	prometheus.Collector // all of them
+
 	issued          *prometheus.CounterVec
 	refusals        *prometheus.CounterVec
 	issueSeconds    prometheus.Histogram
@@ -22,7 +25,7 @@ type Metrics struct {
 
 // NewMetrics returns the CA's metrics, to be registered by the caller.
 func NewMetrics() *Metrics {
-	return &Metrics{
+	m := &Metrics{
 		issued: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_svids_issued_total", Help: "SVIDs issued, by what they are for (workload, agent)."}, []string{"kind"}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -41,24 +44,8 @@ func NewMetrics() *Metrics {
 		publishFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "signet_bundle_publish_failures_total", Help: "Times that the bundle could not be published."}),
 	}
-}
-
-// Describe implements prometheus.Collector.
-func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range m.all() {
-		c.Describe(ch)
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
-	for _, c := range m.all() {
-		c.Collect(ch)
-	}
-}
-
-func (m *Metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures}
+	m.Collector = metrics.Group{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures}
+	return m
 }
 
 // count notes one attempt to issue.

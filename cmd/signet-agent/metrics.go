@@ -6,11 +6,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/metrics"
 	"github.com/signet-ca/signet/sds"
 )
 
-// metrics are those of the SDS server.
-type metrics struct {
+// sdsMetrics are those of the SDS server.
+type sdsMetrics struct {
+	prometheus.Collector // all of them
+
 	streams prometheus.Gauge
 	refused *prometheus.CounterVec
 	pushed  *prometheus.CounterVec
@@ -18,8 +21,8 @@ type metrics struct {
 	latency prometheus.Histogram
 }
 
-func newMetrics() *metrics {
-	return &metrics{
+func newMetrics() *sdsMetrics {
+	m := &sdsMetrics{
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "signet_sds_streams", Help: "SDS streams that are open now."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -32,27 +35,11 @@ func newMetrics() *metrics {
 			Name: "signet_sds_answer_duration_seconds", Help: "Time from a push to its answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .5, 1, 5, 30}}),
 	}
+	m.Collector = metrics.Group{m.streams, m.refused, m.pushed, m.answers, m.latency}
+	return m
 }
 
-// Describe implements prometheus.Collector.
-func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range m.all() {
-		c.Describe(ch)
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (m *metrics) Collect(ch chan<- prometheus.Metric) {
-	for _, c := range m.all() {
-		c.Collect(ch)
-	}
-}
-
-func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.streams, m.refused, m.pushed, m.answers, m.latency}
-}
-
-func (m *metrics) hooks() sds.Hooks {
+func (m *sdsMetrics) hooks() sds.Hooks {
 	return sds.Hooks{
 		Opened: func(string) { m.streams.Inc() },
 		Closed: func(_ string, reason api.Reason) {

@@ -29,7 +29,7 @@ const sharedVolume = "shared"
 // holds into secrets, encoded once for all streams. It is the only place where the agent and Envoy meet.
 type source struct {
 	agent   *agent.Agent
-	metrics *metrics
+	metrics *sdsMetrics
 	log     *slog.Logger
 
 	mu        sync.Mutex
