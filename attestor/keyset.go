@@ -50,6 +50,25 @@ func (s staticKeys) Lookup(_ context.Context, kid, alg string) (crypto.PublicKey
 	return nil, errSignature()
 }
 
+// ByKeySets makes an attestor of ServiceAccount tokens by key sets (JWKS) that never change, by the "iss" of the tokens:
+// what a CA pushed to an agent. One set that ParseKeySet refuses makes it fail as a whole, so that no issuer is lost
+// unseen; so do no sets at all, with api.ConfigInvalid.
+func ByKeySets(sets map[string][]byte) (Attestor, error) {
+	keys := make(map[string]Keys, len(sets))
+	for issuer, jwks := range sets {
+		k, err := StaticKeys(jwks)
+		if err != nil {
+			return nil, err
+		}
+		keys[issuer] = k
+	}
+	a, err := NewServiceAccount(ServiceAccountConfig{Issuers: keys})
+	if err != nil {
+		return nil, err // and not a nil *ServiceAccount in an Attestor
+	}
+	return a, nil
+}
+
 // KeySet holds the public keys of a JWKS that may verify tokens. It does not change.
 type KeySet struct {
 	keys    map[keyRef]crypto.PublicKey

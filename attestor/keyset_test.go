@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 
@@ -350,5 +351,44 @@ func TestStaticKeysLookup(t *testing.T) {
 		if _, err := keys.Lookup(t.Context(), ref[0], ref[1]); api.ReasonOf(err) != api.TokenSignature {
 			t.Errorf("%q: got %v, want %s", ref, err, api.TokenSignature)
 		}
+	}
+}
+
+func TestByKeySets(t *testing.T) {
+	one, other := newCluster(t, "ES256"), newCluster(t, "RS256")
+	tests := []struct {
+		name   string
+		sets   map[string][]byte
+		fails  bool
+		reason api.Reason // of what one's token gets; empty: its claims
+	}{
+		{"its own keys", map[string][]byte{one.Name(): one.JWKS()}, false, ""},
+		{"among others", map[string][]byte{one.Name(): one.JWKS(), "https://other.example": other.JWKS()}, false, ""},
+		{"another's keys", map[string][]byte{one.Name(): other.JWKS()}, false, api.TokenSignature},
+		{"another issuer", map[string][]byte{"https://other.example": one.JWKS()}, false, api.IssuerUnknown},
+		{"none", nil, true, ""},
+		{"no name", map[string][]byte{"": one.JWKS()}, true, ""},
+		{"one of two cannot be used", map[string][]byte{one.Name(): one.JWKS(), "https://other.example": []byte(`{"keys":[]}`)}, true, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a, err := attestor.ByKeySets(tt.sets)
+			if tt.fails {
+				if err == nil || a != nil {
+					t.Errorf("got %v, %v; want an error alone", a, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			token := one.token(t)
+			c, err := a.Attest(t.Context(), evidence(token), audience, time.Now())
+			if tt.reason != "" {
+				refused(t, token, c, err, tt.reason)
+			} else if err != nil || c.Issuer != one.Name() {
+				t.Errorf("claims of issuer %q, %v", c.Issuer, err)
+			}
+		})
 	}
 }
