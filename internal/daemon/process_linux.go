@@ -19,23 +19,38 @@ func Harden() error {
 
 // peerUID returns the user on the other side of a Unix socket, as the kernel knows it.
 func peerUID(c net.Conn) (int, error) {
+	cred, err := peerCred(c)
+	if err != nil {
+		return 0, err
+	}
+	return int(cred.Uid), nil
+}
+
+// peerPID returns the process that opened the other side of a Unix socket; 0 where it is not one that this process could
+// see, as between containers that do not share their processes.
+func peerPID(c net.Conn) int {
+	cred, err := peerCred(c)
+	if err != nil {
+		return 0
+	}
+	return int(cred.Pid)
+}
+
+func peerCred(c net.Conn) (*unix.Ucred, error) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		return 0, errors.New("not a Unix socket")
+		return nil, errors.New("not a Unix socket")
 	}
 	raw, err := u.SyscallConn()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var cerr error
 	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, err
+		return nil, err
 	}
-	if cerr != nil {
-		return 0, cerr
-	}
-	return int(cred.Uid), nil
+	return cred, cerr
 }
 
 // ownerUID returns the user to whom a file belongs; false where the system does not say.
