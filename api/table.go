@@ -36,6 +36,18 @@ const (
 	NodeUnverifiable Reason = "NODE_UNVERIFIABLE"
 	// TokenReplayedElsewhere: the token was already used in another place.
 	TokenReplayedElsewhere Reason = "TOKEN_REPLAYED_ELSEWHERE"
+	// TokenReviewRefused: the API server does not accept the token.
+	TokenReviewRefused Reason = "TOKEN_REVIEW_REFUSED"
+	// TokenReviewMismatch: the API server answered about another token.
+	TokenReviewMismatch Reason = "TOKEN_REVIEW_MISMATCH"
+	// NotAServiceAccount: the API server does not take the token's owner for a ServiceAccount.
+	NotAServiceAccount Reason = "NOT_A_SERVICEACCOUNT"
+	// ReviewerNotAudienceAware: the API server did not check the token's audience.
+	ReviewerNotAudienceAware Reason = "REVIEWER_NOT_AUDIENCE_AWARE"
+	// ReviewerUnavailable: the API server did not answer about the token.
+	ReviewerUnavailable Reason = "REVIEWER_UNAVAILABLE"
+	// ReviewerOverloaded: too many tokens are being reviewed.
+	ReviewerOverloaded Reason = "REVIEWER_OVERLOADED"
 	// PodDeleted: the pod is gone.
 	PodDeleted Reason = "POD_DELETED"
 	// PodUnknown: the pod is not known.
@@ -160,6 +172,8 @@ const (
 	CacheUnsafe Reason = "CACHE_UNSAFE"
 	// SocketUnsafe: the socket's path is not safe.
 	SocketUnsafe Reason = "SOCKET_UNSAFE"
+	// LedgerFull: the ledger has no room.
+	LedgerFull Reason = "LEDGER_FULL"
 	// AdminForbidden: only the CA's own user may do this.
 	AdminForbidden Reason = "ADMIN_FORBIDDEN"
 	// NotFound: there is nothing by that name.
@@ -230,6 +244,24 @@ var table = []Page{
 	{TokenReplayedElsewhere, 117, KindPermissionDenied, "The token was already used in another place",
 		"One token serves one node and one volume. Either it was copied, or two volumes share it.",
 		"Find out who else had this token: `signet why CORRELATION-ID` names the time and the place of the first use."},
+	{TokenReviewRefused, 118, KindUnauthenticated, "The API server does not accept the token",
+		"Its signature and times are good, but the cluster says no: the pod, its ServiceAccount or its node is gone or was recreated, or the token was revoked.",
+		"Restart the workload so that it reads a token of its own. What the API server said is in the CA's log, under the correlation id."},
+	{TokenReviewMismatch, 119, KindUnauthenticated, "The API server answered about another token",
+		"Name, UID, pod, node or token id in its answer are not those of the token that was sent.",
+		"Treat it as an incident: whatever answers in place of the API server mixes up its answers or invents them."},
+	{NotAServiceAccount, 120, KindUnauthenticated, "The API server does not take the token's owner for a ServiceAccount",
+		"The answer lacks the group system:serviceaccounts: another authenticator of the API server claimed the token, for a user named like a ServiceAccount.",
+		"Look at the API server's OIDC and webhook authenticators: one of them accepts tokens of its own cluster."},
+	{ReviewerNotAudienceAware, 121, KindUnauthenticated, "The API server did not check the token's audience",
+		"Its answer does not name exactly our audience, so the token may have been accepted as one for somebody else.",
+		"Make sure that no authenticating proxy or webhook of old stands between the CA and the API server. There is no second try without an audience."},
+	{ReviewerUnavailable, 122, KindUnavailable, "The API server did not answer about the token",
+		"It could not be reached in time, refused the CA, or its answer was not usable. A token that must be reviewed is never believed without a review.",
+		"Look at the CA's log for what went wrong and at its /readyz for a missing permission. SVIDs that are held stay valid meanwhile."},
+	{ReviewerOverloaded, 123, KindUnavailable, "Too many tokens are being reviewed",
+		"As many reviews are on their way to the API server as the CA allows itself, so that a flood of tokens cannot take the API server down.",
+		"Nothing: the caller comes back after the delay. If it lasts, look at how long the API server takes, then at issuers[].tokenReview.maxInFlight."},
 	{PodDeleted, 201, KindPermissionDenied, "The pod is gone",
 		"An identity ends with its pod.",
 		"Nothing, if the pod was deleted. Otherwise compare the pod's UID with the token's."},
@@ -416,6 +448,9 @@ var table = []Page{
 	{SocketUnsafe, 818, KindNotReady, "The socket's path is not safe",
 		"Its folder is open to others, or something that is not a socket lies there.",
 		"Use a folder that only this user can write to, and remove what lies there."},
+	{LedgerFull, 819, KindUnavailable, "The ledger has no room",
+		"Room for decisions is reserved before it is needed, and none could be: the disk is full. Nothing is issued that is not on record; all else goes on.",
+		"Free disk space where ledger.dir lies. Issuance goes on by itself within seconds."},
 	{AdminForbidden, 901, KindPermissionDenied, "Only the CA's own user may do this",
 		"The admin socket belongs to the user who runs the CA, and to root.",
 		"Run the command as that user."},

@@ -271,6 +271,14 @@ func (l *memoryLedger) Append(ctx context.Context, e audit.Entry) error {
 	return nil
 }
 
+// Refuse implements ca.Ledger.
+func (l *memoryLedger) Refuse(ctx context.Context, e audit.Entry) (string, error) {
+	return e.CorrelationID, l.Append(ctx, e)
+}
+
+// Sample implements ca.Ledger.
+func (l *memoryLedger) Sample(audit.Entry) {}
+
 // Failed implements ca.Ledger.
 func (l *memoryLedger) Failed() <-chan struct{} { return l.failed }
 

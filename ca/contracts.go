@@ -73,8 +73,14 @@ type Founder interface {
 
 // Ledger records every decision durably before its effect leaves the CA. It is implemented by internal/audit.
 type Ledger interface {
-	// Append returns when the entry is durable. After an error nothing may be issued by this process any more.
+	// Append returns when the entry is durable. After an error nothing may be issued on its account. One that matches
+	// audit.ErrFull passes by itself; one that matches audit.ErrFailed does not.
 	Append(ctx context.Context, e audit.Entry) error
+	// Refuse puts the refusal of an authenticated caller on record and returns the correlation id under which it is
+	// found: that of the first where it repeats soon. The id is good whatever the error; issuance never depends on it.
+	Refuse(ctx context.Context, e audit.Entry) (correlationID string, err error)
+	// Sample may keep a refusal that is only counted, in memory. It costs next to nothing.
+	Sample(e audit.Entry)
 	// Failed is closed when the ledger can no longer be written.
 	Failed() <-chan struct{}
 }

@@ -124,7 +124,7 @@ func (s *Server) Start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	ledger, err := audit.Open(filepath.Join(s.Dir, "ledger"))
+	ledger, err := audit.Open(filepath.Join(s.Dir, "ledger"), audit.Options{SegmentSize: audit.MinSegment, RefusalBytes: audit.MinRefusals})
 	if err != nil {
 		s.t.Fatal(err)
 	}

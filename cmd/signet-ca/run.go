@@ -42,7 +42,7 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	ledger, err := audit.Open(l.Ledger.Dir)
+	ledger, err := audit.Open(l.Ledger.Dir, audit.Options{Log: log})
 	if err != nil {
 		return api.Wrap(api.LedgerFailed, err, fmt.Sprintf("the ledger in %s cannot be opened: %v", l.Ledger.Dir, err))
 	}

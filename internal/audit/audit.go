@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -29,6 +30,9 @@ var (
 	// ErrFailed is matched by every error of a ledger that could not be written once: the entry may or may not be on
 	// disk, and no other will be accepted.
 	ErrFailed = errors.New("the ledger failed")
+	// ErrFull is matched by the error of Append when the disk has no room for the entry. Nothing was written. The ledger
+	// goes on by itself when there is room again.
+	ErrFull = errors.New("the ledger has no room")
 	// ErrClosed is returned by Append after Close.
 	ErrClosed = errors.New("the ledger is closed")
 	// ErrLocked is returned by Open when another process has the ledger open.
@@ -39,6 +43,12 @@ var (
 
 // MaxEntryBytes is the length of the longest line.
 const MaxEntryBytes = 64 << 10
+
+// The smallest Options.
+const (
+	MinSegment  = 1 << 20
+	MinRefusals = 256 << 10
+)
 
 // A Kind says what was decided. Readers must expect kinds that they do not know.
 type Kind string
@@ -71,6 +81,13 @@ type Entry struct {
 	NotAfter          time.Time `json:"notAfter,omitzero"`  // of the certificate
 	Issuer            string    `json:"issuer,omitempty"`   // key id of the authority that signs, lower-case hex
 	Reason            string    `json:"reason,omitempty"`   // of a refusal, from the closed table
+	Detail            string    `json:"detail,omitempty"`   // of a refusal: what was found, in words; free of secrets
+	Method            string    `json:"method,omitempty"`   // the call that was made: "Issue", "AttestAgent", "Session"
+	Caller            string    `json:"caller,omitempty"`   // SPIFFE ID of who made the call; empty where nobody was known
+	CallerNode        string    `json:"callerNode,omitempty"`
+	CallerNodeUID     string    `json:"callerNodeUID,omitempty"`
+	Count             uint64    `json:"count,omitempty"` // of refusals that this entry stands for; 0 means 1
+	Last              time.Time `json:"last,omitzero"`   // the last of them, where there are more
 }
 
 // Log is an open ledger. It is safe for concurrent use, and the only writer of its folder.
@@ -106,11 +123,23 @@ const (
 	fileName = "ledger-00000000000000000001.jsonl"
 )
 
+// Options say how a ledger is kept. The zero Options are good.
+type Options struct {
+	// SegmentSize is the room of one segment in bytes, reserved before it is used. Zero: 64 MiB; at least MinSegment.
+	SegmentSize int64
+	// Retention is how long an entry is kept at least. Zero: for ever.
+	Retention time.Duration
+	// RefusalBytes is the room of the ring of refusals. Zero: 16 MiB; at least MinRefusals.
+	RefusalBytes int64
+	// Log gets alarms: no room, a ring that cannot be written. Nil: discarded.
+	Log *slog.Logger
+}
+
 // Open opens the ledger in the folder dir, which it makes if it is missing, and checks every line that is there. A last
 // line that was torn by a crash was never acknowledged: it is cut off, and Cut says how long it was. Anything else that
 // is wrong is a *CorruptError, and nothing is changed. A folder that is open to others matches durable.ErrUnsafe, one
 // that another process has open ErrLocked.
-func Open(dir string) (*Log, error) {
+func Open(dir string, o Options) (*Log, error) {
 	if err := durable.MkdirPrivate(dir); err != nil {
 		return nil, err
 	}
@@ -213,6 +242,16 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 		return ctx.Err()
 	}
 }
+
+// Refuse puts the refusal of an authenticated caller on record and returns the correlation id under which it is found,
+// which is that of the first where the same caller was refused for the same reason within a minute. It returns when the
+// first is on disk. An error says that it is not; the id is good all the same, and the ledger goes on.
+func (l *Log) Refuse(ctx context.Context, e Entry) (correlationID string, err error) {
+	return e.CorrelationID, l.Append(ctx, e)
+}
+
+// Sample keeps some of the refusals that are only counted, in memory.
+func (l *Log) Sample(Entry) {}
 
 // join puts a line into the batch that is written next. Whoever begins a batch is its leader and has to write it, so no
 // goroutine is needed, and a batch grows for exactly as long as the one before it takes.

@@ -20,7 +20,7 @@ import (
 
 func open(t testing.TB, dir string) *Log {
 	t.Helper()
-	l, err := Open(dir)
+	l, err := Open(dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestAppendTooLarge(t *testing.T) {
 func TestOpenLocked(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ledger")
 	l := open(t, dir)
-	if _, err := Open(dir); !errors.Is(err, ErrLocked) {
+	if _, err := Open(dir, Options{}); !errors.Is(err, ErrLocked) {
 		t.Errorf("error %v, want ErrLocked", err)
 	}
 	if err := l.Close(); err != nil {
@@ -273,7 +273,7 @@ func TestOpenUnsafe(t *testing.T) {
 	if err := os.Chmod(dir, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(dir); !errors.Is(err, durable.ErrUnsafe) {
+	if _, err := Open(dir, Options{}); !errors.Is(err, durable.ErrUnsafe) {
 		t.Errorf("error %v, want durable.ErrUnsafe", err)
 	}
 	for _, name := range []string{fileName, lockName} {
@@ -281,7 +281,7 @@ func TestOpenUnsafe(t *testing.T) {
 		if err := errors.Join(os.Mkdir(dir, 0o700), os.Symlink("elsewhere", filepath.Join(dir, name))); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(dir); err == nil {
+		if _, err := Open(dir, Options{}); err == nil {
 			t.Errorf("%s was followed as a link", name)
 		}
 	}
@@ -330,7 +330,7 @@ func TestOpenDamaged(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tc.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			l, err := Open(dir)
+			l, err := Open(dir, Options{})
 			if tc.keep < 0 {
 				ce, ok := errors.AsType[*CorruptError](err)
 				if !ok || ce.Seq != tc.seq || ce.Why != tc.why {
@@ -408,7 +408,7 @@ func FuzzOpen(f *testing.F) {
 		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, data, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		l, err := Open(dir)
+		l, err := Open(dir, Options{})
 		after, rerr := os.ReadFile(path)
 		if rerr != nil {
 			t.Fatal(rerr)

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 
 // appendForEver appends from eight goroutines and reports each entry on stdout once it is acknowledged.
 func appendForEver(dir string) error {
-	l, err := Open(dir)
+	l, err := Open(dir, Options{})
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func TestAppendKilled(t *testing.T) {
 		if n <= after {
 			t.Fatalf("round %d: the child ended by itself after %d entries", round, n)
 		}
-		l, err := Open(dir)
+		l, err := Open(dir, Options{})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
