@@ -214,7 +214,7 @@ type Conn struct {
 	// The following are guarded by l.mu.
 	placed bool
 	key    string
-	born   time.Time
+	born   uint64 // counts up as places are given
 }
 
 // Peer tells peers apart as the limits do: two connections with the same text come from the same peer.
@@ -330,6 +330,7 @@ func reset(c net.Conn) {
 // crowd is a bounded set of connections, by whose they are, the oldest of each first.
 type crowd struct {
 	max, n int
+	born   uint64
 	of     map[string][]*Conn
 }
 
@@ -342,7 +343,7 @@ func (s *crowd) add(c *Conn, key string) (victim *Conn, ok bool) {
 			if k == key || len(of) < most {
 				continue
 			}
-			if len(of) > most || victim == nil || of[0].born.Before(victim.born) {
+			if len(of) > most || victim == nil || of[0].born < victim.born {
 				victim, most = of[0], len(of)
 			}
 		}
@@ -351,7 +352,8 @@ func (s *crowd) add(c *Conn, key string) (victim *Conn, ok bool) {
 		}
 		s.remove(victim)
 	}
-	c.key, c.placed, c.born = key, true, time.Now()
+	s.born++
+	c.key, c.placed, c.born = key, true, s.born
 	s.of[key] = append(s.of[key], c)
 	s.n++
 	return victim, true
