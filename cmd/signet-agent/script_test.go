@@ -6,17 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +27,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/attestor/attestortest"
 	"github.com/signet-ca/signet/ca/catest"
+	"github.com/signet-ca/signet/internal/daemon/daemontest"
 	"github.com/signet-ca/signet/sds"
 )
 
@@ -45,16 +41,11 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
 		Setup: func(env *testscript.Env) error { return setup(t, env) },
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+		Cmds: daemontest.Commands(map[string]daemontest.Command{
 			"ca":    caCommand,
 			"token": tokenCommand,
 			"sds":   sdsCommand,
-			"http":  httpCommand,
-			"edit":  editCommand,
-			"mode":  modeCommand,
-			"exit":  exitCommand,
-			"term":  termCommand,
-		},
+		}),
 		Condition: func(cond string) (bool, error) {
 			switch cond {
 			case "tmpfs":
@@ -115,11 +106,11 @@ func setup(t *testing.T, env *testscript.Env) error {
 		shm = filepath.Join(dir, "shm")
 	}
 	env.Defer(func() { os.RemoveAll(shm) })
-	address, err := freeAddress()
+	address, err := daemontest.FreeAddress()
 	if err != nil {
 		return err
 	}
-	web, err := freeAddress()
+	web, err := daemontest.FreeAddress()
 	if err != nil {
 		return err
 	}
@@ -140,14 +131,6 @@ func setup(t *testing.T, env *testscript.Env) error {
 		os.WriteFile(filepath.Join(dir, "bundle.pem"), bundle, 0o644),
 		os.WriteFile(filepath.Join(dir, "token"), own.Data, 0o600),
 	)
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
 }
 
 func sceneOf(ts *testscript.TestScript) *scene { return ts.Value(sceneKey{}).(*scene) }
@@ -264,87 +247,4 @@ func sdsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	slices.Sort(lines)
 	fmt.Fprintln(ts.Stdout(), strings.Join(lines, "\n"))
-}
-
-// httpCommand is "[!] http ADDRESS/PATH [PATTERN ...]": it waits, ten seconds at most, for an answer of 200 (with !, of
-// something else) whose body every pattern matches.
-func httpCommand(ts *testscript.TestScript, neg bool, args []string) {
-	var last string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		ok, body := ask(args[0])
-		if last = body; ok != neg && matches(ts, body, args[1:]) {
-			return
-		}
-	}
-	ts.Fatalf("%s answered last:\n%s", args[0], last)
-}
-
-func ask(target string) (ok bool, body string) {
-	resp, err := http.Get("http://" + target)
-	if err != nil {
-		return false, err.Error()
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return false, err.Error()
-	}
-	return resp.StatusCode == http.StatusOK, string(data)
-}
-
-func matches(ts *testscript.TestScript, body string, patterns []string) bool {
-	for _, p := range patterns {
-		re, err := regexp.Compile("(?m)" + p)
-		ts.Check(err)
-		if !re.MatchString(body) {
-			return false
-		}
-	}
-	return true
-}
-
-// editCommand is "edit FILE OLD NEW": it replaces what must be there; "\n" in NEW is a new line.
-func editCommand(ts *testscript.TestScript, _ bool, args []string) {
-	path := ts.MkAbs(args[0])
-	data, err := os.ReadFile(path)
-	ts.Check(err)
-	if !strings.Contains(string(data), args[1]) {
-		ts.Fatalf("%s does not hold %q", args[0], args[1])
-	}
-	ts.Check(os.WriteFile(path, []byte(strings.Replace(string(data), args[1], strings.ReplaceAll(args[2], `\n`, "\n"), 1)), 0o600))
-}
-
-// modeCommand is "mode FILE MODE": the file has exactly that mode.
-func modeCommand(ts *testscript.TestScript, _ bool, args []string) {
-	info, err := os.Lstat(ts.MkAbs(args[0]))
-	ts.Check(err)
-	want, err := strconv.ParseUint(args[1], 8, 32)
-	ts.Check(err)
-	if info.Mode().Perm() != fs.FileMode(want) {
-		ts.Fatalf("%s has mode %o, want %o", args[0], info.Mode().Perm(), want)
-	}
-}
-
-// exitCommand is "exit CODE COMMAND [ARG ...]": the command ends with that code.
-func exitCommand(ts *testscript.TestScript, _ bool, args []string) {
-	err := ts.Exec(args[1], args[2:]...)
-	code := 0
-	if e, ok := errors.AsType[interface {
-		error
-		ExitCode() int
-	}](err); ok {
-		code = e.ExitCode()
-	} else {
-		ts.Check(err)
-	}
-	if strconv.Itoa(code) != args[0] {
-		ts.Fatalf("%s ended with %d, want %s", strings.Join(args[1:], " "), code, args[0])
-	}
-}
-
-// termCommand is "term": it sends SIGTERM to all that runs in the background.
-func termCommand(ts *testscript.TestScript, _ bool, _ []string) {
-	for _, c := range ts.BackgroundCmds() {
-		ts.Check(c.Process.Signal(syscall.SIGTERM))
-	}
 }

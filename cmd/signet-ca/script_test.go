@@ -5,16 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +15,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/signet-ca/signet/attestor/attestortest"
+	"github.com/signet-ca/signet/internal/daemon/daemontest"
 )
 
 func TestMain(m *testing.M) {
@@ -34,17 +28,12 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
 		Setup: setup,
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"http":      httpCommand,
+		Cmds: daemontest.Commands(map[string]daemontest.Command{
 			"health":    healthCommand,
 			"schema":    schemaCommand,
-			"edit":      editCommand,
 			"key":       keyCommand,
-			"mode":      modeCommand,
 			"nosecrets": noSecretsCommand,
-			"exit":      exitCommand,
-			"term":      termCommand,
-		},
+		}),
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
 				return os.Geteuid() == 0, nil
@@ -81,11 +70,11 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Defer(func() { os.RemoveAll(dir) })
-	agents, err := freeAddress()
+	agents, err := daemontest.FreeAddress()
 	if err != nil {
 		return err
 	}
-	web, err := freeAddress()
+	web, err := daemontest.FreeAddress()
 	if err != nil {
 		return err
 	}
@@ -102,55 +91,6 @@ func setup(env *testscript.Env) error {
 		os.WriteFile(filepath.Join(dir, "pods.json"), []byte(`{"pods":[]}`), 0o600),
 		os.WriteFile(filepath.Join(dir, "jwks.json"), issuer.JWKS(), 0o600),
 	)
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
-// httpCommand is "[!] http ADDRESS/PATH [PATTERN ...]": it waits, ten seconds at most, for an answer of 200 (with !, of
-// something else) whose body every pattern matches.
-func httpCommand(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) == 0 {
-		ts.Fatalf("usage: http ADDRESS/PATH [PATTERN ...]")
-	}
-	var last string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		ok, body := ask(args[0])
-		last = body
-		if ok != neg && matches(ts, body, args[1:]) {
-			return
-		}
-	}
-	ts.Fatalf("%s answered last:\n%s", args[0], last)
-}
-
-func ask(target string) (ok bool, body string) {
-	resp, err := http.Get("http://" + target)
-	if err != nil {
-		return false, err.Error()
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return false, err.Error()
-	}
-	return resp.StatusCode == http.StatusOK, string(data)
-}
-
-func matches(ts *testscript.TestScript, body string, patterns []string) bool {
-	for _, p := range patterns {
-		re, err := regexp.Compile("(?m)" + p)
-		ts.Check(err)
-		if !re.MatchString(body) {
-			return false
-		}
-	}
-	return true
 }
 
 // schemaCommand is "schema FILE N": it makes the stored record say that it has schema N.
@@ -175,39 +115,4 @@ func schemaCommand(ts *testscript.TestScript, _ bool, args []string) {
 		rev := binary.BigEndian.Uint64(b.Get([]byte("revision")))
 		return errors.Join(b.Put([]byte("record"), data), b.Put([]byte("revision"), binary.BigEndian.AppendUint64(nil, rev+1)))
 	}))
-}
-
-// modeCommand is "mode FILE MODE": the file has exactly that mode.
-func modeCommand(ts *testscript.TestScript, _ bool, args []string) {
-	info, err := os.Lstat(ts.MkAbs(args[0]))
-	ts.Check(err)
-	want, err := strconv.ParseUint(args[1], 8, 32)
-	ts.Check(err)
-	if info.Mode().Perm() != fs.FileMode(want) {
-		ts.Fatalf("%s has mode %o, want %o", args[0], info.Mode().Perm(), want)
-	}
-}
-
-// termCommand is "term": it sends SIGTERM to all that runs in the background.
-func termCommand(ts *testscript.TestScript, _ bool, _ []string) {
-	for _, c := range ts.BackgroundCmds() {
-		ts.Check(c.Process.Signal(syscall.SIGTERM))
-	}
-}
-
-// exitCommand is "exit CODE COMMAND [ARG ...]": the command ends with that code.
-func exitCommand(ts *testscript.TestScript, _ bool, args []string) {
-	err := ts.Exec(args[1], args[2:]...)
-	code := 0
-	if e, ok := errors.AsType[interface {
-		error
-		ExitCode() int
-	}](err); ok {
-		code = e.ExitCode()
-	} else {
-		ts.Check(err)
-	}
-	if strconv.Itoa(code) != args[0] {
-		ts.Fatalf("%s ended with %d, want %s", strings.Join(args[1:], " "), code, args[0])
-	}
 }

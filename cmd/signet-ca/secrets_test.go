@@ -23,17 +23,6 @@ import (
 	"github.com/signet-ca/signet/ca/store"
 )
 
-// editCommand is "edit FILE OLD NEW": it replaces OLD, which must be there once; \n in NEW begins a line.
-func editCommand(ts *testscript.TestScript, _ bool, args []string) {
-	path := ts.MkAbs(args[0])
-	data, err := os.ReadFile(path)
-	ts.Check(err)
-	if strings.Count(string(data), args[1]) != 1 {
-		ts.Fatalf("%s does not have %q once", args[0], args[1])
-	}
-	ts.Check(os.WriteFile(path, []byte(strings.Replace(string(data), args[1], strings.ReplaceAll(args[2], `\n`, "\n"), 1)), 0o600))
-}
-
 // keyCommand is "key FILE": it writes another seal key, in all but its bytes like the right one.
 func keyCommand(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), ca.NewSealKey(), 0o600))

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/signet-ca/signet/internal/daemon/daemontest"
 )
 
 var update = flag.Bool("update", false, "rewrite the expected output in testdata/script")
@@ -86,7 +87,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ca":    cmdCA,
 			"looks": cmdLooks,
-			"exits": cmdExits,
+			"exits": daemontest.Exit,
 			"mint":  cmdMint,
 			"tls":   cmdTLS,
 		},
@@ -116,23 +117,6 @@ func cmdLooks(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	worldOf(ts).admin.waitLooks(n)
-}
-
-// cmdExits is `exits CODE COMMAND...`.
-func cmdExits(ts *testscript.TestScript, _ bool, args []string) {
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	got := 0
-	if err := ts.Exec(args[1], args[2:]...); err != nil {
-		exit, ok := errors.AsType[*exec.ExitError](err)
-		if !ok {
-			ts.Fatalf("%v", err)
-		}
-		got = exit.ExitCode()
-	}
-	if got != want {
-		ts.Fatalf("exit code %d, want %d", got, want)
-	}
 }
 
 // cmdMint is `mint KIND FILE`: write a certificate chain that breaks what KIND says, with its key.
