@@ -23,6 +23,10 @@ type ServiceAccountConfig struct {
 	// Issuers are the key sets of the clusters, by the "iss" of their tokens. At least one.
 	Issuers map[string]Keys
 
+	// Reviews are the issuers whose tokens are also shown to their cluster's API server, by the same names. An issuer that
+	// is not in it is believed by its key set alone.
+	Reviews map[string]ReviewConfig
+
 	// Skew is how far in the future a token's "iat" and "nbf" may be, for clocks that differ. Zero is MaxSkew, which is
 	// also the most; a negative one means none. Expiry has no leeway: kubelet replaces a token long before.
 	Skew time.Duration
@@ -33,10 +37,12 @@ type ServiceAccountConfig struct {
 }
 
 // ServiceAccount checks projected ServiceAccount tokens of Kubernetes (api.EvidenceServiceAccount) against the key sets
-// of their issuers, without asking an API server. It proves that the API server made the token for a pod on a node; it
-// cannot know whether that pod still lives.
+// of their issuers. That proves that the API server made the token for a pod on a node; it cannot tell whether that pod
+// still lives. For issuers with a review the API server is asked as well, about tokens that passed everything else: what
+// is forged, expired or for somebody else never reaches it.
 type ServiceAccount struct {
 	issuers     map[string]Keys
+	reviews     map[string]*review
 	skew        time.Duration
 	maxLifetime time.Duration
 }
@@ -45,7 +51,7 @@ var _ Attestor = (*ServiceAccount)(nil)
 
 // NewServiceAccount makes an attestor. It fails with api.ConfigInvalid.
 func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
-	a := &ServiceAccount{issuers: maps.Clone(cfg.Issuers), skew: cfg.Skew, maxLifetime: cfg.MaxLifetime}
+	a := &ServiceAccount{issuers: maps.Clone(cfg.Issuers), reviews: map[string]*review{}, skew: cfg.Skew, maxLifetime: cfg.MaxLifetime}
 	switch {
 	case len(a.issuers) == 0:
 		return nil, api.E(api.ConfigInvalid, "there is no token issuer")
@@ -61,6 +67,16 @@ func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
 			return nil, api.E(api.ConfigInvalid, "a token issuer lacks its name or its keys")
 		}
 	}
+	for iss, c := range cfg.Reviews {
+		if a.issuers[iss] == nil {
+			return nil, api.E(api.ConfigInvalid, "a token review is for an issuer without keys")
+		}
+		r, err := newReview(c)
+		if err != nil {
+			return nil, err
+		}
+		a.reviews[iss] = r
+	}
 	a.skew = max(a.skew, 0)
 	if a.maxLifetime == 0 {
 		a.maxLifetime = DefaultMaxLifetime
@@ -70,13 +86,31 @@ func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
 
 // Attest checks a token. In this order, it (1) bounds it and takes it apart, (2) looks up its issuer, before anything is
 // spent on its signature, (3) verifies the signature, (4) reads its Kubernetes claims, (5) checks that audience is its
-// only audience, and (6) checks its times.
+// only audience, (6) checks its times, and, where its issuer has a review, (7) asks the API server, which may take as long
+// as the review's timeout. Claims are always those of the token itself; the review can only refuse them.
 func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
-	return a.attest(ctx, e, audience, now, 0)
+	start := time.Now()
+	c, err := a.attest(ctx, e, audience, now, 0)
+	if err != nil {
+		return Claims{}, err
+	}
+	r, ok := a.reviews[c.Issuer]
+	if !ok {
+		return c, nil
+	}
+	if err := r.check(ctx, e.Data, c, audience); err != nil { // (7)
+		return Claims{}, err
+	}
+	// The API server accepts a token for a minute after its expiry; we do not, however long it took to answer.
+	if !now.Add(time.Since(start)).Before(c.ExpireAt) {
+		return Claims{}, api.E(api.TokenExpired, "the token expired while it was reviewed")
+	}
+	return c, nil
 }
 
-// AttestExpired is Attest for a token that may have expired up to grace ago: everything else must still hold. It is for
-// renewals while no API server can give out new tokens; an identity that is not held already must not rest on it.
+// AttestExpired is Attest for a token that may have expired up to grace ago: everything else must still hold, and nobody
+// is asked. It is for renewals while no API server can give out new tokens or review old ones; an identity that is not
+// held already must not rest on it.
 func (a *ServiceAccount) AttestExpired(ctx context.Context, e Evidence, audience string, now time.Time, grace time.Duration) (Claims, error) {
 	return a.attest(ctx, e, audience, now, max(grace, 0))
 }
