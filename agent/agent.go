@@ -202,7 +202,7 @@ func (a *Agent) identity(c attestor.Claims, e attestor.Evidence, volume string) 
 // startKeeper runs an identity's keeper; the caller holds a.mu. Before Run nothing is started: Run does it.
 func (a *Agent) startKeeper(id *Identity) {
 	if ctx := a.running; ctx != nil {
-		a.keepers.Go(func() { a.keep(ctx, id) })
+		a.keepers.Go(func() { a.keep(ctx, id, a.renew) })
 	}
 }
 

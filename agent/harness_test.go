@@ -278,7 +278,7 @@ func (r *records) find(text string, reason api.Reason) []record {
 func holdings(t testing.TB, s *catest.Server) map[string]*apiv1.NodeHolding {
 	t.Helper()
 	l := bufconn.Listen(64 << 10)
-	server := s.CA().NewAdminServer()
+	server := s.CA().NewAdminServer(catest.AsUser(0))
 	go server.Serve(l)
 	defer server.Stop()
 	conn, err := grpc.NewClient("passthrough:///admin", grpc.WithTransportCredentials(insecure.NewCredentials()),

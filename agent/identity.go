@@ -167,8 +167,9 @@ func (id *Identity) idle(now time.Time) bool {
 }
 
 // keep renews one identity until its pod is gone or ctx ends. A failure keeps the last good SVID and backs off with
-// jitter, for this identity alone; a fresh proof ends the wait for one.
-func (a *Agent) keep(ctx context.Context, id *Identity) {
+// jitter, for this identity alone; a fresh proof ends the wait for one. It decides when; how is renew's matter, which is
+// Agent.renew but where a test lets months pass.
+func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Context, *Identity, proof) error) {
 	b := a.newBackoff()
 	for ctx.Err() == nil {
 		now := time.Now()
@@ -185,7 +186,7 @@ func (a *Agent) keep(ctx context.Context, id *Identity) {
 			p, ok := id.newest(now)
 			switch {
 			case ok:
-				err := a.renew(ctx, id, p)
+				err := renew(ctx, id, p)
 				if ctx.Err() != nil {
 					return
 				}

@@ -164,7 +164,7 @@ func TestWaitsAreShort(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			a.keep(ctx, id)
+			a.keep(ctx, id, a.renew)
 		}()
 		time.Sleep(time.Second)
 		// As if the machine had been suspended for an hour: what was in an hour is past, and no timer has run.

@@ -2,6 +2,7 @@ package issuance
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
@@ -43,18 +44,9 @@ type Profile struct {
 
 // resolve puts defaults in place of zeros. What is out of bounds is api.ConfigInvalid.
 func (p Profile) resolve() (Profile, error) {
-	if p.TTL == 0 {
-		p.TTL = DefaultTTL
-	}
-	if p.Backdate == 0 {
-		p.Backdate = DefaultBackdate
-	}
-	if p.RenewFrom == 0 {
-		p.RenewFrom = DefaultRenewFrom
-	}
-	if p.RenewTo == 0 {
-		p.RenewTo = DefaultRenewTo
-	}
+	p.TTL = cmp.Or(p.TTL, DefaultTTL)
+	p.Backdate = cmp.Or(p.Backdate, DefaultBackdate)
+	p.RenewFrom, p.RenewTo = cmp.Or(p.RenewFrom, DefaultRenewFrom), cmp.Or(p.RenewTo, DefaultRenewTo)
 	switch {
 	case p.TTL < MinTTL || p.TTL > MaxTTL:
 		return p, api.E(api.ConfigInvalid, "the lifetime of SVIDs is not between %s and %s", MinTTL, MaxTTL)
@@ -125,7 +117,7 @@ func Prepare(p Profile, r Request, iss *Issuer, now time.Time) (*Prepared, error
 		return nil, err
 	}
 	lifetime := template.NotAfter.Sub(now)
-	return &Prepared{issuer: iss, unsigned: u, id: r.ID, now: now, renewAt: now.Add(renewal(p, lifetime))}, nil
+	return &Prepared{issuer: iss, unsigned: u, id: r.ID, now: now, renewAt: now.Add(p.DrawRenewal(lifetime))}, nil
 }
 
 // checkRequest refuses what must not be built at all.
@@ -200,12 +192,13 @@ func checkLeaf(c *x509.Certificate, r Request, iss *Issuer) error {
 	return LintLeaf(c)
 }
 
-// renewal draws the time from issue to renewal.
-func renewal(p Profile, lifetime time.Duration) time.Duration {
+// DrawRenewal draws the time from issue to renewal, evenly between the parts of the lifetime that the profile names.
+func (p Profile) DrawRenewal(lifetime time.Duration) time.Duration {
+	from, to := cmp.Or(p.RenewFrom, DefaultRenewFrom), cmp.Or(p.RenewTo, DefaultRenewTo)
 	var b [8]byte
 	rand.Read(b[:])
 	evenly := float64(binary.BigEndian.Uint64(b[:])>>11) / (1 << 53) // in [0, 1)
-	return time.Duration((p.RenewFrom + (p.RenewTo-p.RenewFrom)*evenly) * float64(lifetime))
+	return time.Duration((from + (to-from)*evenly) * float64(lifetime))
 }
 
 // Serial is the serial number, as SerialString writes it.

@@ -258,7 +258,7 @@ func TestRenewalIsSpreadEvenly(t *testing.T) {
 		p := must(Profile{RenewFrom: tt.from, RenewTo: tt.to}.resolve())(t)
 		var counts [buckets]int
 		for range draws {
-			part := float64(renewal(p, time.Hour)) / float64(time.Hour)
+			part := float64(p.DrawRenewal(time.Hour)) / float64(time.Hour)
 			i := int((part - tt.from) / (tt.to - tt.from) * buckets)
 			if i < 0 || i >= buckets {
 				t.Fatalf("drew %f, outside of %f to %f", part, tt.from, tt.to)
