@@ -147,7 +147,7 @@ func (ca *CA) authorize(ctx context.Context, who asker, c attestor.Claims, volum
 	if c.NodeUID == "" {
 		return api.E(api.NodeUnverifiable, "the token does not say on which node its pod runs")
 	}
-	if c.NodeUID != who.nodeUID {
+	if c.NodeUID != who.nodeUID || c.NodeName != who.nodeName { // the name goes on record, so it must be true too
 		return api.E(api.NodeMismatch, "the workload's pod runs on another node than the agent that asks")
 	}
 	if err := ca.checkPod(ctx, c, now); err != nil {
