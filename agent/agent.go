@@ -42,8 +42,8 @@ type Config struct {
 	Metrics *Metrics     // nil: NewMetrics
 }
 
-// KeySets are the issuers' key sets (JWKS, JSON) by issuer.
-type KeySets map[string][]byte
+// KeySets are the issuers' key sets (JWKS, JSON) by issuer, as attestor.ByKeySets takes them.
+type KeySets = map[string][]byte
 
 // Agent is made by New and works while Run does.
 type Agent struct {

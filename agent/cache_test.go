@@ -20,6 +20,7 @@ import (
 
 	"github.com/signet-ca/signet/agent"
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/ca/catest"
 )
 
@@ -324,7 +325,7 @@ func TestForeignCache(t *testing.T) {
 		m, _, _ := filled(t, s)
 		before := len(m.names())
 		td := spiffeid.RequireTrustDomainFromString("other.example")
-		cfg := agent.Config{TrustDomain: td, Dial: s.Dial, Prover: ownToken(s, here), Verifier: verifier, Cache: m}
+		cfg := agent.Config{TrustDomain: td, Dial: s.Dial, Prover: ownToken(s, here), Verifier: attestor.ByKeySets, Cache: m}
 		if _, err := agent.New(cfg); api.ReasonOf(err) != api.ConfigInvalid {
 			t.Errorf("without a bundle of its own: %v, want %s", err, api.ConfigInvalid)
 		}

@@ -306,7 +306,7 @@ func (f *fake) start(change ...func(*agent.Config)) *node {
 	}
 	n := &node{t: f.t, log: &records{}, metrics: prometheus.NewRegistry()}
 	cfg := agent.Config{
-		TrustDomain: f.td, Dial: f.listener.DialContext, Trust: trust, Verifier: verifier, Log: slog.New(n.log),
+		TrustDomain: f.td, Dial: f.listener.DialContext, Trust: trust, Verifier: attestor.ByKeySets, Log: slog.New(n.log),
 		Prover: proverFunc(func(context.Context) (attestor.Evidence, error) { return f.token(f.node, api.AgentAudience(f.td)), nil }),
 	}
 	for _, c := range change {

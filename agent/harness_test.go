@@ -71,7 +71,7 @@ func newNode(t testing.TB, s *catest.Server, name string, change ...func(*agent.
 	t.Helper()
 	n := &node{t: t, log: &records{}, metrics: prometheus.NewRegistry()}
 	cfg := agent.Config{
-		TrustDomain: s.TD, Dial: s.Dial, Trust: firstTrust(t, s), Prover: ownToken(s, name), Verifier: verifier,
+		TrustDomain: s.TD, Dial: s.Dial, Trust: firstTrust(t, s), Prover: ownToken(s, name), Verifier: attestor.ByKeySets,
 		Log: slog.New(n.log),
 	}
 	for _, c := range change {
@@ -140,18 +140,6 @@ func firstTrust(t testing.TB, s *catest.Server) *agent.Trust {
 		t.Fatal(err)
 	}
 	return trust
-}
-
-func verifier(sets agent.KeySets) (attestor.Attestor, error) {
-	keys := map[string]attestor.Keys{}
-	for issuer, jwks := range sets {
-		k, err := attestor.StaticKeys(jwks)
-		if err != nil {
-			return nil, err
-		}
-		keys[issuer] = k
-	}
-	return attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys})
 }
 
 // workload is a pod that asks for its identity.

@@ -78,7 +78,7 @@ func agentConfig(l *loaded, log *slog.Logger) (agent.Config, error) {
 			return d.DialContext(ctx, "tcp", l.CA.Address)
 		},
 		Prover:   attestor.TokenFile{Path: l.TokenFile},
-		Verifier: verifier,
+		Verifier: attestor.ByKeySets,
 		Version:  version,
 		Log:      log,
 	}
@@ -120,17 +120,4 @@ func readBundle(path string) ([]byte, error) {
 		err = errors.New("it is larger than 1 MiB")
 	}
 	return data, err
-}
-
-// verifier checks workloads' tokens by the key sets that the CA pushed.
-func verifier(sets agent.KeySets) (attestor.Attestor, error) {
-	keys := map[string]attestor.Keys{}
-	for issuer, jwks := range sets {
-		k, err := attestor.StaticKeys(jwks)
-		if err != nil {
-			return nil, err
-		}
-		keys[issuer] = k
-	}
-	return attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys})
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/signet-ca/signet/agent"
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/attestor/attestortest"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
@@ -238,7 +239,7 @@ func TestFirstTrustWithoutGeneration(t *testing.T) {
 		c.Trust = trust
 	}
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
-		cfg := agent.Config{TrustDomain: r.TD, Dial: r.Dial, Trust: r.agent.Trust().Load(), Prover: ownToken{}, Verifier: verifier}
+		cfg := agent.Config{TrustDomain: r.TD, Dial: r.Dial, Trust: r.agent.Trust().Load(), Prover: ownToken{}, Verifier: attestor.ByKeySets}
 		plain(&cfg)
 		idle, err := agent.New(cfg) // has heard of no generation
 		if err != nil {

@@ -69,7 +69,7 @@ func newNode(t *testing.T, s *catest.Server, i int, change func(*agent.Config)) 
 	n.own.refresh()
 	n.workload = &kubelet{server: s, pod: s.Pod("shop", "web-"+name, "web", name), audience: api.WorkloadAudience(s.TD)}
 	cfg := agent.Config{
-		TrustDomain: s.TD, Dial: s.Dial, Trust: firstTrust(t, s), Prover: n.own, Verifier: verifier,
+		TrustDomain: s.TD, Dial: s.Dial, Trust: firstTrust(t, s), Prover: n.own, Verifier: attestor.ByKeySets,
 		Keepalive: time.Hour, ReportEvery: time.Minute, // months of idle connections are not what is tested
 	}
 	if change != nil {
@@ -90,18 +90,6 @@ func firstTrust(t *testing.T, s *catest.Server) *agent.Trust {
 		t.Fatal(err)
 	}
 	return trust
-}
-
-func verifier(sets agent.KeySets) (attestor.Attestor, error) {
-	keys := map[string]attestor.Keys{}
-	for issuer, jwks := range sets {
-		k, err := attestor.StaticKeys(jwks)
-		if err != nil {
-			return nil, err
-		}
-		keys[issuer] = k
-	}
-	return attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys})
 }
 
 // live refreshes tokens and admits the workload with each, as a proxy does whose stream ends with its token, and watches
