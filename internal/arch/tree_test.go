@@ -23,9 +23,6 @@ const module = "github.com/signet-ca/signet"
 
 var update = flag.Bool("update", false, "write the generated documents instead of comparing them")
 
-// strict reports whether what has not been built yet is a failure: in CI, and where SIGNET_STRICT is set.
-func strict() bool { return os.Getenv("CI") != "" || os.Getenv("SIGNET_STRICT") != "" }
-
 // pkg is what `go list` says of one package, with paths of ours shortened to the folder.
 type pkg struct {
 	ImportPath                         string
