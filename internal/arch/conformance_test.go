@@ -171,28 +171,27 @@ func proofs(t *testing.T) map[string][]proof {
 		}
 		for line := range strings.Lines(string(src)) {
 			if m := marker.FindStringSubmatch(strings.TrimSpace(line)); m != nil && line[0] == '#' {
-				add(name, m[1], proof{strings.TrimSuffix(filepath.Base(name), ".txt"), name})
+				add(name, m[1], proof{strings.TrimSuffix(filepath.Base(name), ".txtar"), name})
 			}
 		}
 	}
 	return all
 }
 
+// scripts returns the scripts of all commands, of which there are some.
 func scripts(t *testing.T) []string {
 	t.Helper()
+	found, err := filepath.Glob(filepath.Join(rootDir(t), "cmd", "*", "testdata", "script", "*.txtar"))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("no script of a command was found (%v)", err)
+	}
 	var names []string
-	for _, pattern := range []string{"cmd/*/testdata/script/*.txt", "cmd/*/testdata/*.txt"} {
-		found, err := filepath.Glob(filepath.Join(rootDir(t), filepath.FromSlash(pattern)))
+	for _, path := range found {
+		rel, err := filepath.Rel(rootDir(t), path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, path := range found {
-			rel, err := filepath.Rel(rootDir(t), path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			names = append(names, filepath.ToSlash(rel))
-		}
+		names = append(names, filepath.ToSlash(rel))
 	}
 	return names
 }
