@@ -61,6 +61,8 @@ func (a *app) commands() []*cobra.Command {
 		inGroup(groupLook, a.svidCommand()),
 		inGroup(groupLook, a.bundleCommand()),
 		inGroup(groupLook, a.authorityCommand()),
+		inGroup(groupLook, a.auditCommand()),
+		inGroup(groupLook, a.whyCommand()),
 		inGroup(groupLook, a.explainCommand()),
 		inGroup(groupRun, a.completionCommand()),
 		a.versionCommand(),
@@ -108,6 +110,7 @@ func (a *app) root() *cobra.Command {
 		Example: "  signet demo                   # see it work, on this machine\n" +
 			"  signet svid list              # which pod holds which SVID, and who acknowledged it\n" +
 			"  signet svid inspect web.pem   # is this certificate a correct SVID?\n" +
+			"  signet why 4be1f0a7c2d95e38   # why was this request refused?\n" +
 			"  signet explain SGN-0106       # what an error means and what to do",
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.name},
 		SilenceErrors: true,

@@ -23,7 +23,7 @@ const (
 type failure struct {
 	err  *api.Error
 	why  string // empty: the reason's page says it
-	next string // a line to type, starting with "signet" where it is ours; empty: explain
+	next string // a line to type, starting with "signet" where it is ours; empty: why, or explain
 }
 
 // Error returns the text of the error with the reason.
@@ -66,16 +66,19 @@ func (a *app) exitCode(cmd *cobra.Command, err error) int {
 	if f.why == "" {
 		f.why = page.Why
 	}
-	explain := "signet explain " + page.Code()
-	if f.next == "" {
-		f.next = explain
+	steps := []string{"signet explain " + page.Code()}
+	if id := f.err.CorrelationID; isCorrelationID(id) { // it comes from a peer, and goes into a line to type
+		steps = append([]string{"signet why " + id}, steps...)
 	}
-	a.tell("error "+page.Code(), f.err.Detail, f.why, f.next)
+	if f.next != "" && f.next != steps[0] {
+		steps = append([]string{f.next}, steps...)
+	}
+	a.tell("error "+page.Code(), f.err.Detail, f.why, steps[0])
 	if f.err.CorrelationID != "" {
 		a.line("id", f.err.CorrelationID)
 	}
-	if f.next != explain {
-		a.line("more", a.asCalled(explain))
+	for _, more := range steps[1:] {
+		a.line("more", a.asCalled(more))
 	}
 	if f.err.Reason == api.DeadlineExceeded {
 		return exitTimeout

@@ -23,10 +23,11 @@ func (a *app) help(c *cobra.Command, w io.Writer) {
 		about = c.Short
 	}
 	fmt.Fprintf(w, "%s\n\nUsage:\n", strings.TrimSpace(about))
+	if !c.HasAvailableSubCommands() || c.Flags().Lookup("output") != nil { // one that answers has a format
+		fmt.Fprintf(w, "  %s\n", c.UseLine())
+	}
 	if c.HasAvailableSubCommands() {
 		fmt.Fprintf(w, "  %s COMMAND\n", c.CommandPath())
-	} else {
-		fmt.Fprintf(w, "  %s\n", c.UseLine())
 	}
 	listCommands(w, c)
 	if c.HasAvailableLocalFlags() {

@@ -4,10 +4,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -86,6 +88,8 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ca":    cmdCA,
+			"await": cmdAwait,
+			"files": cmdFiles,
 			"looks": cmdLooks,
 			"exits": daemontest.Exit,
 			"mint":  cmdMint,
@@ -117,6 +121,34 @@ func cmdLooks(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	worldOf(ts).admin.waitLooks(n)
+}
+
+// cmdAwait is `await FILE`: wait until it is there.
+func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 12_000 { // a minute
+		if _, err := os.Lstat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		<-tick.C
+	}
+	ts.Fatalf("no %s", args[0])
+}
+
+// cmdFiles is `files FOLDER [NAME:MODE...]`: these are in it, and nothing else.
+func cmdFiles(ts *testscript.TestScript, _ bool, args []string) {
+	entries, err := os.ReadDir(ts.MkAbs(args[0]))
+	ts.Check(err)
+	var have []string
+	for _, e := range entries {
+		info, err := e.Info()
+		ts.Check(err)
+		have = append(have, fmt.Sprintf("%s:%04o", e.Name(), info.Mode().Perm()))
+	}
+	if want := args[1:]; !slices.Equal(have, want) {
+		ts.Fatalf("in the folder: %v, want %v", have, want)
+	}
 }
 
 // cmdMint is `mint KIND FILE`: write a certificate chain that breaks what KIND says, with its key.
