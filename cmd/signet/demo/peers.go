@@ -148,19 +148,25 @@ func (d *demo) startEnvoys(ctx context.Context, path string, backend netip.AddrP
 			d.report.Peers, d.peers.protocol[e.Name()], live.Sub(e.Started).Milliseconds(), e.Pid())
 	}
 	d.peers.front, d.peers.door = front, door
-	d.peers.refusals = func(ctx context.Context) (r refusals, err error) {
-		var errs [2]error
-		r.stranger, errs[0] = in.Counter(ctx, "listener.inbound.ssl.fail_verify_san")
-		r.nobody, errs[1] = in.Counter(ctx, "listener.inbound.ssl.fail_verify_no_cert")
-		return r, errors.Join(errs[:]...)
-	}
-	d.peers.handshakes = func(ctx context.Context) (done, resumed uint64, err error) {
-		var errs [2]error
-		done, errs[0] = in.Counter(ctx, "listener.inbound.ssl.handshake")
-		resumed, errs[1] = in.Counter(ctx, "listener.inbound.ssl.session_reused")
-		return done, resumed, errors.Join(errs[:]...)
-	}
+	d.peers.refusals = func(ctx context.Context) (refusals, error) { return envoyRefusals(ctx, in) }
+	d.peers.handshakes = func(ctx context.Context) (done, resumed uint64, err error) { return envoyHandshakes(ctx, in) }
 	return nil
+}
+
+// envoyRefusals reads what the Envoy of payments has counted.
+func envoyRefusals(ctx context.Context, in *envoy.Envoy) (r refusals, err error) {
+	var errs [2]error
+	r.stranger, errs[0] = in.Counter(ctx, "listener.inbound.ssl.fail_verify_san")
+	r.nobody, errs[1] = in.Counter(ctx, "listener.inbound.ssl.fail_verify_no_cert")
+	return r, errors.Join(errs[:]...)
+}
+
+// envoyHandshakes reads what the Envoy of payments has counted.
+func envoyHandshakes(ctx context.Context, in *envoy.Envoy) (done, resumed uint64, err error) {
+	var errs [2]error
+	done, errs[0] = in.Counter(ctx, "listener.inbound.ssl.handshake")
+	resumed, errs[1] = in.Counter(ctx, "listener.inbound.ssl.session_reused")
+	return done, resumed, errors.Join(errs[:]...)
 }
 
 // mourn ends the demo when an Envoy ends by itself.
