@@ -28,7 +28,7 @@ func (a *app) auditCommand() *cobra.Command {
 		Long: "Print what the CA has on record, the newest last: each issuance, and each refusal of a caller that it knew. Further\n" +
 			"refusals of one caller for one reason are counted in one entry. Of refusals of unknown callers the CA keeps a sample,\n" +
 			"in memory. The filters are all applied; JSON and YAML are an AuditEntryList, which is written as it arrives, so that\n" +
-			"--all needs no memory. For a file of all of it there is audit export.",
+			"--all needs no memory but for jsonpath. For a file of all of it there is audit export.",
 		Example: "  signet audit --refused --since 2h               # who asks for what he may not have\n" +
 			"  signet audit --pod shop/web-1 -o wide           # all that one pod got or was refused\n" +
 			"  signet audit --serial 4A:3B:91                  # whom was this certificate issued to\n" +

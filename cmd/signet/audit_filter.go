@@ -81,11 +81,11 @@ func (a *app) auditFilterFlags(c *cobra.Command) *auditFilter {
 		return nil
 	})
 	fl.Func("kind", "only this `KIND`: "+strings.Join(auditKindNames(), ", ")+"; several with commas", f.addKinds)
-	fl.Func("since", "only from this `TIME` on, or for so long: 2h, 7d, 2026-11-24, 2026-11-24T12:00:00Z", func(s string) (err error) {
+	fl.Func("since", "only from this `TIME` on: 2h or 7d (ago), 2026-11-24, 2026-11-24T12:00:00Z", func(s string) (err error) {
 		f.req.Since, err = a.moment(s)
 		return err
 	})
-	fl.Func("until", "only before this `TIME`, or before so long ago", func(s string) (err error) {
+	fl.Func("until", "only before this `TIME`, written as for --since", func(s string) (err error) {
 		f.req.Until, err = a.moment(s)
 		return err
 	})
