@@ -249,7 +249,9 @@ func (a *app) streamAudit(ctx context.Context, ch *channel, req *apiv1.ListAudit
 	case err == io.EOF:
 		return nil
 	case context.Cause(ctx) == context.DeadlineExceeded:
-		err = context.DeadlineExceeded
+		return &failure{err: api.Wrap(api.DeadlineExceeded, err, "the CA sent nothing for "+a.timeout.String()),
+			why:  "It listens at " + ch.path + " and is stopped or overloaded, or has a long record to search.",
+			next: "the same with --timeout 5m, or audit with a --since nearer by"}
 	case status.Code(err) == codes.Unimplemented:
 		return &failure{err: api.Wrap(api.ProtocolSkew, err, "this CA cannot list what is on record"),
 			why: "It is older than this command.", next: "signet version --server"}

@@ -107,6 +107,7 @@ func notAnID(text string) string {
 }
 
 func (a *app) decisions(ctx context.Context, ch *channel, id string) (*decisionList, error) {
+	defer a.waiting(ch.path, new(tally))()
 	l := &decisionList{header: newHeader("DecisionList", ""), Items: []*decision{}}
 	err := a.streamAudit(ctx, ch, &apiv1.ListAuditRequest{CorrelationId: id}, func(e *auditEntry) error {
 		d := &decision{header: newHeader("Decision", id), Entry: e}
