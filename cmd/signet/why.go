@@ -110,6 +110,13 @@ func (a *app) decisions(ctx context.Context, ch *channel, id string) (*decisionL
 	defer a.waiting(ch.path, new(tally))()
 	l := &decisionList{header: newHeader("DecisionList", ""), Items: []*decision{}}
 	err := a.streamAudit(ctx, ch, &apiv1.ListAuditRequest{CorrelationId: id}, func(e *auditEntry) error {
+		// A refusal that came again is on record twice: when it was the first, and when all were counted.
+		if n := len(l.Items) - 1; n >= 0 && e.Type == kindRefuse && sameRefusal(l.Items[n].Entry, e) {
+			if e.Count > l.Items[n].Entry.Count {
+				l.Items[n].Entry = e
+			}
+			return nil
+		}
 		d := &decision{header: newHeader("Decision", id), Entry: e}
 		if r := api.Reason(e.Reason); r.Known() {
 			d.Explanation = newExplanation(r.Page())
@@ -139,6 +146,10 @@ func (a *app) decisions(ctx context.Context, ch *channel, id string) (*decisionL
 		}
 	}
 	return l, nil
+}
+
+func sameRefusal(x, y *auditEntry) bool {
+	return x.Type == y.Type && x.Source == y.Source && x.Reason == y.Reason && x.time.Equal(y.time)
 }
 
 // firstUse returns the first issuance for the token of a refusal, or where there is none the first that is on record of

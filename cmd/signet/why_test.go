@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,4 +132,40 @@ func (s *fixedAudit) Recv() (*apiv1.ListAuditResponse, error) {
 	}
 	s.ended = true
 	return &apiv1.ListAuditResponse{Entries: s.entries}, nil
+}
+
+// A refusal that came again is one decision, with the higher count; two outcomes of one request are two.
+func TestDecisionsOfOneID(t *testing.T) {
+	refused := func(seq, count uint64, reason api.Reason) *apiv1.AuditEntry {
+		return &apiv1.AuditEntry{Source: "refusals", Seq: seq, Time: ago(0), Kind: kindRefuse, Reason: string(reason), Count: count}
+	}
+	issued := &apiv1.AuditEntry{Source: "ledger", Seq: 9, Time: ago(0), Kind: kindIssue}
+	tests := []struct {
+		name   string
+		record []*apiv1.AuditEntry
+		want   []uint64 // sequence numbers
+	}{
+		{"once", []*apiv1.AuditEntry{refused(1, 0, api.WeakKey)}, []uint64{1}},
+		{"counted", []*apiv1.AuditEntry{refused(1, 0, api.WeakKey), refused(2, 37, api.WeakKey)}, []uint64{2}},
+		{"counted, the sum first", []*apiv1.AuditEntry{refused(2, 37, api.WeakKey), refused(1, 0, api.WeakKey)}, []uint64{2}},
+		{"recorded, then refused", []*apiv1.AuditEntry{issued, refused(1, 0, api.LintFailed)}, []uint64{9, 1}},
+		{"two reasons", []*apiv1.AuditEntry{refused(1, 0, api.WeakKey), refused(2, 0, api.LintFailed)}, []uint64{1, 2}},
+		{"without end", slices.Repeat([]*apiv1.AuditEntry{issued}, 1000), slices.Repeat([]uint64{9}, maxDecisions)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a, _, _ := newTestApp(nil)
+			l, err := a.decisions(t.Context(), &channel{AdminClient: &fixedAudit{entries: tt.record}, path: "/s"}, "4be1f0a7c2d95e38")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []uint64
+			for _, d := range l.Items {
+				got = append(got, d.Entry.Seq)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("entries %d, want %d", got, tt.want)
+			}
+		})
+	}
 }
