@@ -2,24 +2,30 @@
 //
 // Append returns only when the entry is on disk, so a certificate that somebody holds has its entry, whatever crashed
 // afterwards; the reverse is harmless and expected, an entry whose certificate was never signed. Callers that come
-// while the disk is busy share its next fsync, so the ledger costs a request one fsync, and the disk one for many
+// while the disk is busy share its next sync, so the ledger costs a request one sync, and the disk one for many
 // requests. A write that failed has an unknown outcome. It is never retried: the ledger fails for good, says so, and
-// the process has to end and read again what is there.
+// the process has to end and read again what is there. That a disk is full is no such failure, for room is reserved
+// before it is used: while one segment is filled the next one waits, so it is known long before it matters.
 //
-// A ledger is a folder with one file of JSON lines, in the order of their sequence numbers, each with a CRC-32C of its
-// own bytes at its end. The checksum finds torn and rotten lines; it is no protection against somebody who can write to
-// the file. An entry holds no token, no key and no address of anybody: what was decided, for whom, and why.
+// What others can cause as often as they like, being refused, is kept apart from what only the authority decides:
+// refusals of callers that are known go to a ring of a fixed size, each caller and reason once a minute, the others to a
+// sample in memory. Whatever happens to either, no entry of the ledger waits for it.
+//
+// A ledger is a folder of segments: files of JSON lines in the order of their sequence numbers, each line with a CRC-32C
+// of its own bytes at its end, each file named by its first number. The checksum finds torn and rotten lines; it is no
+// protection against somebody who can write to the file. An entry holds no token, no key and no address of anybody: what
+// was decided, for whom, and why.
 package audit
 
 import (
-	"context"
-	"encoding/json"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -58,7 +64,7 @@ const (
 	KindIssue       Kind = "issue"        // a workload's SVID is about to be signed
 	KindAttestAgent Kind = "attest-agent" // an agent's SVID is about to be signed
 	KindMint        Kind = "mint"         // an intermediate is about to be asked for
-	KindRefuse      Kind = "refuse"       // an authenticated caller was refused
+	KindRefuse      Kind = "refuse"       // somebody was refused
 )
 
 // Entry is one decision. Fields that do not apply are empty and left out of the line.
@@ -90,39 +96,6 @@ type Entry struct {
 	Last              time.Time `json:"last,omitzero"`   // the last of them, where there are more
 }
 
-// Log is an open ledger. It is safe for concurrent use, and the only writer of its folder.
-type Log struct {
-	dir  string
-	cut  int64
-	lock *os.File // holds the folder's flock
-
-	appends sync.WaitGroup // callers inside Append, for Close
-	writing sync.Mutex     // held by the leader of the batch that is being written
-	file    *os.File       // guarded by writing
-
-	failed chan struct{} // closed when err is set
-
-	mu     sync.Mutex
-	last   uint64 // sequence number that was given last
-	size   int64  // bytes known to be on disk
-	batch  *batch // gathers lines until a leader writes it; nil when empty
-	err    error  // why the ledger failed; never changes once it is set
-	closed bool
-}
-
-// batch is the lines that share one write and one fsync.
-type batch struct {
-	lines []byte
-	done  chan struct{} // closed when err is known
-	err   error
-}
-
-const (
-	lockName = "lock"
-	// fileName names the file by the sequence number of its first line.
-	fileName = "ledger-00000000000000000001.jsonl"
-)
-
 // Options say how a ledger is kept. The zero Options are good.
 type Options struct {
 	// SegmentSize is the room of one segment in bytes, reserved before it is used. Zero: 64 MiB; at least MinSegment.
@@ -135,10 +108,62 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Open opens the ledger in the folder dir, which it makes if it is missing, and checks every line that is there. A last
-// line that was torn by a crash was never acknowledged: it is cut off, and Cut says how long it was. Anything else that
-// is wrong is a *CorruptError, and nothing is changed. A folder that is open to others matches durable.ErrUnsafe, one
-// that another process has open ErrLocked.
+func (o Options) withDefaults() Options {
+	o.SegmentSize = max(MinSegment, cmp.Or(o.SegmentSize, 64<<20))
+	o.RefusalBytes = max(MinRefusals, cmp.Or(o.RefusalBytes, 16<<20))
+	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
+	return o
+}
+
+// Log is an open ledger. It is safe for concurrent use, and the only writer of its folder.
+type Log struct {
+	dir     string
+	options Options
+	log     *slog.Logger
+	cut     int64
+	lock    *os.File // holds the folder's flock
+	ring    *ring
+	sample  sample
+	counts  counts
+
+	appends sync.WaitGroup // callers inside Append, for Close
+	tasks   sync.WaitGroup // keep, and the ring's
+	stop    chan struct{}  // ends keep
+	wake    chan struct{}  // has keep look for work; of capacity 1
+
+	writing sync.Mutex // held by the leader of the batch that is being written
+	current *segment   // guarded by writing
+	buffer  []byte     // guarded by writing
+
+	failed chan struct{} // closed when err is set
+
+	mu       sync.Mutex    // guards what follows; taken after writing, never before it
+	last     uint64        // sequence number that is on disk
+	size     int64         // bytes of the current segment that are on disk
+	room     int64         // bytes of the current segment in all
+	segments []part        // oldest first; the last is the current one
+	batch    *batch        // gathers entries until a leader writes it; nil when empty
+	spare    *segment      // the room that comes next; nil while there is none
+	making   chan struct{} // closed when it was tried to make one; nil while nobody tries
+	rolling  bool          // the spare is becoming the current segment
+	noRoom   error         // why there is no spare; nil while there is one or it is being made
+	starved  bool          // an entry found no room since there was any
+	err      error         // why the ledger failed; never changes once it is set
+	closed   bool
+}
+
+// counts are for metrics.
+type counts struct {
+	entries, syncs, full, removed             atomic.Uint64
+	refusalsWritten, coalesced, dropped, seen atomic.Uint64
+	ringBroken                                atomic.Bool
+}
+
+// Open opens the ledger in the folder dir, which it makes if it is missing. It checks every line of the newest segment,
+// and of the others that they are there and follow one another; Verify checks the whole. What a crash may leave at the
+// end, the torn write of a batch that nobody was told of, is cut off, and Cut says how long it was. Anything else that is
+// wrong is a *CorruptError, and nothing is changed. A folder that is open to others matches durable.ErrUnsafe, one that
+// another process has open ErrLocked. A full disk is no error: then Append says ErrFull.
 func Open(dir string, o Options) (*Log, error) {
 	if err := durable.MkdirPrivate(dir); err != nil {
 		return nil, err
@@ -147,12 +172,22 @@ func Open(dir string, o Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, lock: lock, failed: make(chan struct{})}
+	o = o.withDefaults()
+	l := &Log{
+		dir: dir, options: o, log: o.Log, lock: lock,
+		failed: make(chan struct{}), stop: make(chan struct{}), wake: make(chan struct{}, 1), making: make(chan struct{}),
+	}
 	if err := l.open(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
+	l.ring = openRing(dir, o.RefusalBytes, o.Log, &l.counts)
+	l.tasks.Go(l.keep)
+	l.tasks.Go(l.ring.keep)
 	return l, nil
 }
+
+// lockName is the file that is locked; it also tells a ledger from any other folder.
+const lockName = "lock"
 
 // acquire takes the lock that ends with the process, however the process ends.
 func acquire(path string) (*os.File, error) {
@@ -171,134 +206,58 @@ func acquire(path string) (*os.File, error) {
 	return f, nil
 }
 
+// open finds the end of the ledger and makes it ready to be written.
 func (l *Log) open() (err error) {
-	l.file, err = os.OpenFile(filepath.Join(l.dir, fileName), os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	parts, err := listParts(l.dir, ledgerPrefix)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		parts = []part{{first: 1, path: filepath.Join(l.dir, partName(ledgerPrefix, 1))}}
+	}
+	for i, p := range parts[:len(parts)-1] {
+		if err := checkSealed(p, parts[i+1]); err != nil {
+			return err
+		}
+	}
+	newest := parts[len(parts)-1]
+	f, err := os.OpenFile(newest.path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			l.file.Close()
+			f.Close()
 		}
 	}()
 	if err := durable.SyncDir(l.dir); err != nil {
 		return err
 	}
-	r := newReader(l.file)
+	r := newReader(f, newest)
 	for r.next() {
 	}
 	if r.err != nil {
 		return r.err
 	}
-	info, err := l.file.Stat()
-	if err != nil {
-		return err
-	}
-	l.last, l.size, l.cut = r.seq, r.offset, info.Size()-r.offset
-	if l.cut > 0 {
-		if err := l.file.Truncate(l.size); err != nil {
+	if l.cut = r.torn; l.cut > 0 {
+		if _, err := f.WriteAt(make([]byte, r.torn), r.offset); err != nil {
 			return err
 		}
 	}
 	// What a killed process wrote may not have reached the disk yet; from here on it counts as if it had.
-	return l.file.Sync()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	l.current, err = adopt(f, newest.path, r.offset, l.options.SegmentSize)
+	if err != nil {
+		return err
+	}
+	l.last, l.size, l.room, l.segments = r.seq, r.offset, l.current.room, parts
+	return nil
 }
 
-// Cut returns how many bytes of a torn last line Open cut off. Zero is what a clean stop leaves.
+// Cut returns how many bytes of a torn write Open cut off. Zero is what a clean stop leaves.
 func (l *Log) Cut() int64 { return l.cut }
-
-// Append puts e on record and returns nil when it is on disk. Its time defaults to now. An error that matches ErrFailed
-// says that the outcome is unknown and that this ledger is done; all others that the entry was not written, but for one:
-// when ctx ends while the write of somebody else's batch is waited for, the entry may still get on record. Then too the
-// caller must not do what the entry says.
-func (l *Log) Append(ctx context.Context, e Entry) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if e.Time.IsZero() {
-		e.Time = time.Now()
-	}
-	e.Time, e.NotAfter = e.Time.UTC(), e.NotAfter.UTC()
-	body, err := json.Marshal(e)
-	if err != nil {
-		return err
-	}
-	if len(body)+overhead > MaxEntryBytes {
-		return fmt.Errorf("%w: %d bytes", ErrTooLarge, len(body))
-	}
-	b, leader, err := l.join(body)
-	if err != nil {
-		return err
-	}
-	defer l.appends.Done()
-	if leader {
-		l.write(b)
-		return b.err
-	}
-	select {
-	case <-b.done:
-		return b.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// Refuse puts the refusal of an authenticated caller on record and returns the correlation id under which it is found,
-// which is that of the first where the same caller was refused for the same reason within a minute. It returns when the
-// first is on disk. An error says that it is not; the id is good all the same, and the ledger goes on.
-func (l *Log) Refuse(ctx context.Context, e Entry) (correlationID string, err error) {
-	return e.CorrelationID, l.Append(ctx, e)
-}
-
-// Sample keeps some of the refusals that are only counted, in memory.
-func (l *Log) Sample(Entry) {}
-
-// join puts a line into the batch that is written next. Whoever begins a batch is its leader and has to write it, so no
-// goroutine is needed, and a batch grows for exactly as long as the one before it takes.
-func (l *Log) join(body []byte) (b *batch, leader bool, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.err != nil:
-		return nil, false, l.err
-	case l.closed:
-		return nil, false, ErrClosed
-	}
-	if l.batch == nil {
-		l.batch, leader = &batch{done: make(chan struct{})}, true
-	}
-	l.last++
-	l.batch.lines = appendLine(l.batch.lines, l.last, body)
-	l.appends.Add(1)
-	return l.batch, leader, nil
-}
-
-// write waits for the batch before, closes b to newcomers, and puts it on disk.
-func (l *Log) write(b *batch) {
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	defer close(b.done)
-	l.mu.Lock()
-	l.batch = nil
-	b.err = l.err
-	l.mu.Unlock()
-	if b.err != nil {
-		return
-	}
-	_, err := l.file.Write(b.lines)
-	if err == nil {
-		err = l.file.Sync()
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err != nil {
-		l.err = fmt.Errorf("%w: %w", ErrFailed, err)
-		b.err = l.err
-		close(l.failed)
-		return
-	}
-	l.size += int64(len(b.lines))
-}
 
 // Failed is closed when the ledger has failed for good. The process must end then: Err says why.
 func (l *Log) Failed() <-chan struct{} { return l.failed }
@@ -310,7 +269,21 @@ func (l *Log) Err() error {
 	return l.err
 }
 
-// Close waits for the callers of Append and gives the folder up. What was acknowledged is on disk already.
+// NotReady says why Append would not put an entry on record now; empty while it would.
+func (l *Log) NotReady() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.err != nil:
+		return "the ledger cannot be written"
+	case l.spare == nil && l.noRoom != nil && (l.starved || l.room-l.size < MaxEntryBytes):
+		return "the ledger has no room: the disk is full"
+	}
+	return ""
+}
+
+// Close waits for the callers of Append and Refuse, puts on record what repeated, and gives the folder up. What was
+// acknowledged is on disk already.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	closed := l.closed
@@ -320,5 +293,12 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.appends.Wait()
-	return errors.Join(l.file.Close(), l.lock.Close())
+	close(l.stop)
+	l.ring.close()
+	l.tasks.Wait()
+	errs := []error{l.current.close()}
+	if l.spare != nil {
+		errs = append(errs, l.spare.close())
+	}
+	return errors.Join(append(errs, l.lock.Close())...)
 }

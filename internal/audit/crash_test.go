@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 
 // appendForEver appends from eight goroutines and reports each entry on stdout once it is acknowledged.
 func appendForEver(dir string) error {
-	l, err := Open(dir, Options{})
+	l, err := Open(dir, small)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func TestAppendKilled(t *testing.T) {
 		if n <= after {
 			t.Fatalf("round %d: the child ended by itself after %d entries", round, n)
 		}
-		l, err := Open(dir, Options{})
+		l, err := Open(dir, small)
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -122,11 +122,10 @@ func failed(t *testing.T, l *Log, cause error) {
 }
 
 func TestAppendFails(t *testing.T) {
-	r, w, err := os.Pipe()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Skip(err)
 	}
-	defer r.Close()
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Skip(err)
@@ -137,7 +136,7 @@ func TestAppendFails(t *testing.T) {
 		cause error
 	}{
 		{"disk full", full, syscall.ENOSPC},
-		{"no fsync", w, syscall.EINVAL}, // a pipe takes the bytes and cannot sync them
+		{"no sync", null, syscall.EINVAL}, // it takes the bytes and cannot sync them
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := open(t, filepath.Join(t.TempDir(), "ledger"))
@@ -149,8 +148,10 @@ func TestAppendFails(t *testing.T) {
 				t.Fatal("Failed is closed before anything failed")
 			default:
 			}
-			l.file.Close()
-			l.file = tc.file
+			l.writing.Lock()
+			l.current.file.Close()
+			l.current.file = tc.file
+			l.writing.Unlock()
 			// Nobody who waits for the batch that fails is told otherwise, nor who comes for the next one.
 			l.writing.Lock()
 			var wg sync.WaitGroup
@@ -161,7 +162,7 @@ func TestAppendFails(t *testing.T) {
 					}
 				})
 			}
-			waitFor(t, l, func() bool { return l.last == 9 })
+			waitFor(t, l, func() bool { return l.batch != nil && len(l.batch.bodies) == 8 })
 			l.writing.Unlock()
 			wg.Wait()
 			failed(t, l, tc.cause)
