@@ -27,6 +27,7 @@ const (
 	KindUnavailable                  // a part is away; try again
 	KindDeadline                     // it took too long
 	KindCanceled                     // the caller ended it
+	KindUnimplemented                // there is no such call here
 )
 
 var kinds = [...]struct {
@@ -44,6 +45,7 @@ var kinds = [...]struct {
 	KindUnavailable:      {"unavailable", codes.Unavailable},
 	KindDeadline:         {"deadline", codes.DeadlineExceeded},
 	KindCanceled:         {"canceled", codes.Canceled},
+	KindUnimplemented:    {"not served here", codes.Unimplemented},
 }
 
 // String returns the kind as people read it.

@@ -118,6 +118,8 @@ const (
 	SVIDRejected Reason = "SVID_REJECTED"
 	// BundleRejected: the trust bundle cannot be used.
 	BundleRejected Reason = "BUNDLE_REJECTED"
+	// CallUnknown: this call is not served here.
+	CallUnknown Reason = "CALL_UNKNOWN"
 	// ResourceNotAuthorized: the secret belongs to somebody else.
 	ResourceNotAuthorized Reason = "RESOURCE_NOT_AUTHORIZED"
 	// ResourceName: the secret's name is malformed.
@@ -367,6 +369,9 @@ var table = []Page{
 	{BundleRejected, 613, KindInternal, "The trust bundle cannot be used",
 		"It holds no authority, something that is not one, or one trust domain twice. The last good one is kept: an empty bundle must never reach a proxy.",
 		"Report it with the log around it; look at the CA's `signet bundle`."},
+	{CallUnknown, 614, KindUnimplemented, "This call is not served here",
+		"The CA does not know it, or answers it on another of its ports: those of operators only on the admin socket.",
+		"Use programs of versions that belong together; docs/authorization.md lists every call, where it is served and who may make it."},
 	{ResourceNotAuthorized, 701, KindPermissionDenied, "The secret belongs to somebody else",
 		"A stream gets the secrets of the workload that it belongs to, and no other.",
 		"Ask for default, ROOTCA, ALL, the workload's own SPIFFE ID or its trust domain."},

@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto/x509"
+	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -13,16 +14,14 @@ import (
 )
 
 // NewAdminServer returns the gRPC server of the admin channel. The caller serves it on a Unix socket of mode 0600 and
-// gives credentials that let nobody through but the CA's own user and root.
+// gives credentials whose AuthInfo is a LocalUser; with any other, every call is refused.
 func (ca *CA) NewAdminServer(opts ...grpc.ServerOption) *grpc.Server {
-	s := grpc.NewServer(append([]grpc.ServerOption{
+	s := grpc.NewServer(slices.Concat([]grpc.ServerOption{
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxRecvMsgSize(1 << 20),
 		grpc.WaitForHandlers(true),
-		grpc.UnaryInterceptor(ca.unary),
-		grpc.StreamInterceptor(ca.stream),
-	}, opts...)...)
-	apiv1.RegisterAdminServer(s, &admin{ca: ca})
+	}, interceptors{ca, portAdmin}.options(), opts)...)
+	apiv1.RegisterAdminServer(guarded{s, ca, portAdmin}, &admin{ca: ca})
 	return s
 }
 

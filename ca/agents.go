@@ -8,8 +8,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/attestor"
@@ -102,35 +100,6 @@ func (ca *CA) verifyPeer(certs []*x509.Certificate, now time.Time) (spiffeid.ID,
 		return spiffeid.ID{}, api.Wrap(api.AgentIdentityRequired, err, "the client certificate does not verify against the trust bundle")
 	}
 	return id, nil
-}
-
-// peerAgent returns the node of the agent on the other side of a call, and its certificate. The chain was verified
-// in the handshake; its time is checked again, for a connection may outlive it.
-func (ca *CA) peerAgent(ctx context.Context, now time.Time) (nodeUID string, leaf *x509.Certificate, err error) {
-	refuse := func(detail string) (string, *x509.Certificate, error) {
-		return "", nil, api.E(api.AgentIdentityRequired, "%s", detail)
-	}
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return refuse("the call came without a connection")
-	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.PeerCertificates) == 0 {
-		return refuse("the call came without a client certificate")
-	}
-	leaf = info.State.PeerCertificates[0]
-	id, err := x509svid.IDFromCert(leaf)
-	if err != nil {
-		return refuse("the client certificate has no SPIFFE ID")
-	}
-	uid, ok := api.NodeUID(id, ca.cfg.TrustDomain)
-	if !ok {
-		return refuse("the client certificate is not that of an agent of this trust domain")
-	}
-	if !now.Before(leaf.NotAfter) {
-		return refuse("the agent's SVID has expired")
-	}
-	return uid, leaf, nil
 }
 
 func hexID(c *x509.Certificate) string { return hex.EncodeToString(c.SubjectKeyId) }

@@ -223,7 +223,7 @@ func dialTLS(t *testing.T, s *catest.Server, config *tls.Config) *grpc.ClientCon
 func adminOf(t *testing.T, c *ca.CA) apiv1.AdminClient {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
-	server := c.NewAdminServer()
+	server := c.NewAdminServer(catest.AsUser(0))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

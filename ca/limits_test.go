@@ -231,8 +231,8 @@ func TestForeignCalls(t *testing.T) {
 	if status.Code(err) != codes.Unimplemented {
 		t.Errorf("the admin service on the agents' port: %v", err)
 	}
-	big := &apiv1.IssueRequest{Items: []*apiv1.IssueItem{{Csr: make([]byte, 4<<20)}}}
-	err = conn.Invoke(t.Context(), "/signet.v1.Authority/Issue", big, &apiv1.IssueResponse{}, grpc.MaxCallSendMsgSize(8<<20))
+	big := &apiv1.AttestAgentRequest{Csr: make([]byte, 4<<20)}
+	err = conn.Invoke(t.Context(), "/signet.v1.Authority/AttestAgent", big, &apiv1.AttestAgentResponse{}, grpc.MaxCallSendMsgSize(8<<20))
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a message without end: %v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +31,7 @@ const (
 // NewServer returns the gRPC server of the agents' port, with Authority registered on it. Serve and stop it with a
 // listener of the caller's.
 func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
-	opts := append([]grpc.ServerOption{
+	opts := slices.Concat([]grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(ca.ServerTLS())),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -39,11 +40,9 @@ func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: false}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Minute, Timeout: 20 * time.Second}),
 		grpc.WaitForHandlers(true), // the ledger is closed after the last of them
-		grpc.UnaryInterceptor(ca.unary),
-		grpc.StreamInterceptor(ca.stream),
-	}, extra...)
+	}, interceptors{ca, portAgents}.options(), extra)
 	s := grpc.NewServer(opts...)
-	apiv1.RegisterAuthorityServer(s, &authority{ca: ca})
+	apiv1.RegisterAuthorityServer(guarded{s, ca, portAgents}, &authority{ca: ca})
 	return s
 }
 
@@ -78,14 +77,7 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 
 // Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing.
 func (a *authority) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.IssueResponse, error) {
-	nodeUID, leaf, err := a.ca.peerAgent(ctx, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	who, err := a.ca.sessions.asker(nodeUID, leaf)
-	if err != nil {
-		return nil, err
-	}
+	who := admitted(ctx).asker
 	items := r.GetItems()
 	if len(items) == 0 || len(items) > api.MaxBatch {
 		return nil, api.E(api.BatchSize, "%d requests in one call, want 1 to %d", len(items), api.MaxBatch)
@@ -157,18 +149,7 @@ func (ca *CA) logRefusal(ctx context.Context, err error, attrs ...any) *api.Erro
 	return &e
 }
 
-// unary is the boundary of single calls: it contains panics, and every error leaves with its reason and correlation id.
-func (ca *CA) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-	defer func() { err = ca.boundary(ctx, info.FullMethod, err, recover()) }()
-	return next(ctx, req)
-}
-
-// stream is the boundary of streams.
-func (ca *CA) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	defer func() { err = ca.boundary(ss.Context(), info.FullMethod, err, recover()) }()
-	return next(srv, ss)
-}
-
+// boundary contains panics, and gives every error its reason and correlation id.
 func (ca *CA) boundary(ctx context.Context, method string, err error, panicked any) error {
 	if panicked != nil {
 		ca.log.ErrorContext(ctx, "panic", "method", method, "panic", panicked, "stack", string(debug.Stack()))

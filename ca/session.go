@@ -119,17 +119,14 @@ func (s *sessions) all() []*session {
 
 // Session serves one agent: first its Hello, then the bundle and the key sets at each change, until the session's end.
 func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
-	ca, ctx, now := a.ca, stream.Context(), time.Now()
-	nodeUID, leaf, err := ca.peerAgent(ctx, now)
-	if err != nil {
-		return err
-	}
+	ca, ctx := a.ca, stream.Context()
+	who := admitted(ctx)
 	in := receive(stream)
-	x, err := ca.hello(ctx, in, nodeUID)
+	x, err := ca.hello(ctx, in, who.node)
 	if err != nil {
 		return err
 	}
-	x.leaf = leaf
+	x.leaf = who.leaf
 	ca.sessions.add(x)
 	ca.metrics.sessions.Inc()
 	ca.log.InfoContext(ctx, "session opened", "node", x.nodeName, "node_uid", x.nodeUID, "agent_version", x.version)
@@ -142,7 +139,7 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
 		return err
 	}
-	return ca.serveSession(stream, x, in, min(time.Until(leaf.NotAfter), jitter(ca.cfg.SessionAge)))
+	return ca.serveSession(stream, x, in, min(time.Until(who.leaf.NotAfter), jitter(ca.cfg.SessionAge)))
 }
 
 func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in <-chan received, age time.Duration) error {

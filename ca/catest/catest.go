@@ -17,6 +17,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/signet-ca/signet/api"
@@ -43,6 +45,8 @@ type Options struct {
 	Config func(*ca.Config)    // changes the configuration last; nil: nothing
 	Server []grpc.ServerOption // of the agents' port; they come last
 	Log    io.Writer           // nil: discarded
+
+	Services func(grpc.ServiceRegistrar) // registers more on the agents' port; nil: none
 }
 
 // Server is a CA that runs. Stop and Start end it and bring it back with the same record, as a restart does.
@@ -134,6 +138,9 @@ func (s *Server) Start() {
 	}
 	l := bufconn.Listen(256 << 10)
 	server := c.NewServer(s.options.Server...)
+	if s.options.Services != nil {
+		s.options.Services(server)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -242,6 +249,35 @@ func (s *Server) WaitReady() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	s.t.Fatalf("the CA is not ready: %v", s.CA().NotReady())
+}
+
+// AsUser are the credentials of an admin channel in memory on whose other side that user is.
+func AsUser(uid int) grpc.ServerOption {
+	return grpc.Creds(user{insecure.NewCredentials(), uid})
+}
+
+type user struct {
+	credentials.TransportCredentials
+	uid int
+}
+
+type userInfo struct {
+	credentials.AuthInfo
+	uid int
+}
+
+// UserID implements ca.LocalUser.
+func (u userInfo) UserID() int { return u.uid }
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (u user) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := u.TransportCredentials.ServerHandshake(raw)
+	return conn, userInfo{info, u.uid}, err
+}
+
+// Clone implements credentials.TransportCredentials.
+func (u user) Clone() credentials.TransportCredentials {
+	return user{u.TransportCredentials.Clone(), u.uid}
 }
 
 // Pod makes a pod that lives.

@@ -89,7 +89,7 @@ func withRig(t *testing.T, o catest.Options, f func(t *testing.T, r *rig), chang
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := agent.Config{TrustDomain: s.TD, Dial: s.Dial, Trust: trust, Prover: ownToken{s, s.AgentPod(nodeName)}, Verifier: attestor.ByKeySets, Log: log}
+		cfg := agent.Config{TrustDomain: s.TD, Dial: s.Dial, Trust: trust, Prover: ownToken{s, s.AgentPod(nodeName)}, Verifier: verifier, Log: log}
 		for _, c := range change {
 			c(&cfg)
 		}
@@ -272,7 +272,7 @@ func (r *rig) streams(pod string) []*apiv1.Stream {
 	r.t.Helper()
 	time.Sleep(2 * time.Second)
 	l := bufconn.Listen(64 << 10)
-	server := r.CA().NewAdminServer()
+	server := r.CA().NewAdminServer(catest.AsUser(0))
 	go server.Serve(l)
 	defer server.Stop()
 	conn, err := grpc.NewClient("passthrough:///admin", grpc.WithTransportCredentials(insecure.NewCredentials()),

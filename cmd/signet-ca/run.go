@@ -9,6 +9,7 @@ import (
 	"net"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -108,7 +109,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		{Name: "ca", Run: authority.Run},
 		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority) }},
 		daemon.Serve("grpc", server, agents, log),
-		daemon.Serve("admin", authority.NewAdminServer(), daemon.OwnerOnly(admin), log),
+		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
 		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics()}, Log: log}.Task(),
 	}
 	for issuer, source := range sources {

@@ -1,0 +1,271 @@
+package ca
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"iter"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+)
+
+// Who may call what is decided here and nowhere else: by one table, before the handler and before any message of the call
+// is read. A call without a row is refused, so that a new one is closed until somebody has thought about it.
+
+// A role is what a caller can be. A caller may have several; a row of the table names the one that the call takes.
+type role string
+
+// The roles. What a port can know of a caller decides which of them he can have there.
+const (
+	roleAnyone    role = "anyone"              // nobody is known
+	roleAgent     role = "agent"               // an SVID of an agent of this trust domain, valid now
+	roleSession   role = "agent with session"  // and a live session, opened with that very certificate
+	roleViewer    role = "viewer"              // may look
+	roleOperator  role = "operator"            // may change what can be changed back
+	roleEmergency role = "emergency responder" // may do what is meant for an incident
+)
+
+// A port is where a call came in. A service is answered on its own port only.
+type port string
+
+// The ports.
+const (
+	portAgents port = "agents' port"
+	portAdmin  port = "admin socket"
+)
+
+type permission struct {
+	port port
+	role role
+}
+
+// permissions has a row for each call that is served, by its full name.
+var permissions = map[string]permission{
+	apiv1.Authority_AttestAgent_FullMethodName: {portAgents, roleAnyone}, // the token within is the proof
+	apiv1.Authority_Session_FullMethodName:     {portAgents, roleAgent},  // its first message ties it to a node of one cluster
+	apiv1.Authority_Issue_FullMethodName:       {portAgents, roleSession},
+
+	apiv1.Admin_GetStatus_FullMethodName:       {portAdmin, roleViewer},
+	apiv1.Admin_GetBundle_FullMethodName:       {portAdmin, roleViewer},
+	apiv1.Admin_ListAuthorities_FullMethodName: {portAdmin, roleViewer},
+	apiv1.Admin_ListSVIDs_FullMethodName:       {portAdmin, roleViewer},
+	apiv1.Admin_ListAudit_FullMethodName:       {portAdmin, roleViewer},
+
+	// Probes have no identity. What would stay open is for those who have one.
+	grpc_health_v1.Health_Check_FullMethodName: {portAgents, roleAnyone},
+	grpc_health_v1.Health_List_FullMethodName:  {portAgents, roleAgent},
+	grpc_health_v1.Health_Watch_FullMethodName: {portAgents, roleAgent},
+}
+
+// Permission is one row of the table of who may call what, as people read it.
+type Permission struct{ Call, Port, Role string }
+
+// Permissions yields the table, sorted by port and call.
+func Permissions() iter.Seq[Permission] {
+	return func(yield func(Permission) bool) {
+		for _, call := range slices.SortedFunc(maps.Keys(permissions), func(a, b string) int {
+			return cmp.Or(-strings.Compare(string(permissions[a].port), string(permissions[b].port)), strings.Compare(a, b))
+		}) {
+			p := permissions[call]
+			if !yield(Permission{strings.TrimPrefix(call, "/"), string(p.port), string(p.role)}) {
+				return
+			}
+		}
+	}
+}
+
+// LocalUser is what the credentials of the admin channel say of a caller. A channel whose credentials say nothing of the
+// kind lets nobody in.
+type LocalUser interface {
+	credentials.AuthInfo
+	UserID() int // as the kernel knows it, never as the caller says
+}
+
+// caller is who makes a call, as far as its connection proves it.
+type caller struct {
+	roles []role
+	found string            // what was found, for a refusal: lower case, without a name
+	node  string            // UID of the agent's node; empty for others
+	leaf  *x509.Certificate // the agent's; nil for others
+	asker asker             // with roleSession
+}
+
+// admission is the decision about one call.
+type admission struct {
+	call string
+	caller
+}
+
+type admissionKey struct{}
+
+// admitted returns who makes the call that ctx belongs to. Where nothing was decided it is nobody.
+func admitted(ctx context.Context) caller {
+	a, _ := ctx.Value(admissionKey{}).(*admission)
+	if a == nil {
+		return caller{}
+	}
+	return a.caller
+}
+
+// admit decides whether a call may be made, and returns the context in which it goes on.
+func (ca *CA) admit(ctx context.Context, at port, call string) (context.Context, error) {
+	if a, _ := ctx.Value(admissionKey{}).(*admission); a != nil && a.call == call {
+		return ctx, nil // decided before its first message was read
+	}
+	p, ok := permissions[call]
+	if !ok || p.port != at {
+		return ctx, api.E(api.CallUnknown, "this call is not served at the %s", at)
+	}
+	var who caller
+	var err error
+	switch at {
+	case portAgents:
+		who, err = ca.callerByTLS(ctx, p.role, time.Now())
+	case portAdmin:
+		who, err = callerByUser(ctx)
+	}
+	if err != nil {
+		return ctx, err
+	}
+	if !slices.Contains(who.roles, p.role) {
+		if at == portAdmin {
+			return ctx, api.E(api.AdminForbidden, "%s", who.found)
+		}
+		return ctx, api.E(api.AgentIdentityRequired, "%s", who.found)
+	}
+	return context.WithValue(ctx, admissionKey{}, &admission{call, who}), nil
+}
+
+// callerByTLS returns who is on the other side of the agents' port. The chain was verified in the handshake; its time is
+// checked again, for a connection may outlive it. A session is looked for where wanted is about one.
+func (ca *CA) callerByTLS(ctx context.Context, wanted role, now time.Time) (caller, error) {
+	nobody := func(found string) (caller, error) { return caller{roles: []role{roleAnyone}, found: found}, nil }
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nobody("the call came without a connection")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return nobody("the call came without a client certificate")
+	}
+	leaf := info.State.PeerCertificates[0]
+	id, err := x509svid.IDFromCert(leaf)
+	if err != nil {
+		return nobody("the client certificate has no SPIFFE ID")
+	}
+	uid, ok := api.NodeUID(id, ca.cfg.TrustDomain)
+	if !ok {
+		return nobody("the client certificate is not that of an agent of this trust domain")
+	}
+	if !now.Before(leaf.NotAfter) {
+		return nobody("the agent's SVID has expired")
+	}
+	who := caller{roles: []role{roleAnyone, roleAgent}, node: uid, leaf: leaf}
+	if wanted == roleSession {
+		if who.asker, err = ca.sessions.asker(uid, leaf); err != nil {
+			return caller{}, err
+		}
+		who.roles = append(who.roles, roleSession)
+	}
+	return who, nil
+}
+
+// callerByUser returns who is on the other side of the admin socket. The CA's own user and root may do everything that
+// has a row; a narrower role needs a caller who is told apart by more than his user.
+func callerByUser(ctx context.Context) (caller, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return caller{found: "the call came without a connection"}, nil
+	}
+	user, ok := p.AuthInfo.(LocalUser)
+	if !ok {
+		return caller{found: "the connection does not tell which user is on its other side"}, nil
+	}
+	if uid := user.UserID(); uid != 0 && uid != os.Geteuid() {
+		return caller{found: "the caller is neither the user who runs the CA nor root"}, nil
+	}
+	return caller{roles: []role{roleViewer, roleOperator, roleEmergency}}, nil
+}
+
+// guarded registers services so that a call is decided about before its first message is read: the interceptor of a unary
+// call runs only after that.
+type guarded struct {
+	*grpc.Server
+	ca *CA
+	at port
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (g guarded) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	d := *desc
+	d.Methods = slices.Clone(d.Methods)
+	for i := range d.Methods {
+		m := &d.Methods[i]
+		call, next := "/"+d.ServiceName+"/"+m.MethodName, m.Handler
+		m.Handler = func(srv any, ctx context.Context, dec func(any) error, inner grpc.UnaryServerInterceptor) (any, error) {
+			ctx, err := g.ca.admit(ctx, g.at, call)
+			if err != nil {
+				return nil, g.ca.boundary(ctx, call, err, nil)
+			}
+			return next(srv, ctx, dec, inner)
+		}
+	}
+	g.Server.RegisterService(&d, impl)
+}
+
+// interceptors decide about the calls of one port and are its boundary.
+type interceptors struct {
+	ca *CA
+	at port
+}
+
+func (i interceptors) options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.UnaryInterceptor(i.unary),
+		grpc.StreamInterceptor(i.stream),
+		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { // admit has refused it
+			return api.E(api.CallUnknown, "this call is not served at the %s", i.at)
+		}),
+	}
+}
+
+// unary is the boundary of single calls: it contains panics, and every error leaves with its reason and correlation id.
+func (i interceptors) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer func() { err = i.ca.boundary(ctx, info.FullMethod, err, recover()) }()
+	ctx, err = i.ca.admit(ctx, i.at, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
+// stream is the boundary of streams.
+func (i interceptors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer func() { err = i.ca.boundary(ss.Context(), info.FullMethod, err, recover()) }()
+	ctx, err := i.ca.admit(ss.Context(), i.at, info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return next(srv, admittedStream{ss, ctx})
+}
+
+// admittedStream is a stream whose context knows who opened it.
+type admittedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context implements grpc.ServerStream.
+func (s admittedStream) Context() context.Context { return s.ctx }
