@@ -144,11 +144,11 @@ func TestKnocking(t *testing.T) {
 	}})
 	n := newNode(t, s, "node-1")
 	l := n.session()
-	const crowd = 8 * 50
+	const conns, crowd = 32, 32 * 16 // as many calls as each connection may have at once
 	knocks := make(chan error, crowd)
-	for range 8 {
+	for range conns {
 		client := apiv1.NewAuthorityClient(dial(t, s, nil))
-		for range crowd / 8 {
+		for range crowd / conns {
 			go func() {
 				r := &apiv1.AttestAgentRequest{Evidence: gate.evidence(), Protocol: api.Protocol}
 				_, err := client.AttestAgent(t.Context(), r)

@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"context"
 	"crypto/sha256"
 	"sync"
 	"time"
@@ -93,36 +92,4 @@ func (m *memory) sweep(now time.Time) {
 			delete(m.pods, k)
 		}
 	}
-}
-
-// gate bounds how many SVIDs are in work and how many wait for their turn; whoever comes beyond that is sent away before
-// anything is spent on him.
-type gate struct {
-	slots chan struct{}
-	queue chan struct{}
-}
-
-func newGate(concurrent, queue int) *gate {
-	return &gate{slots: make(chan struct{}, concurrent), queue: make(chan struct{}, concurrent+queue)}
-}
-
-// enter waits for a turn; Overloaded when too many wait.
-func (g *gate) enter(ctx context.Context) error {
-	select {
-	case g.queue <- struct{}{}:
-	default:
-		return &api.Error{Reason: api.Overloaded, Detail: "too many requests are waiting", RetryAfter: time.Second}
-	}
-	select {
-	case g.slots <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		<-g.queue
-		return ctx.Err()
-	}
-}
-
-func (g *gate) leave() {
-	<-g.slots
-	<-g.queue
 }

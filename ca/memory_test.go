@@ -1,9 +1,7 @@
 package ca
 
 import (
-	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -84,46 +82,4 @@ func TestSweep(t *testing.T) {
 	if len(m.tokens)+len(m.keys)+len(m.pods) != 0 {
 		t.Error("something is kept for ever")
 	}
-}
-
-// TestGate lets two work and three wait; who gives up waiting frees his place.
-func TestGate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(2, 3)
-		for range 2 {
-			if err := g.enter(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		waiting := make(chan error, 3)
-		for i := range 3 {
-			c := t.Context()
-			if i == 0 {
-				c = ctx
-			}
-			go func() { waiting <- g.enter(c) }()
-		}
-		synctest.Wait()
-		err := g.enter(t.Context())
-		if api.ReasonOf(err) != api.Overloaded || api.AsError(err).RetryAfter <= 0 {
-			t.Fatalf("the sixth: %v", err)
-		}
-		cancel()
-		if err := <-waiting; err != context.Canceled {
-			t.Fatalf("who gave up: %v", err)
-		}
-		g.leave()
-		g.leave()
-		for range 2 {
-			if err := <-waiting; err != nil {
-				t.Error(err)
-			}
-		}
-		g.leave()
-		g.leave()
-		if len(g.slots)+len(g.queue) != 0 {
-			t.Errorf("%d slots and %d places are lost", len(g.slots), len(g.queue))
-		}
-	})
 }

@@ -18,13 +18,17 @@ import (
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/internal/audit"
 )
 
 // Limits of the agents' port. They hold before anything is parsed.
 const (
 	maxMessage     = 64*(api.MaxTokenBytes+api.MaxCSRBytes) + 64<<10 // a full batch
 	maxHeaderBytes = 16 << 10
-	maxRPCs        = 64 // at once on one connection
+	maxRPCs        = 16        // at once on one connection, one of them a session
+	streamWindow   = 128 << 10 // what a call may send ahead of its handler
+	connWindow     = 512 << 10
+	idleTime       = 5 * time.Minute // of a connection without calls
 	handshakeTime  = 5 * time.Second
 )
 
@@ -32,13 +36,15 @@ const (
 // listener of the caller's.
 func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 	opts := slices.Concat([]grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(ca.ServerTLS())),
+		grpc.Creds(transport{credentials.NewTLS(ca.ServerTLS()), ca}),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(maxRPCs),
+		grpc.StaticStreamWindowSize(streamWindow), // gRPC would let it grow to 16 MiB for whoever sends fast
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: false}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: 5 * time.Minute, Timeout: 20 * time.Second}),
 		grpc.WaitForHandlers(true), // the ledger is closed after the last of them
 	}, interceptors{ca, portAgents}.options(), extra)
 	s := grpc.NewServer(opts...)
@@ -57,7 +63,7 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 	if r.GetProtocol() != api.Protocol {
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
 	}
-	if err := a.ca.door.enter(ctx); err != nil {
+	if err := a.ca.door.enter(ctx, whence(ctx)); err != nil {
 		return nil, err
 	}
 	defer a.ca.door.leave()
@@ -107,7 +113,8 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
 		}
 	}()
-	if err = a.ca.work.enter(ctx); err != nil {
+	if err = a.ca.work.enter(ctx, who.nodeUID); err != nil {
+		err = a.ca.recordRefusal(ctx, "Issue", who, audit.Entry{}, err)
 		return nil
 	}
 	defer a.ca.work.leave()
@@ -161,7 +168,7 @@ func (ca *CA) boundary(ctx context.Context, method string, err error, panicked a
 	if e, ok := errors.AsType[*api.Error](err); ok && (e.Reason == api.SessionEnded || e.Reason.Kind() == api.KindCanceled) {
 		return api.ToStatus(e).Err() // as planned by us or by the caller: nobody was refused
 	}
-	e := ca.logRefusal(ctx, err, "method", method)
+	e := ca.logRefusal(ctx, ca.recordCall(ctx, method, err), "method", method)
 	ca.metrics.refusals.WithLabelValues(string(e.Reason)).Inc()
 	return api.ToStatus(e).Err()
 }

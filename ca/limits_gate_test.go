@@ -1,0 +1,165 @@
+package ca
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/peer"
+
+	"github.com/signet-ca/signet/api"
+)
+
+func (g *gate) empty(t *testing.T, turns int) {
+	t.Helper()
+	if g.free != turns || g.waiting != 0 || len(g.lines)+len(g.round) != 0 {
+		t.Errorf("%d of %d turns are free, %d wait in %d lines, %d in the round", g.free, turns, g.waiting, len(g.lines), len(g.round))
+	}
+}
+
+// TestGate lets two work and three wait; who gives up waiting frees his place.
+func TestGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(2, 3)
+		for range 2 {
+			if err := g.enter(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		waiting := make(chan error, 3)
+		for i := range 3 {
+			c := t.Context()
+			if i == 0 {
+				c = ctx
+			}
+			go func() { waiting <- g.enter(c, "a") }()
+		}
+		synctest.Wait()
+		err := g.enter(t.Context(), "a")
+		if api.ReasonOf(err) != api.Overloaded || api.AsError(err).RetryAfter <= 0 {
+			t.Fatalf("the sixth: %v", err)
+		}
+		cancel()
+		if err := <-waiting; err != context.Canceled {
+			t.Fatalf("who gave up: %v", err)
+		}
+		g.leave()
+		g.leave()
+		for range 2 {
+			if err := <-waiting; err != nil {
+				t.Error(err)
+			}
+		}
+		g.leave()
+		g.leave()
+		g.empty(t, 2)
+	})
+}
+
+// TestGateFair lets a crowd wait behind itself: turns go round, and a newcomer finds a place where the crowd has many.
+//
+// threat: J08, J19
+func TestGateFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(1, 100)
+		var mu sync.Mutex
+		var order []string
+		sent := map[string]int{}
+		ask := func(who string) {
+			go func() {
+				err := g.enter(t.Context(), who)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					if api.ReasonOf(err) != api.Overloaded {
+						t.Error(err)
+					}
+					sent[who]++
+					return
+				}
+				order = append(order, who)
+			}()
+			synctest.Wait()
+		}
+		ask("first")
+		for range 1000 {
+			ask("crowd")
+		}
+		for i := range 10 {
+			ask(fmt.Sprint("other-", i%5))
+		}
+		if sent["crowd"] != 910 || len(sent) != 1 {
+			t.Errorf("sent away: %v, want 910 of the crowd and nobody else", sent)
+		}
+		for range 101 {
+			g.leave()
+			synctest.Wait()
+		}
+		g.empty(t, 1)
+		if i := slices.Index(order[1:], "other-4"); i != 5 {
+			t.Errorf("the fifth of the others had turn %d: %v", i, order[:20])
+		}
+		for i := range 5 {
+			n := 0
+			for _, who := range order[:13] {
+				if who == fmt.Sprint("other-", i) {
+					n++
+				}
+			}
+			if n != 2 {
+				t.Errorf("other-%d had %d of 2 turns when the crowd had 3: %v", i, n, order[:13])
+			}
+		}
+	})
+}
+
+// TestGateMany keeps its books under callers who come, give up and are sent away all at once.
+func TestGateMany(t *testing.T) {
+	g := newGate(3, 20)
+	var wg sync.WaitGroup
+	for i := range 64 {
+		wg.Go(func() {
+			for j := range 200 {
+				ctx, cancel := context.WithCancel(t.Context())
+				if j%3 == 0 {
+					go cancel()
+				}
+				if g.enter(ctx, fmt.Sprint(i%7)) == nil {
+					g.leave()
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	g.empty(t, 3)
+}
+
+// TestWhence tells peers apart by their address alone.
+func TestWhence(t *testing.T) {
+	at := func(a net.Addr) context.Context { return peer.NewContext(t.Context(), &peer.Peer{Addr: a}) }
+	ip := net.ParseIP("192.0.2.1")
+	if a, b := whence(at(&net.TCPAddr{IP: ip, Port: 1})), whence(at(&net.TCPAddr{IP: ip, Port: 2})); a != b || a != "192.0.2.1" {
+		t.Errorf("two connections of one peer are %q and %q", a, b)
+	}
+	if whence(t.Context()) != "" || whence(at(&net.UnixAddr{Name: "@"})) != "@" {
+		t.Error("who has no address has a port")
+	}
+}
+
+// TestOverloadedSpread does not have everybody come back at the same moment.
+func TestOverloadedSpread(t *testing.T) {
+	var all []time.Duration
+	for range 100 {
+		all = append(all, api.AsError(api.FromStatus(api.ToStatus(overloaded()).Err())).RetryAfter)
+	}
+	if lo, hi := slices.Min(all), slices.Max(all); lo < time.Second || hi > 2*time.Second || hi-lo < 500*time.Millisecond {
+		t.Errorf("they come back after %s to %s", lo, hi)
+	}
+}
