@@ -89,7 +89,7 @@ func withRig(t *testing.T, o catest.Options, f func(t *testing.T, r *rig), chang
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := agent.Config{TrustDomain: s.TD, Dial: s.Dial, Trust: trust, Prover: ownToken{s, s.AgentPod(nodeName)}, Verifier: verifier, Log: log}
+		cfg := agent.Config{TrustDomain: s.TD, Dial: s.Dial, Trust: trust, Prover: ownToken{s, s.AgentPod(nodeName)}, Verifier: attestor.ByKeySets, Log: log}
 		for _, c := range change {
 			c(&cfg)
 		}
