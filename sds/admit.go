@@ -17,8 +17,7 @@ func (s *Server) admit(ctx context.Context, protocol string) (w *Workload, relea
 	if err != nil {
 		return nil, nil, s.refuse(protocol, "", err)
 	}
-	w, err = s.open(ctx)
-	if err != nil {
+	if w, err = s.open(ctx); err != nil {
 		leave()
 		return nil, nil, s.refuse(protocol, "", err)
 	}
@@ -86,16 +85,24 @@ func (s *Server) own(w *Workload) (disown func(), err error) {
 // open asks the Source who speaks.
 func (s *Server) open(ctx context.Context) (w *Workload, err error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.closing, cancel)() // the Source must not hold up Close
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done, err := s.knock(s.cfg.Peer(ctx), cancel)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	defer context.AfterFunc(s.closing, func() { cancel(nil) })() // the Source must not hold up Close
 	err = contain(func() (err error) {
 		w, err = s.cfg.Source.Open(ctx, md)
 		return err
 	})
+	displaced, _ := errors.AsType[*api.Error](context.Cause(ctx))
 	switch {
 	case s.closing.Err() != nil:
 		err = errStopping()
+	case displaced != nil:
+		err = displaced
 	case err != nil:
 	case w == nil || w.Material == nil:
 		err = errors.New("the source returned no workload")

@@ -23,7 +23,9 @@ import (
 	"github.com/signet-ca/signet/api"
 )
 
-// D10: who does not answer is ended; who does not even ask, too. Neither waits for ever, and a slot is free again.
+// Who does not answer is ended; who does not even ask, too. Neither waits for ever, and a slot is free again.
+//
+// threat: D10
 func TestSlowConsumer(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)
@@ -90,7 +92,9 @@ func (s *stuck) run(srv *Server) (ended chan error) {
 	return ended
 }
 
-// D10: a Send that blocks does not hold the stream, and nothing is sent behind it, whatever the client answers.
+// A Send that blocks does not hold the stream, and nothing is sent behind it, whatever the client answers.
+//
+// threat: D10
 func TestBlockedSend(t *testing.T) {
 	for _, tt := range []struct {
 		name           string

@@ -18,6 +18,16 @@ func newPace(perSecond, burst int, now time.Time) *pace {
 	return &pace{each: each, full: full, left: full, last: now}
 }
 
+// allow spends one and reports true, or reports false and spends nothing where there is none left.
+func (p *pace) allow(now time.Time) bool {
+	if p.left = min(p.full, p.left+max(0, now.Sub(p.last))); p.left < p.each {
+		p.last = now
+		return false
+	}
+	p.left, p.last = p.left-p.each, now
+	return true
+}
+
 // take spends one and returns how long to wait before the next.
 func (p *pace) take(now time.Time) time.Duration {
 	p.left = min(p.full, p.left+max(0, now.Sub(p.last))) - p.each

@@ -13,7 +13,9 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// D06, D07: a flood of requests, refusals among them, is slowed to the configured rate; the stream lives on.
+// A flood of requests, refusals among them, is slowed to the configured rate; the stream lives on.
+//
+// threat: D06, D07
 func TestFlood(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)
@@ -46,7 +48,9 @@ func TestFlood(t *testing.T) {
 	})
 }
 
-// D21: streams that come and go leave nothing behind.
+// Streams that come and go leave nothing behind.
+//
+// threat: D21
 func TestReconnectStorm(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)

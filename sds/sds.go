@@ -55,6 +55,10 @@ const (
 	defaultAnswerTimeout         = 30 * time.Second
 	defaultRequestRate           = 100
 	requestBurst                 = 256
+	defaultMaxOpening            = 256
+	defaultOpenRate              = 100
+	openBurst                    = 256
+	maxPeers                     = 4096 // whose pace is remembered
 )
 
 // Config says what a Server serves and what it bounds.
@@ -74,6 +78,16 @@ type Config struct {
 	// RequestRate bounds the requests that are read from one stream, per second, after a first burst of 256. What comes
 	// faster waits in the client's own flow control. Zero: 100.
 	RequestRate int
+
+	// MaxOpening bounds the streams and fetches of which the Source has not said yet whose they are. When all places are
+	// taken, the peer with the most gives one up to a peer with fewer. Zero: 256.
+	MaxOpening int
+	// Peer tells apart who opens streams before it is known whose they are: a process, say. Streams whose peers have the
+	// same text count together; those with an empty text are not told apart, and OpenRate is not for them. Nil: all empty.
+	Peer func(ctx context.Context) string
+	// OpenRate bounds the streams and fetches of one peer, per second, after a first burst of 256: whoever comes faster is
+	// refused before his token is looked at. Zero: 100.
+	OpenRate int
 
 	// Hooks are called as things happen. The zero Hooks are none.
 	Hooks Hooks
@@ -113,6 +127,7 @@ type Server struct {
 	mu      sync.Mutex // guards what follows
 	streams int
 	owned   map[*latest.Value[*Material]]int // streams of each workload
+	opening opening
 }
 
 // New returns a Server. It panics without a Source.
@@ -127,7 +142,13 @@ func New(cfg Config) *Server {
 	cfg.MaxStreamsPerWorkload = or(cfg.MaxStreamsPerWorkload, defaultMaxStreamsPerWorkload)
 	cfg.AnswerTimeout = or(cfg.AnswerTimeout, defaultAnswerTimeout)
 	cfg.RequestRate = or(cfg.RequestRate, defaultRequestRate)
+	cfg.MaxOpening = or(cfg.MaxOpening, defaultMaxOpening)
+	cfg.OpenRate = or(cfg.OpenRate, defaultOpenRate)
+	if cfg.Peer == nil {
+		cfg.Peer = func(context.Context) string { return "" }
+	}
 	s := &Server{cfg: cfg, log: cfg.Log, owned: map[*latest.Value[*Material]]int{}}
+	s.opening = opening{of: map[string][]*opener{}, paces: map[string]*pace{}}
 	s.closing, s.close = context.WithCancel(context.Background())
 	return s
 }

@@ -58,7 +58,9 @@ func TestTypeURL(t *testing.T) {
 	})
 }
 
-// D11: a node that is larger than anybody needs is refused; one that is merely deep is not.
+// A node that is larger than anybody needs is refused; one that is merely deep is not.
+//
+// threat: D11
 func TestNodeMetadata(t *testing.T) {
 	deep := structpb.NewStringValue("x")
 	for range 1000 {
@@ -125,7 +127,9 @@ func TestProxyName(t *testing.T) {
 	})
 }
 
-// D12: nothing here makes gRPC decompress, so a compressed request is Unimplemented before it is read.
+// Nothing here makes gRPC decompress, so a compressed request is Unimplemented before it is read.
+//
+// threat: D12
 func TestNoDecompressor(t *testing.T) {
 	for _, name := range []string{"gzip", "deflate", "snappy", "zstd"} {
 		if encoding.GetCompressor(name) != nil {
@@ -151,7 +155,9 @@ func TestNoDecompressor(t *testing.T) {
 	})
 }
 
-// D09: the streams of one workload and of all are bounded, others are not touched, and what ends is free again.
+// The streams of one workload and of all are bounded, others are not touched, and what ends is free again.
+//
+// threat: D09
 func TestStreamLimits(t *testing.T) {
 	both(t, Config{MaxStreams: 40}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)

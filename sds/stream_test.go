@@ -155,7 +155,9 @@ func TestForeignNameRemains(t *testing.T) {
 	})
 }
 
-// D02, D08: what can never be right ends the stream with its reason.
+// What can never be right ends the stream with its reason.
+//
+// threat: D02, D08
 func TestMalformedNames(t *testing.T) {
 	many := make([]string, MaxNames+1)
 	for i := range many {
@@ -201,7 +203,7 @@ func TestDuplicateNames(t *testing.T) {
 	})
 }
 
-// D06: a refused version is not sent again, what the client had before counts on, and the next version is tried.
+// A refused version is not sent again, what the client had before counts on, and the next version is tried.
 func TestNack(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		first := p.set(1)
