@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -32,31 +33,49 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
 		return err
 	}
 	src := newSource(a, log)
-	tasks := []run.Task{
-		{Name: "agent", Run: a.Run},
-		daemon.HTTP{Address: l.HTTP, NotReady: a.NotReady, Collectors: []prometheus.Collector{a.Collector(), src.metrics}, Log: log}.Task(),
-	}
+	counted := []prometheus.Collector{a.Collector(), src.metrics}
+	tasks := []run.Task{{Name: "agent", Run: a.Run}}
 	if l.SharedSocket != "" {
 		listener, err := daemon.ListenUnix(l.SharedSocket, 0o666) // anybody may connect: who has no token gets nothing
 		if err != nil {
 			return err
 		}
 		defer listener.Close()
-		tasks = append(tasks, serveSDS(src, listener, log))
+		limited := limit(listener, log)
+		counted = append(counted, limited)
+		tasks = append(tasks, serveSDS(src, limited, log))
 	}
+	tasks = append(tasks, daemon.HTTP{Address: l.HTTP, NotReady: a.NotReady, Collectors: counted, Log: log}.Task())
 	log.InfoContext(ctx, "starting", "version", version, "trust_domain", l.td.Name(), "ca", l.CA.Address, "development", l.Development)
 	err = run.All(ctx, tasks...)
 	log.InfoContext(context.WithoutCancel(ctx), "stopped", "error", err)
 	return err
 }
 
+// limit bounds the connections of the shared socket. Proxies whose pods are not known yet, as when all come back after a
+// restart of the agent, are strangers until a token of theirs was believed.
+func limit(l net.Listener, log *slog.Logger) *daemon.Listener {
+	return daemon.Limit(l, daemon.Limits{Port: "sds", Strangers: 512, Patience: time.Minute, PerMember: 16, Log: log})
+}
+
+// peerOf tells proxies apart before their tokens are believed: by the process, where the kernel says it.
+func peerOf(ctx context.Context) string {
+	if c := daemon.ConnOf(ctx); c != nil {
+		return c.Peer()
+	}
+	return ""
+}
+
 // serveSDS serves SDS on the shared socket. Its limits hold before anything is read.
 func serveSDS(src *source, l net.Listener, log *slog.Logger) run.Task {
-	secrets := sds.New(sds.Config{Source: src, Log: log, Hooks: src.metrics.hooks()})
+	secrets := sds.New(sds.Config{Source: src, Log: log, Hooks: src.metrics.hooks(), Peer: peerOf})
 	server := grpc.NewServer(
+		grpc.Creds(daemon.Plain()),
 		grpc.MaxRecvMsgSize(sds.MaxRequestBytes),
 		grpc.MaxHeaderListSize(2*api.MaxTokenBytes),
 		grpc.MaxConcurrentStreams(64),
+		grpc.StaticStreamWindowSize(64<<10), // gRPC would let it grow to 16 MiB for whoever sends fast
+		grpc.StaticConnWindowSize(256<<10),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),
 	)

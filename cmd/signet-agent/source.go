@@ -13,6 +13,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/internal/daemon"
 	"github.com/signet-ca/signet/internal/latest"
 	"github.com/signet-ca/signet/sds"
 )
@@ -62,6 +63,9 @@ func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error
 	id, until, err := s.agent.Admit(ctx, e, sharedVolume)
 	if err != nil {
 		return nil, err
+	}
+	if c := daemon.ConnOf(ctx); c != nil {
+		c.Admit(id.Pod().UID)
 	}
 	f, err := s.follow(id)
 	if err != nil {

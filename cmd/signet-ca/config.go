@@ -65,6 +65,22 @@ type config struct {
 	MintBudget int `yaml:"mintBudget"`
 	// How long an agent's session lasts at most. Default: 1h.
 	SessionAge time.Duration `yaml:"sessionAge"`
+	// How many connections the agents' port takes.
+	Connections connectionsConfig `yaml:"connections"`
+}
+
+// connectionsConfig bounds the connections of the agents' port. Those beyond a bound are ended before anything is read.
+type connectionsConfig struct {
+	// Without an agent's certificate, as at an agent's first start. When all are taken, the address with the most gives
+	// one up. Default: 256.
+	Strangers int `yaml:"strangers"`
+	// Of those, from one IPv4 address or one /64 of IPv6; more where many agents come through one address. Default: 64.
+	PerAddress int `yaml:"perAddress"`
+	// New ones from one address per second, after a burst of four times as many. Default: 50.
+	PerSecond int `yaml:"perSecond"`
+	// With an agent's certificate; four for each agent at most. Default: 16384, or half of the process's file descriptors
+	// where that is less.
+	Agents int `yaml:"agents"`
 }
 
 // sealConfig says what seals private keys in the record.
@@ -223,6 +239,9 @@ func (c *config) check() []string {
 	}
 	if c.MintBudget < 0 || c.SessionAge < 0 {
 		bad("mintBudget and sessionAge cannot be negative")
+	}
+	if n := c.Connections; min(n.Strangers, n.PerAddress, n.PerSecond, n.Agents) < 0 {
+		bad("connections: no bound can be negative")
 	}
 	if ttl := c.Agents.TTL; ttl != 0 && (ttl < issuance.MinTTL || ttl > issuance.MaxTTL) {
 		bad("agents.ttl of %s is not between %s and %s", ttl, issuance.MinTTL, issuance.MaxTTL)

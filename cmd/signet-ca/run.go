@@ -102,15 +102,19 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		return err
 	}
 	defer admin.Close()
+	limited := daemon.Limit(agents, daemon.Limits{
+		Port: "agents", Strangers: l.Connections.Strangers, PerPeer: l.Connections.PerAddress, Rate: l.Connections.PerSecond,
+		Members: l.Connections.Agents, Log: log,
+	})
 	server := authority.NewServer()
 	healthServer := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthServer)
 	tasks := []run.Task{
 		{Name: "ca", Run: authority.Run},
 		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority) }},
-		daemon.Serve("grpc", server, agents, log),
+		daemon.Serve("grpc", server, limited, log),
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
-		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics()}, Log: log}.Task(),
+		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), limited}, Log: log}.Task(),
 	}
 	for issuer, source := range sources {
 		tasks = append(tasks, run.Task{Name: "key set of " + issuer, Run: source.Run})

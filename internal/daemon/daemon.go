@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -97,6 +98,8 @@ func (h HTTP) Task() run.Task {
 			return err
 		}
 		h.Log.InfoContext(ctx, "serving", "what", "http", "address", l.Addr().String())
+		limited := Limit(l, Limits{Port: "http", Strangers: 128, PerPeer: 32, Patience: 2 * time.Minute, Bytes: 1 << 20, Log: h.Log})
+		h.Collectors = append(slices.Clip(h.Collectors), limited)
 		s := &http.Server{
 			Handler:           h.handler(),
 			ReadHeaderTimeout: 5 * time.Second,
@@ -107,7 +110,7 @@ func (h HTTP) Task() run.Task {
 		}
 		stop := context.AfterFunc(ctx, func() { s.Close() })
 		defer stop()
-		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
