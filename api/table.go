@@ -176,6 +176,8 @@ const (
 	SocketUnsafe Reason = "SOCKET_UNSAFE"
 	// LedgerFull: the ledger has no room.
 	LedgerFull Reason = "LEDGER_FULL"
+	// LedgerDamaged: the ledger is damaged.
+	LedgerDamaged Reason = "LEDGER_DAMAGED"
 	// AdminForbidden: only the CA's own user may do this.
 	AdminForbidden Reason = "ADMIN_FORBIDDEN"
 	// NotFound: there is nothing by that name.
@@ -456,6 +458,9 @@ var table = []Page{
 	{LedgerFull, 819, KindUnavailable, "The ledger has no room",
 		"Room for decisions is reserved before it is needed, and none could be: the disk is full. Nothing is issued that is not on record; all else goes on.",
 		"Free disk space where ledger.dir lies. Issuance goes on by itself within seconds."},
+	{LedgerDamaged, 820, KindInternal, "The ledger is damaged",
+		"A line is not the one that was written there, or a segment is missing. What was found before it is good.",
+		"Run `signet-ca ledger verify`, which names every place, and keep the folder. Look at the disk."},
 	{AdminForbidden, 901, KindPermissionDenied, "Only the CA's own user may do this",
 		"The admin socket belongs to the user who runs the CA, and to root.",
 		"Run the command as that user."},

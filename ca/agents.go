@@ -22,13 +22,16 @@ const agentVolume = "agent"
 // namespace and ServiceAccount, and must live.
 func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER []byte, now time.Time) (*issuance.Issued, error) {
 	claims, err := ca.attestNode(ctx, e, now)
-	if err != nil {
-		return nil, err
+	if err != nil && claims.Issuer == "" {
+		return nil, err // nobody is known
 	}
 	entry := entryOf(audit.KindAttestAgent, claims, now)
+	if err != nil {
+		return nil, ca.recordRefusal(ctx, "AttestAgent", asker{}, entry, err)
+	}
 	issued, err := ca.certifyAgent(ctx, claims, csrDER, now, &entry)
 	if err != nil {
-		return nil, ca.recordRefusal(ctx, entry, err)
+		return nil, ca.recordRefusal(ctx, "AttestAgent", asker{}, entry, err)
 	}
 	return issued, nil
 }
@@ -71,17 +74,18 @@ func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte
 	return issued, nil
 }
 
-// attestNode checks an agent's own token: audience of agents, our agents' ServiceAccount, a node that it is bound to.
+// attestNode checks an agent's own token: audience of agents, our agents' ServiceAccount, a node that it is bound to. Where
+// it is a good token of somebody who is no agent, the claims come with the error.
 func (ca *CA) attestNode(ctx context.Context, e attestor.Evidence, now time.Time) (attestor.Claims, error) {
 	c, err := ca.attest(ctx, e, api.AgentAudience(ca.cfg.TrustDomain), now)
 	if err != nil {
 		return attestor.Claims{}, err
 	}
 	if c.Namespace != ca.cfg.Agents.Namespace || c.ServiceAccount != ca.cfg.Agents.ServiceAccount {
-		return attestor.Claims{}, api.E(api.NotAnAgent, "the token belongs to a pod that is not an agent")
+		return c, api.E(api.NotAnAgent, "the token belongs to a pod that is not an agent")
 	}
 	if c.NodeUID == "" {
-		return attestor.Claims{}, api.E(api.NodeUnverifiable, "the agent's token does not say on which node it runs")
+		return c, api.E(api.NodeUnverifiable, "the agent's token does not say on which node it runs")
 	}
 	return c, nil
 }

@@ -37,6 +37,7 @@ type Config struct {
 	Store     Store
 	Upstream  Upstream
 	Ledger    Ledger
+	Archive   Archive   // nil: what is on record cannot be asked for
 	Directory Directory // nil: the life of a pod is not checked; only for development
 	Publisher Publisher // nil: the bundle is not published
 	Policy    *Policy
@@ -166,6 +167,11 @@ func (ca *CA) NotReady() []string {
 	for _, issuer := range slices.Sorted(maps.Keys(ca.cfg.KeySets)) {
 		if jwks, _ := ca.cfg.KeySets[issuer].Snapshot(); jwks == nil {
 			missing = append(missing, fmt.Sprintf("the key set of issuer %s was never read", issuer))
+		}
+	}
+	if ca.cfg.Archive != nil {
+		if why := ca.cfg.Archive.NotReady(); why != "" {
+			return append(missing, why)
 		}
 	}
 	select {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"iter"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -83,6 +84,15 @@ type Ledger interface {
 	Sample(e audit.Entry)
 	// Failed is closed when the ledger can no longer be written.
 	Failed() <-chan struct{}
+}
+
+// Archive is what can be asked of a ledger. It is implemented by internal/audit.
+type Archive interface {
+	// Records yields what is on record and matches, oldest first, and ends with the first error. It holds up nobody who
+	// puts something on record.
+	Records(ctx context.Context, q audit.Query) iter.Seq2[audit.Record, error]
+	// NotReady says why nothing can be put on record now; empty while it can.
+	NotReady() string
 }
 
 // Directory knows which pods live. Implementations are in ca/cluster.

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"iter"
 	"net"
 	"net/url"
 	"os"
@@ -316,15 +317,17 @@ func wantReason(t *testing.T, err error, want api.Reason) {
 	}
 }
 
-// ledgerOf returns what is on disk now.
+// ledgerOf returns what is on disk now: first the ledger, then the refusals.
 func ledgerOf(t *testing.T, s *catest.Server) []audit.Record {
 	t.Helper()
 	var all []audit.Record
-	for r, err := range audit.Scan(filepath.Join(s.Dir, "ledger")) {
-		if err != nil {
-			t.Fatal(err)
+	for _, of := range []func(string) iter.Seq2[audit.Record, error]{audit.Scan, audit.ScanRefusals} {
+		for r, err := range of(filepath.Join(s.Dir, "ledger")) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, r)
 		}
-		all = append(all, r)
 	}
 	return all
 }

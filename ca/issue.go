@@ -43,7 +43,7 @@ func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time) (*
 	e := entryOf(audit.KindIssue, claims, now)
 	issued, err := ca.decideAndSign(ctx, who, claims, r, now, &e)
 	if err != nil {
-		return nil, ca.recordRefusal(ctx, e, err)
+		return nil, ca.recordRefusal(ctx, "Issue", who, e, err)
 	}
 	ca.issued.Add(1)
 	return issued, nil
@@ -94,7 +94,7 @@ func (ca *CA) recordAndSign(ctx context.Context, s *signing, p *issuance.Prepare
 		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {
 			return nil, err // it is the caller who did not wait
 		}
-		return nil, api.Wrap(api.LedgerFailed, err, "the decision could not be recorded, so nothing was signed")
+		return nil, unrecorded(err, "the decision could not be recorded, so nothing was signed")
 	}
 	issued, err := p.Sign()
 	if err != nil {
@@ -113,20 +113,6 @@ func entryOf(kind audit.Kind, c attestor.Claims, now time.Time) audit.Entry {
 		Cluster: c.Issuer, Namespace: c.Namespace, ServiceAccount: c.ServiceAccount, ServiceAccountUID: c.ServiceAccountUID,
 		Pod: c.PodName, PodUID: c.PodUID, Node: c.NodeName, NodeUID: c.NodeUID, TokenID: c.TokenID,
 	}
-}
-
-// recordRefusal puts a refusal of an attested caller on record and returns it with its correlation id.
-func (ca *CA) recordRefusal(ctx context.Context, e audit.Entry, cause error) error {
-	refusal := *api.AsError(cause)
-	refusal.CorrelationID = e.CorrelationID
-	if refusal.Reason.Kind() == api.KindCanceled || refusal.Reason == api.LedgerFailed {
-		return &refusal
-	}
-	e.Kind, e.Reason = audit.KindRefuse, string(refusal.Reason)
-	if err := ca.cfg.Ledger.Append(context.WithoutCancel(ctx), e); err != nil {
-		ca.log.ErrorContext(ctx, "refusal not recorded", "correlation_id", e.CorrelationID, "reason", e.Reason, "error", err)
-	}
-	return &refusal
 }
 
 // attest checks evidence with the attestor of its kind.

@@ -109,12 +109,14 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 			err = api.E(api.Internal, "internal error")
 		}
 		a.ca.metrics.count("workload", err)
+		if err != nil && api.AsError(err).CorrelationID == "" {
+			err = a.ca.recordRefusal(ctx, "Issue", who, audit.Entry{}, err) // the agent is known at least
+		}
 		if err != nil {
 			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
 		}
 	}()
 	if err = a.ca.work.enter(ctx, who.nodeUID); err != nil {
-		err = a.ca.recordRefusal(ctx, "Issue", who, audit.Entry{}, err)
 		return nil
 	}
 	defer a.ca.work.leave()

@@ -250,14 +250,10 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*s
 	now := time.Now()
 	c, err := ca.attestNode(ctx, attestor.Evidence{Kind: h.GetEvidence().GetKind(), Data: h.GetEvidence().GetData()}, now)
 	if err != nil {
-		return nil, err
+		return nil, ca.recordRefusal(ctx, "Session", asker{nodeUID: nodeUID}, entryOf(audit.KindRefuse, c, now), err)
 	}
 	if err := ca.checkAgent(ctx, c, nodeUID, now); err != nil {
-		e := entryOf(audit.KindRefuse, c, now)
-		if id, err := api.AgentID(ca.cfg.TrustDomain, nodeUID); err == nil {
-			e.SPIFFEID = id.String() // who asked, by its SVID
-		}
-		return nil, ca.recordRefusal(ctx, e, err)
+		return nil, ca.recordRefusal(ctx, "Session", asker{nodeUID: nodeUID}, entryOf(audit.KindRefuse, c, now), err)
 	}
 	return &session{
 		asker:    asker{nodeUID: nodeUID, nodeName: c.NodeName, issuer: c.Issuer},

@@ -161,7 +161,7 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 func (ca *CA) askRoot(ctx context.Context, r MintRequest, now time.Time) ([]*x509.Certificate, error) {
 	e := audit.Entry{Time: now, Kind: audit.KindMint, CorrelationID: api.NewCorrelationID(), SPIFFEID: r.TrustDomain.IDString(), NotAfter: r.NotAfter, Issuer: r.Root.ID}
 	if err := ca.cfg.Ledger.Append(ctx, e); err != nil {
-		return nil, api.Wrap(api.LedgerFailed, err, "the intermediate could not be recorded, so it was not asked for")
+		return nil, unrecorded(err, "the intermediate could not be recorded, so it was not asked for")
 	}
 	limited, cancel := context.WithTimeout(ctx, mintTime)
 	defer cancel()

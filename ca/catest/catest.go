@@ -169,7 +169,7 @@ func (s *Server) Start() {
 	}
 }
 
-func (s *Server) config(st ca.Store, ledger ca.Ledger) ca.Config {
+func (s *Server) config(st ca.Store, ledger *audit.Log) ca.Config {
 	up, err := upstream.Open(upstream.Config{}, upstream.Parts{Sealer: s.sealer})
 	if err != nil {
 		s.t.Fatal(err)
@@ -188,7 +188,7 @@ func (s *Server) config(st ca.Store, ledger ca.Ledger) ca.Config {
 	}
 	cfg := ca.Config{
 		TrustDomain: s.TD, Replica: Replica, Version: "test",
-		Store: st, Upstream: up, Ledger: ledger, Directory: s.Pods, Policy: policy,
+		Store: st, Upstream: up, Ledger: ledger, Archive: ledger, Directory: s.Pods, Policy: policy,
 		Attestors: map[string]attestor.Attestor{api.EvidenceServiceAccount: verifier},
 		KeySets:   map[string]ca.KeySets{IssuerName: fixedKeys(s.Tokens.JWKS())},
 	}

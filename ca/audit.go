@@ -1,0 +1,165 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"path"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/internal/audit"
+)
+
+// refuseTime bounds how long a refusal waits for its record: on a disk that hangs it leaves without.
+const refuseTime = 2 * time.Second
+
+// unrecorded is the refusal of what could not be put on record. Where there was no room, that passes by itself.
+func unrecorded(err error, detail string) error {
+	if errors.Is(err, audit.ErrFull) {
+		return api.Wrap(api.LedgerFull, err, detail)
+	}
+	return api.Wrap(api.LedgerFailed, err, detail)
+}
+
+// recordRefusal puts a refusal on record and returns it with the correlation id under which it is found there. E holds
+// what is known of the token, who is the agent that asked; where nothing is known of either, and where the CA could not do
+// its part, it is only counted, for that could be repeated at will.
+func (ca *CA) recordRefusal(ctx context.Context, method string, who asker, e audit.Entry, cause error) error {
+	refusal := *api.AsError(cause)
+	if e.CorrelationID == "" {
+		e.CorrelationID = api.NewCorrelationID()
+	}
+	refusal.CorrelationID = e.CorrelationID
+	if refusal.Reason.Kind() == api.KindCanceled {
+		return &refusal
+	}
+	e.Kind, e.Reason, e.Detail, e.Method = audit.KindRefuse, string(refusal.Reason), refusal.Detail, method
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	if who.nodeUID != "" {
+		e.CallerNode, e.CallerNodeUID = who.nodeName, who.nodeUID
+		if id, err := api.AgentID(ca.cfg.TrustDomain, who.nodeUID); err == nil {
+			e.Caller = id.String()
+		}
+	}
+	switch {
+	case e.PodUID == "" && e.CallerNodeUID == "", refusal.Reason.Kind() == api.KindExhausted,
+		refusal.Reason == api.LedgerFull, refusal.Reason == api.LedgerFailed:
+		ca.cfg.Ledger.Sample(e)
+		return &refusal
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refuseTime)
+	defer cancel()
+	id, err := ca.cfg.Ledger.Refuse(ctx, e)
+	if err != nil {
+		ca.log.DebugContext(ctx, "refusal not recorded", "correlation_id", e.CorrelationID, "reason", e.Reason, "error", err)
+	}
+	refusal.CorrelationID = id
+	return &refusal
+}
+
+// recordCall is recordRefusal for a whole call that was refused before anything was recorded about it: who made it is known
+// by its connection, if at all.
+func (ca *CA) recordCall(ctx context.Context, method string, cause error) error {
+	if api.AsError(cause).CorrelationID != "" {
+		return cause
+	}
+	var who asker
+	if c, err := ca.callerByTLS(ctx, roleAnyone, time.Now()); err == nil {
+		who.nodeUID = c.node
+	}
+	return ca.recordRefusal(ctx, path.Base(method), who, audit.Entry{}, cause)
+}
+
+// Bounds of one piece of the answer of ListAudit, which has to stay below gRPC's own 4 MiB.
+const (
+	pageEntries = 256
+	pageBytes   = 1 << 20
+)
+
+// ListAudit implements the call of that name.
+func (a *admin) ListAudit(r *apiv1.ListAuditRequest, stream grpc.ServerStreamingServer[apiv1.ListAuditResponse]) error {
+	if a.ca.cfg.Archive == nil {
+		return api.E(api.NotFound, "this CA keeps no record that can be read")
+	}
+	page, size := &apiv1.ListAuditResponse{}, 0
+	send := func() error {
+		if len(page.Entries) == 0 {
+			return nil
+		}
+		defer func() { page, size = &apiv1.ListAuditResponse{}, 0 }()
+		return stream.Send(page)
+	}
+	ctx := stream.Context()
+	for rec, err := range a.ca.cfg.Archive.Records(ctx, queryOf(r)) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			// What was found so far is true and is told; that there is more is the error.
+			return errors.Join(send(), api.Wrap(api.LedgerDamaged, err, "the ledger cannot be read any further; run signet-ca ledger verify"))
+		}
+		e := auditProto(&rec)
+		page.Entries = append(page.Entries, e)
+		if size += proto.Size(e); len(page.Entries) >= pageEntries || size >= pageBytes {
+			if err := send(); err != nil {
+				return err
+			}
+			select {
+			case <-a.ca.stopping:
+				return api.E(api.CAUnavailable, "the CA is stopping")
+			default:
+			}
+		}
+	}
+	return send()
+}
+
+// queryOf is what a request asks for.
+func queryOf(r *apiv1.ListAuditRequest) audit.Query {
+	q := audit.Query{Last: int(r.GetLast()), Match: func(rec *audit.Record) bool { return matches(r, rec) }}
+	if t := r.GetSince(); t != nil {
+		q.Since = t.AsTime()
+	}
+	if t := r.GetUntil(); t != nil {
+		q.Until = t.AsTime()
+	}
+	for _, v := range []string{r.GetSpiffeId(), r.GetNamespace(), r.GetSerial(), r.GetReason(), r.GetCorrelationId(), r.GetTokenId(), r.GetPod(), r.GetNode()} {
+		if v != "" {
+			q.Values = append(q.Values, v)
+		}
+	}
+	return q
+}
+
+func matches(r *apiv1.ListAuditRequest, rec *audit.Record) bool {
+	is := func(want string, have ...string) bool { return want == "" || slices.Contains(have, want) }
+	return is(r.GetSpiffeId(), rec.SPIFFEID) && is(r.GetNamespace(), rec.Namespace) && is(r.GetPod(), rec.Pod, rec.PodUID) &&
+		is(r.GetNode(), rec.Node, rec.NodeUID, rec.CallerNode, rec.CallerNodeUID) && is(r.GetSerial(), rec.Serial) &&
+		is(r.GetReason(), rec.Reason) && is(r.GetCorrelationId(), rec.CorrelationID) && is(r.GetTokenId(), rec.TokenID) &&
+		(len(r.GetKinds()) == 0 || slices.Contains(r.GetKinds(), string(rec.Kind)))
+}
+
+func auditProto(r *audit.Record) *apiv1.AuditEntry {
+	return &apiv1.AuditEntry{
+		Source: r.Source, Seq: r.Seq, Time: timeProto(r.Time), Kind: string(r.Kind), CorrelationId: r.CorrelationID, SpiffeId: r.SPIFFEID,
+		Cluster: r.Cluster, Namespace: r.Namespace, ServiceAccount: r.ServiceAccount, ServiceAccountUid: r.ServiceAccountUID,
+		Pod: r.Pod, PodUid: r.PodUID, Node: r.Node, NodeUid: r.NodeUID, TokenId: r.TokenID, DnsNames: r.DNSNames,
+		Serial: r.Serial, NotAfter: timeProto(r.NotAfter), Issuer: r.Issuer, Reason: r.Reason, Detail: r.Detail, Method: r.Method,
+		Caller: r.Caller, CallerNode: r.CallerNode, Count: r.Count, Last: timeProto(r.Last),
+	}
+}
+
+func timeProto(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
