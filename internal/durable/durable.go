@@ -59,7 +59,7 @@ func (e *WriteError) Error() string {
 func (e *WriteError) Unwrap() error { return e.Err }
 
 // Is reports whether target is ErrUnknown and the outcome is unknown: the name is in place and its folder may not be on
-// disk, or the disk failed at the rename itself.
+// disk, or the disk failed at the rename itself. That a new name could neither be finished nor taken back is in Err.
 func (e *WriteError) Is(target error) bool {
 	unknown := e.Step == StepSyncDir || e.Step == StepRename && errors.Is(e.Err, syscall.EIO)
 	return target == ErrUnknown && unknown
@@ -86,10 +86,14 @@ func linkNew(tmp, path string) error {
 	if err := os.Link(tmp, path); err != nil {
 		return err
 	}
-	if err := os.Remove(tmp); err != nil {
-		return errors.Join(err, os.Remove(path)) // as if it had never been: the caller is told that it failed
+	err := os.Remove(tmp)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if rerr := os.Remove(path); rerr != nil { // as if it had never been: the caller is told that it failed
+		return errors.Join(err, rerr, ErrUnknown)
+	}
+	return err
 }
 
 // noFault is what put asks before each step outside tests.
@@ -142,6 +146,19 @@ func SyncDir(dir string) error {
 		err = cerr
 	}
 	return err
+}
+
+// SyncFile makes the file at path durable as it is now, with its name. Whoever finds a file and builds on it calls this
+// first: the process that put it there may have been killed before it was safe.
+func SyncFile(path string) error {
+	f, err := openNonblock(path)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
 }
 
 // tempPrefix begins the name of every temporary file, so that RemoveTemporary finds what a killed process left.

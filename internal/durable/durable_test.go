@@ -217,6 +217,23 @@ func TestRemoveTemporary(t *testing.T) {
 	}
 }
 
+func TestSyncFile(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "f"), []byte("x"), 0o600), syscall.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := SyncFile(filepath.Join(dir, "f")); err != nil {
+		t.Error(err)
+	}
+	if err := SyncFile(filepath.Join(dir, "absent")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v, want fs.ErrNotExist", err)
+	}
+	if err := SyncFile(fifo); err == nil { // and it must not wait for a writer
+		t.Error("a fifo was synced")
+	}
+}
+
 // killedContent is what the child writes as number n: long enough that a torn write would show.
 func killedContent(n int) []byte { return bytes.Repeat(fmt.Appendf(nil, "%08d", n), 4096) }
 
