@@ -22,6 +22,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/journal"
+	"github.com/signet-ca/signet/internal/durable"
 )
 
 func init() { Register("bolt", openBolt) }
@@ -78,19 +79,33 @@ func openFile(path string) (db *bbolt.DB, err error) {
 		},
 	})
 	_, known := errors.AsType[*api.Error](err)
-	_, failed := errors.AsType[*fs.PathError](err)
+	_, failed := errors.AsType[syscall.Errno](err) // of the lock and the sync too, which have no path
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, api.E(api.StateLocked, "the store %s is in use by another process", path)
-	case known || failed:
+	case known || errors.Is(err, fs.ErrNotExist):
 		return nil, err
+	case failed:
+		return nil, fmt.Errorf("the store %s cannot be opened: %w", path, err)
 	case err != nil:
 		return nil, api.Wrap(api.StateCorrupt, err, fmt.Sprintf("the store %s cannot be opened: %v", path, err))
 	}
 	if err := db.View(check); err != nil {
 		return nil, errors.Join(api.E(api.StateCorrupt, "the store %s is damaged: %v", path, err), db.Close())
 	}
+	if err := settle(db); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	return db, nil
+}
+
+// settle makes durable what was read: the last commit, and the file's very name, of a process that was killed before its
+// sync, or whose sync failed. Whoever reads them acts on them, so a power failure must no longer take them away.
+func settle(db *bbolt.DB) error {
+	if err := db.Sync(); err != nil {
+		return fmt.Errorf("the store %s cannot be synced: %w", db.Path(), err)
+	}
+	return durable.SyncDir(filepath.Dir(db.Path()))
 }
 
 // openPrivate opens a file that is there and that nobody else can read. It makes none and takes no empty one, for bbolt
@@ -194,11 +209,7 @@ func createBolt(path string) (err error) {
 	if err := os.Remove(tmp.Name()); err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(dir)
 }
 
 func ignoreMissing(err error) error {
