@@ -54,7 +54,7 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 	if err := noRecord(ctx, l.Store); err != nil {
 		return nil, err
 	}
-	if err := makeSealKey(l.Seal.KeyFile); err != nil {
+	if err := makeSealKey(l.Seal); err != nil {
 		return nil, err
 	}
 	sealer, err := readSealer(l.Seal)
@@ -93,13 +93,26 @@ func noRecord(ctx context.Context, c store.Config) error {
 	return err
 }
 
-// makeSealKey makes a seal key where there is none; one that is there is left alone.
-func makeSealKey(path string) error {
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+// makeSealKey makes a seal key where there is none; one that is there is left alone. An init that was killed may have left
+// a copy of it in a temporary file, or a key that is not on disk yet: the record must not outlive what opens it.
+func makeSealKey(c sealConfig) error {
+	dir := filepath.Dir(c.KeyFile)
+	_, err := os.Lstat(c.KeyFile)
+	if err == nil && c.MountedSecret {
+		return nil
+	}
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return durable.CreateFile(path, ca.NewSealKey(), 0o600)
+	if err := durable.RemoveTemporary(dir); err != nil {
+		return err
+	}
+	if missing {
+		return durable.CreateFile(c.KeyFile, ca.NewSealKey(), 0o600)
+	}
+	return durable.SyncFile(c.KeyFile)
 }
