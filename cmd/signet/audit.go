@@ -25,8 +25,8 @@ func (a *app) auditCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
 		Short: "What was issued and what was refused, to whom and why",
-		Long: "Print what the CA has on record, the newest last: each issuance, and each refusal of a caller that it knew. Further\n" +
-			"refusals of one caller for one reason are counted in one entry. Of refusals of unknown callers the CA keeps a sample,\n" +
+		Long: "Print what the CA has on record, the newest last: each issuance, and each refusal of a caller that it knew. Those of\n" +
+			"one caller for one reason within a minute are counted in one entry. Of refusals of unknown callers the CA keeps a sample,\n" +
 			"in memory. The filters are all applied; JSON and YAML are an AuditEntryList, which is written as it arrives, so that\n" +
 			"--all needs no memory but for jsonpath. For a file of all of it there is audit export.",
 		Example: "  signet audit --refused --since 2h               # who asks for what he may not have\n" +
@@ -60,8 +60,12 @@ func (a *app) auditCommand() *cobra.Command {
 		if err := w.end(emptyAudit(f)); err != nil {
 			return err
 		}
-		if w.n == auditLast && !all && !asked && o.isText() {
-			a.say("the newest %d; --last N or --all for more", w.n)
+		full := f.seen.n.Load() == auditLast // before refusals that came again were made one
+		if f.serial != "" {
+			full = w.n == auditLast
+		}
+		if full && !all && !asked && o.isText() {
+			a.say("the newest %d; --last N or --all for more", auditLast)
 		}
 		return nil
 	}
@@ -183,8 +187,7 @@ func (a *app) eachAudit(ctx context.Context, f *auditFilter, last int, do func(*
 		return err
 	}
 	defer ch.Close()
-	var seen tally
-	stop := a.waiting(ch.path, &seen)
+	stop := a.waiting(ch.path, &f.seen)
 	defer stop()
 	if a.tty(a.stdout) { // which shows soon enough that something comes
 		then := do
@@ -192,8 +195,7 @@ func (a *app) eachAudit(ctx context.Context, f *auditFilter, last int, do func(*
 	}
 	if f.serial == "" || last == 0 {
 		f.req.Last = uint32(last)
-		return a.streamAudit(ctx, ch, &f.req, func(e *auditEntry) error {
-			seen.add(e)
+		return a.streamAudit(ctx, ch, &f.req, &f.seen, func(e *auditEntry) error {
 			if !f.keeps(e) {
 				return nil
 			}
@@ -201,8 +203,7 @@ func (a *app) eachAudit(ctx context.Context, f *auditFilter, last int, do func(*
 		})
 	}
 	var newest []*auditEntry
-	err = a.streamAudit(ctx, ch, &f.req, func(e *auditEntry) error {
-		seen.add(e)
+	err = a.streamAudit(ctx, ch, &f.req, &f.seen, func(e *auditEntry) error {
 		if f.keeps(e) {
 			if len(newest) == last {
 				newest = newest[1:]
@@ -219,8 +220,67 @@ func (a *app) eachAudit(ctx context.Context, f *auditFilter, last int, do func(*
 	return err
 }
 
-// streamAudit reads one answer of ListAudit. A piece of it may take --timeout; the whole may take as long as it needs.
-func (a *app) streamAudit(ctx context.Context, ch *channel, req *apiv1.ListAuditRequest, do func(*auditEntry) error) error {
+// streamAudit reads one answer of ListAudit, counting what comes. A piece of it may take --timeout; the whole may take as
+// long as it needs.
+func (a *app) streamAudit(ctx context.Context, ch *channel, req *apiv1.ListAuditRequest, seen *tally, do func(*auditEntry) error) error {
+	f := fold{do: do}
+	err := a.receiveAudit(ctx, ch, req, func(in *apiv1.AuditEntry) error {
+		e := newAuditEntry(in)
+		seen.add(e)
+		return f.add(e)
+	})
+	if err == errEnough {
+		return nil
+	}
+	if ferr := f.flush(); ferr != nil && ferr != errEnough {
+		return errors.Join(err, ferr)
+	}
+	return err
+}
+
+// maxFold is how many entries are held back at most.
+const maxFold = 4096
+
+// A fold makes one entry of the two that the CA has of a refusal that came again: when it came first, and within about a
+// minute when they were counted. It holds back what comes in between.
+type fold struct {
+	do   func(*auditEntry) error
+	held []*auditEntry // begins with a refusal
+}
+
+func (f *fold) add(e *auditEntry) error {
+	if e.Type == kindRefuse {
+		for i, h := range f.held {
+			if h.CorrelationID == e.CorrelationID && h.Type == e.Type && h.Source == e.Source && h.Reason == e.Reason && h.time.Equal(e.time) {
+				if e.Count > h.Count {
+					f.held[i] = e
+				}
+				return nil
+			}
+		}
+	}
+	f.held = append(f.held, e)
+	for len(f.held) > 0 && (f.held[0].Type != kindRefuse || len(f.held) > maxFold || e.time.Sub(f.held[0].time) > 2*time.Minute) {
+		first := f.held[0]
+		f.held = f.held[1:]
+		if err := f.do(first); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fold) flush() error {
+	for _, e := range f.held {
+		if err := f.do(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receiveAudit calls do with each entry as it comes.
+func (a *app) receiveAudit(ctx context.Context, ch *channel, req *apiv1.ListAuditRequest, do func(*apiv1.AuditEntry) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	limit := a.timeout
@@ -237,9 +297,7 @@ func (a *app) streamAudit(ctx context.Context, ch *channel, req *apiv1.ListAudit
 		}
 		idle.Stop() // who reads our output may take his time
 		for _, in := range piece.GetEntries() {
-			if err := do(newAuditEntry(in)); err == errEnough {
-				return nil
-			} else if err != nil {
+			if err := do(in); err != nil {
 				return err
 			}
 		}

@@ -41,6 +41,7 @@ type auditFilter struct {
 	req     apiv1.ListAuditRequest
 	serial  string // the beginning of a serial number, which is compared here: the CA knows whole ones
 	refused bool
+	seen    tally // what the CA sent
 }
 
 // auditFilterFlags adds the flags that audit and audit export share.

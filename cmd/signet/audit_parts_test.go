@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -269,7 +270,7 @@ func TestStreamAuditTimeout(t *testing.T) {
 				a.timeout = tt.timeout
 				entries := 0
 				ch := &channel{AdminClient: &slowAudit{pieces: tt.pieces}, path: "/s"}
-				err := a.streamAudit(t.Context(), ch, &apiv1.ListAuditRequest{}, func(*auditEntry) error {
+				err := a.streamAudit(t.Context(), ch, &apiv1.ListAuditRequest{}, new(tally), func(*auditEntry) error {
 					entries++
 					time.Sleep(tt.reading)
 					return nil
@@ -340,5 +341,57 @@ func TestWriteLine(t *testing.T) {
 		if err := json.Unmarshal(b.Bytes(), &v); err != nil || v.Kind != "AuditEntry" || v.APIVersion != apiVersion || bytes.Count(b.Bytes(), []byte("\n")) != 1 {
 			t.Errorf("%q: %v", b.String(), err)
 		}
+	}
+}
+
+// The two entries of a refusal that came again become one, where the first stood, and nothing is held back for ever.
+func TestFold(t *testing.T) {
+	refused := func(id string, at time.Duration, count uint64) *auditEntry {
+		return &auditEntry{Type: kindRefuse, CorrelationID: id, Count: count, time: testNow.Add(at)}
+	}
+	issued := func(id string, at time.Duration) *auditEntry {
+		return &auditEntry{Type: kindIssue, CorrelationID: id, time: testNow.Add(at)}
+	}
+	many := []*auditEntry{refused("a", 0, 1)}
+	for range maxFold {
+		many = append(many, issued("i", time.Second))
+	}
+	tests := []struct {
+		name    string
+		entries []*auditEntry
+		before  int // given on before the end
+		want    string
+	}{
+		{"issuances pass at once", []*auditEntry{issued("a", 0), issued("b", 0)}, 2, "a b"},
+		{"a refusal waits", []*auditEntry{issued("a", 0), refused("b", 0, 1), issued("c", time.Minute)}, 1, "a bx1 c"},
+		{"counted", []*auditEntry{refused("a", 0, 1), issued("b", time.Second), refused("c", time.Minute, 1), refused("a", 0, 37)}, 0, "ax37 b cx1"},
+		{"counted already", []*auditEntry{refused("a", 0, 40), refused("a", 0, 37)}, 0, "ax40"},
+		{"the same id for another time", []*auditEntry{refused("a", 0, 1), refused("a", time.Second, 2)}, 0, "ax1 ax2"},
+		{"long enough", []*auditEntry{refused("a", 0, 1), issued("b", 3*time.Minute)}, 2, "ax1 b"},
+		{"too many", many, len(many), "ax1" + strings.Repeat(" i", maxFold)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			f := fold{do: func(e *auditEntry) error {
+				text := e.CorrelationID
+				if e.Type == kindRefuse {
+					text += fmt.Sprintf("x%d", e.Count)
+				}
+				got = append(got, text)
+				return nil
+			}}
+			for _, e := range tt.entries {
+				if err := f.add(e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(got) != tt.before {
+				t.Errorf("given on before the end: %d, want %d", len(got), tt.before)
+			}
+			if err := f.flush(); err != nil || strings.Join(got, " ") != tt.want {
+				t.Errorf("%v, %v", got, err)
+			}
+		})
 	}
 }

@@ -107,16 +107,10 @@ func notAnID(text string) string {
 }
 
 func (a *app) decisions(ctx context.Context, ch *channel, id string) (*decisionList, error) {
-	defer a.waiting(ch.path, new(tally))()
+	var seen tally
+	defer a.waiting(ch.path, &seen)()
 	l := &decisionList{header: newHeader("DecisionList", ""), Items: []*decision{}}
-	err := a.streamAudit(ctx, ch, &apiv1.ListAuditRequest{CorrelationId: id}, func(e *auditEntry) error {
-		// A refusal that came again is on record twice: when it was the first, and when all were counted.
-		if n := len(l.Items) - 1; n >= 0 && e.Type == kindRefuse && sameRefusal(l.Items[n].Entry, e) {
-			if e.Count > l.Items[n].Entry.Count {
-				l.Items[n].Entry = e
-			}
-			return nil
-		}
+	err := a.streamAudit(ctx, ch, &apiv1.ListAuditRequest{CorrelationId: id}, &seen, func(e *auditEntry) error {
 		d := &decision{header: newHeader("Decision", id), Entry: e}
 		if r := api.Reason(e.Reason); r.Known() {
 			d.Explanation = newExplanation(r.Page())
@@ -140,16 +134,12 @@ func (a *app) decisions(ctx context.Context, ch *channel, id string) (*decisionL
 	if len(l.Items) == 0 {
 		return nil, &failure{
 			err: api.E(api.NotFound, "correlation id %s is not on record", id),
-			why: "It was only counted, as a caller's further refusals for one reason are; or its caller was unknown, of which a sample is kept until " +
-				"the CA restarts; or it is older than the ledger reaches back; or another replica or an agent refused: their logs have it.",
+			why: "Of refusals of unknown callers, and under overload, the CA keeps a sample, until it restarts. Or it is older than the record reaches " +
+				"back, or another replica of the CA or an agent refused: their logs have it.",
 			next: "signet audit --refused --since 1h",
 		}
 	}
 	return l, nil
-}
-
-func sameRefusal(x, y *auditEntry) bool {
-	return x.Type == y.Type && x.Source == y.Source && x.Reason == y.Reason && x.time.Equal(y.time)
 }
 
 // firstUse returns the first issuance for the token of a refusal, or where there is none the first that is on record of
@@ -160,7 +150,7 @@ func (a *app) firstUse(ctx context.Context, ch *channel, refused *auditEntry) (*
 		req.Until = timestamppb.New(refused.time)
 	}
 	var first *auditEntry
-	err := a.streamAudit(ctx, ch, req, func(e *auditEntry) error {
+	err := a.streamAudit(ctx, ch, req, new(tally), func(e *auditEntry) error {
 		switch {
 		case e.Cluster != refused.Cluster: // token ids are unique within one issuer only
 		case e.Type != kindRefuse:
@@ -181,7 +171,7 @@ func (a *app) completeRefusals(c *cobra.Command, args []string, _ string) ([]str
 	}
 	a.timeout = completionTimeout
 	words, err := once(a, func(ch *channel) (words []string, err error) {
-		err = a.streamAudit(c.Context(), ch, &apiv1.ListAuditRequest{Kinds: []string{kindRefuse}, Last: 20}, func(e *auditEntry) error {
+		err = a.streamAudit(c.Context(), ch, &apiv1.ListAuditRequest{Kinds: []string{kindRefuse}, Last: 20}, new(tally), func(e *auditEntry) error {
 			if r := api.Reason(e.Reason); isCorrelationID(e.CorrelationID) && r.Known() {
 				words = append(words, cobra.CompletionWithDesc(e.CorrelationID, string(r)))
 			}

@@ -147,6 +147,7 @@ func TestDecisionsOfOneID(t *testing.T) {
 	}{
 		{"once", []*apiv1.AuditEntry{refused(1, 0, api.WeakKey)}, []uint64{1}},
 		{"counted", []*apiv1.AuditEntry{refused(1, 0, api.WeakKey), refused(2, 37, api.WeakKey)}, []uint64{2}},
+		{"counted, something in between", []*apiv1.AuditEntry{refused(1, 0, api.WeakKey), issued, refused(2, 37, api.WeakKey)}, []uint64{2, 9}},
 		{"counted, the sum first", []*apiv1.AuditEntry{refused(2, 37, api.WeakKey), refused(1, 0, api.WeakKey)}, []uint64{2}},
 		{"recorded, then refused", []*apiv1.AuditEntry{issued, refused(1, 0, api.LintFailed)}, []uint64{9, 1}},
 		{"two reasons", []*apiv1.AuditEntry{refused(1, 0, api.WeakKey), refused(2, 0, api.LintFailed)}, []uint64{1, 2}},
