@@ -192,6 +192,8 @@ const (
 	DemoFailed Reason = "DEMO_FAILED"
 	// InputUnreadable: what the command was given cannot be read.
 	InputUnreadable Reason = "INPUT_UNREADABLE"
+	// OutputFailed: what the command has to say cannot be written.
+	OutputFailed Reason = "OUTPUT_FAILED"
 	// Internal: something is wrong inside Signet.
 	Internal Reason = "INTERNAL"
 )
@@ -482,6 +484,9 @@ var table = []Page{
 	{InputUnreadable, 907, KindInvalid, "What the command was given cannot be read",
 		"The file is missing, too large or not what the command reads, or nobody speaks TLS at the address.",
 		"Check the path or the address; `signet svid inspect --help` says what is accepted."},
+	{OutputFailed, 908, KindNotReady, "What the command has to say cannot be written",
+		"The disk is full or failed, or whoever read the output went away.",
+		"Make room or name another place, and give the command again: a file that is not whole was removed."},
 	{Internal, 999, KindInternal, "Something is wrong inside Signet",
 		"This should not happen.",
 		"Report it with the correlation id and the log around it."},
