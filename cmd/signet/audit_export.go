@@ -42,7 +42,7 @@ func (a *app) auditExportCommand() *cobra.Command {
 		case file == "":
 			return usageError{errors.New("--file is empty")}
 		case file == "-":
-			_, err := a.exportTo(c.Context(), f, a.stdout)
+			_, err := a.exportTo(c.Context(), f, sink{a.stdout, "stdout"})
 			return err
 		}
 		return a.exportToFile(c.Context(), f, file)
@@ -85,11 +85,11 @@ func (a *app) exportToFile(ctx context.Context, f *auditFilter, path string) err
 		case <-ctx.Done():
 		}
 	})
-	n, err := a.exportTo(ctx, f, w.tmp)
+	n, err := a.exportTo(ctx, f, sink{w.tmp, path})
 	cancel()
 	wg.Wait()
 	if caught == nil && err == nil {
-		if err = w.keep(); err == nil {
+		if err = (sink{name: path}).failed(w.keep()); err == nil {
 			a.say("%s in %s", plural(n, "entry"), path)
 			return nil
 		}

@@ -167,8 +167,8 @@ func TestAuditWriterFails(t *testing.T) {
 			if err == nil {
 				err = w.end("")
 			}
-			if err == nil {
-				t.Errorf("%s with room for %d: no error", format, room)
+			if api.ReasonOf(err) != api.OutputFailed || err == nil {
+				t.Errorf("%s with room for %d: error %v", format, room, err)
 			}
 		}
 	}
@@ -201,6 +201,13 @@ func TestExportFile(t *testing.T) {
 		if _, err := newExportFile(link); err == nil {
 			t.Errorf("a link to %s is written through", filepath.Base(target))
 		}
+	}
+
+	// A disk that is full.
+	a, _, _ := newTestApp(nil)
+	err = writeLine(sink{&brokenWriter{}, "stdout"}, newAuditEntry(nil))
+	if api.ReasonOf(err) != api.OutputFailed || a.exitCode(a.root(), err) != exitFailed {
+		t.Errorf("error %v", err)
 	}
 
 	// One that cannot be put in place leaves nothing of ours.

@@ -39,7 +39,7 @@ type auditList struct {
 }
 
 func newAuditWriter(a *app, o *output) *auditWriter {
-	w := &auditWriter{a: a, o: o, out: bufio.NewWriter(a.stdout)}
+	w := &auditWriter{a: a, o: o, out: bufio.NewWriter(sink{a.stdout, "stdout"})}
 	w.tabs = printers.GetNewTabWriter(&w.buf)
 	w.rows = printers.NewTablePrinter(printers.PrintOptions{NoHeaders: o.noHeaders, Wide: o.format == "wide"})
 	return w

@@ -352,6 +352,8 @@ func TestReadAllIsBounded(t *testing.T) {
 }
 
 // FuzzInspect: whatever the bytes, what is printed about them is printable, and nothing panics.
+//
+// threat: L14
 func FuzzInspect(f *testing.F) {
 	for _, kind := range []string{"good", "two-uris", "ca-leaf", "san-soft", "inter-path", "reversed"} {
 		chain, _ := mint(f, kind)

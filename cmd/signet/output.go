@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -13,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/printers"
+
+	"github.com/signet-ca/signet/api"
 )
 
 // apiVersion is that of everything printed as JSON or YAML. Fields are only ever added.
@@ -146,8 +150,31 @@ func (a *app) print(o *output, r result) error {
 		}
 		text = a.pen(a.stdout).words(text)
 	}
-	_, err := a.stdout.Write(text)
+	_, err := sink{a.stdout, "stdout"}.Write(text)
 	return err
+}
+
+// A sink is where output goes; its error says so.
+type sink struct {
+	io.Writer
+	name string
+}
+
+// Write implements io.Writer.
+func (s sink) Write(p []byte) (int, error) {
+	n, err := s.Writer.Write(p)
+	return n, s.failed(err)
+}
+
+func (s sink) failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	cause := err
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		cause = pe.Err // without the name of a temporary file
+	}
+	return &failure{err: api.Wrap(api.OutputFailed, err, fmt.Sprintf("cannot write to %s: %v", s.name, cause))}
 }
 
 func (o *output) render(w io.Writer, r result) error {
