@@ -314,5 +314,9 @@ func (a *app) receiveAudit(ctx context.Context, ch *channel, req *apiv1.ListAudi
 		return &failure{err: api.Wrap(api.ProtocolSkew, err, "this CA cannot list what is on record"),
 			why: "It is older than this command.", next: "signet version --server"}
 	}
-	return a.callFailed(ch, err)
+	failed := a.callFailed(ch, err)
+	if f, ok := errors.AsType[*failure](failed); ok {
+		f.deaf = true
+	}
+	return failed
 }

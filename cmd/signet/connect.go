@@ -109,7 +109,7 @@ func (a *app) callFailed(ch *channel, err error) error {
 		f.why = "It listens at " + ch.path + " and is stopped, overloaded, or waits for its disk."
 		f.next = "signet version --server --timeout 1m"
 	case f.err.Reason == api.AdminForbidden:
-		f.next = whoseSocket(ch.path)
+		f.next, f.deaf = whoseSocket(ch.path), true
 	case f.err.Reason != api.CAUnavailable || dialErr == nil:
 	case errors.Is(dialErr, fs.ErrPermission):
 		f.err = api.Wrap(api.AdminForbidden, dialErr, "this user may not open the CA's admin socket "+ch.path)

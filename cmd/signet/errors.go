@@ -24,6 +24,7 @@ type failure struct {
 	err  *api.Error
 	why  string // empty: the reason's page says it
 	next string // a line to type, starting with "signet" where it is ours; empty: why, or explain
+	deaf bool   // signet why would fail in the same way
 }
 
 // Error returns the text of the error with the reason.
@@ -67,7 +68,7 @@ func (a *app) exitCode(cmd *cobra.Command, err error) int {
 		f.why = page.Why
 	}
 	steps := []string{"signet explain " + page.Code()}
-	if id := f.err.CorrelationID; isCorrelationID(id) { // it comes from a peer, and goes into a line to type
+	if id := f.err.CorrelationID; isCorrelationID(id) && !f.deaf { // it comes from a peer, and goes into a line to type
 		steps = append([]string{"signet why " + id}, steps...)
 	}
 	if f.next != "" && f.next != steps[0] {

@@ -43,7 +43,12 @@ func (a *app) whyCommand() *cobra.Command {
 		Example: "  signet why 4be1f0a7c2d95e38\n" +
 			"  signet why \"refused (POD_DELETED, SGN-0201), correlation id 4be1f0a7c2d95e38\"\n" +
 			"  signet audit --refused --last 1 -o name | xargs signet why   # the newest refusal",
-		Args:              cobra.MinimumNArgs(1),
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return fmt.Errorf("%s takes a correlation id, and there is none", c.CommandPath())
+			}
+			return nil
+		},
 		ValidArgsFunction: a.completeRefusals,
 	}
 	o := outputFlags(c)

@@ -65,7 +65,7 @@ func TestForeignCorrelationID(t *testing.T) {
 	} {
 		a, _, stderr := newTestApp(nil)
 		a.started = true
-		e := api.E(api.AdminForbidden, "no")
+		e := api.E(api.CAUnavailable, "no")
 		e.CorrelationID = id
 		a.exitCode(a.root(), &failure{err: e, next: "ls"})
 		if got := strings.Contains(stderr.String(), "signet why"); got != typed {
