@@ -57,20 +57,28 @@ func ParseCSR(der []byte, allowed Keys) (*CSR, error) {
 	if err != nil {
 		return nil, err
 	}
-	algorithm, ok := requestSignatures()[string(r.algorithm.FullBytes)]
+	if err := checkPossession(pub, r.algorithm.FullBytes, r.info.FullBytes, r.signature); err != nil {
+		return nil, err
+	}
+	return &CSR{PublicKey: pub, SPKI: sha256.Sum256(r.spki.FullBytes), uri: uri}, nil
+}
+
+// checkPossession verifies the signature of a request by its own key. identifier is the DER of its AlgorithmIdentifier.
+func checkPossession(pub crypto.PublicKey, identifier, info, signature []byte) error {
+	algorithm, ok := requestSignatures()[string(identifier)]
 	if !ok {
-		return nil, api.E(api.CSRSignature, "the request is signed with an algorithm that is not accepted")
+		return api.E(api.CSRSignature, "the request is signed with an algorithm that is not accepted")
 	}
 	signed := x509.CertificateRequest{
 		PublicKey:                pub,
 		SignatureAlgorithm:       algorithm,
-		RawTBSCertificateRequest: r.info.FullBytes,
-		Signature:                r.signature,
+		RawTBSCertificateRequest: info,
+		Signature:                signature,
 	}
 	if err := signed.CheckSignature(); err != nil {
-		return nil, api.Wrap(api.CSRSignature, err, "the request is not signed by the key that it contains")
+		return api.Wrap(api.CSRSignature, err, "the request is not signed by the key that it contains")
 	}
-	return &CSR{PublicKey: pub, SPKI: sha256.Sum256(r.spki.FullBytes), uri: uri}, nil
+	return nil
 }
 
 // request holds the parts of a PKCS#10 request; spki and attributes are inside info.

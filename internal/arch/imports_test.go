@@ -27,6 +27,7 @@ var allowed = []struct {
 	{"internal/arch", nil},
 	{"internal/audit", []string{"internal/durable"}},
 	{"internal/daemon", []string{"api", "internal/run"}}, // what the two servers' processes do alike
+	{"internal/wycheproof", nil},                         // vectors, for tests
 	{"internal/envoy", nil},                              // real Envoys, for the demo and the integration tests
 	{"attestor", []string{"api"}},
 	{"ca/issuance", []string{"api"}},
