@@ -96,6 +96,14 @@ type sealConfig struct {
 type ledgerConfig struct {
 	// A folder of this CA alone. Required.
 	Dir string `yaml:"dir"`
+	// The room of one segment, reserved before it is used; two are there from the start. When the disk is full, issuance
+	// stops once they are. A number with KiB, MiB or GiB, from 1MiB to 16GiB. Default: 64MiB.
+	SegmentSize string `yaml:"segmentSize"`
+	// How long a decision is kept at least: a segment goes when all in it is older and every certificate in it has expired.
+	// 0s: for ever. Default: 2160h.
+	Retention time.Duration `yaml:"retention"`
+	// The room of the refusals of known callers, of which the oldest are overwritten. From 256KiB to 16GiB. Default: 16MiB.
+	RefusalBytes string `yaml:"refusalBytes"`
 }
 
 // publishConfig says where the bundle is shown.
@@ -156,7 +164,7 @@ type loaded struct {
 
 // load reads the configuration and the policy and reports all that is wrong with them at once.
 func load(path string) (*loaded, error) {
-	var c config
+	c := config{Ledger: ledgerConfig{Retention: defaultRetention}} // where zero means something else than its absence
 	if err := strictyaml.DecodeFile(path, &c); err != nil {
 		return nil, api.Wrap(api.ConfigInvalid, err, err.Error())
 	}
@@ -230,6 +238,9 @@ func (c *config) check() []string {
 	}
 	if c.Ledger.Dir == "" {
 		bad("ledger.dir is required")
+	}
+	if _, err := c.Ledger.options(); err != nil {
+		bad("%v", err)
 	}
 	if c.PolicyFile == "" {
 		bad("policyFile is required")

@@ -34,6 +34,24 @@ func program() daemon.Program[*loaded] {
 It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
 new root. It never replaces anything.`,
 			Do: initCommand,
+		}, {
+			Name:  "ledger",
+			Short: "Check and read what is on record, without the CA",
+			Others: []daemon.Command[*loaded]{{
+				Name:  "verify",
+				Short: "Check every checksum and every number of the ledger",
+				Long: `Check every checksum and every number of the ledger in DIR, or in that of the configuration. It changes nothing and
+works on a copy, and while the CA runs. Exit codes: 0 all is whole, 3 something is damaged or missing, 1 it cannot be read.`,
+				Words: "[DIR]",
+				Look:  verifyCommand,
+			}, {
+				Name:  "export",
+				Short: "Print all that is on record, as JSON lines",
+				Long: `Print all that is on record in DIR, or in that of the configuration: the ledger and the refusals, oldest first, as JSON
+lines. It works on a copy, and while the CA runs; to ask a CA that runs, with filters, use "signet audit".`,
+				Words: "[DIR]",
+				Look:  exportCommand,
+			}},
 		}},
 	}
 }

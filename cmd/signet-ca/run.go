@@ -43,9 +43,9 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	ledger, err := audit.Open(l.Ledger.Dir, audit.Options{Log: log})
+	ledger, err := openLedger(ctx, l.Ledger, log)
 	if err != nil {
-		return api.Wrap(api.LedgerFailed, err, fmt.Sprintf("the ledger in %s cannot be opened: %v", l.Ledger.Dir, err))
+		return err
 	}
 	defer func() { err = errors.Join(err, ledger.Close()) }()
 	verifier, sources, err := attestors(l, log)
@@ -56,7 +56,7 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	return listen(ctx, l, log, authority, sources)
+	return listen(ctx, l, log, authority, ledger, sources)
 }
 
 func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor, sources map[string]*attestor.KeySource) (*ca.CA, error) {
@@ -67,6 +67,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 		Store:       s,
 		Upstream:    up,
 		Ledger:      ledger,
+		Archive:     ledger,
 		Policy:      l.policy,
 		Attestors:   map[string]attestor.Attestor{api.EvidenceServiceAccount: verifier},
 		KeySets:     map[string]ca.KeySets{},
@@ -91,7 +92,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 }
 
 // listen opens the three ports and runs all tasks: the agents' port, the admin socket, health and metrics.
-func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, sources map[string]*attestor.KeySource) error {
+func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource) error {
 	agents, err := net.Listen("tcp", l.Listen)
 	if err != nil {
 		return err
@@ -114,7 +115,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority) }},
 		daemon.Serve("grpc", server, limited, log),
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
-		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), limited}, Log: log}.Task(),
+		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
 	}
 	for issuer, source := range sources {
 		tasks = append(tasks, run.Task{Name: "key set of " + issuer, Run: source.Run})

@@ -34,6 +34,8 @@ import (
 const (
 	ExitFailed = 1
 	ExitUsage  = 2
+	// ExitFindings: something is not as it should be.
+	ExitFindings = 3
 )
 
 // NewLogger returns the process's log: format is "json", "text" or "" (text on a terminal, JSON elsewhere); level is

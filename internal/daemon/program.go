@@ -13,7 +13,7 @@ import (
 )
 
 // Program is the command line of a daemon whose configuration, loaded, is a C. It has the commands `run` and
-// `check-config` and those of Others; none takes words, and all take --config, --log-format and --log-level.
+// `check-config` and those of Others; all take --config, --log-format and --log-level.
 type Program[C any] struct {
 	Name    string // of the binary: "signet-ca"
 	Short   string // what it is, one line
@@ -40,7 +40,19 @@ type Command[C any] struct {
 	Short string // one line
 	Long  string // empty: Short
 	Do    func(ctx context.Context, c C, out io.Writer) error
+	// Look is in place of Do for a command that takes one word at most, named by Words: "[DIR]". It loads the configuration
+	// only if it needs it. Word is empty where there is none.
+	Words string
+	Look  func(ctx context.Context, load func() (C, error), word string, out io.Writer) error
+	// Others are what a command consists of that has neither Do nor Look.
+	Others []Command[C]
 }
+
+// Findings is returned by a command that did what it should and found that something is not as it should be.
+type Findings struct{ Text string }
+
+// Error returns the text.
+func (f *Findings) Error() string { return f.Text }
 
 // Main runs the command line of the process and returns its exit code. Before it reads a byte it makes sure that a crash
 // leaves no keys on a disk.
@@ -64,6 +76,9 @@ func (p Program[C]) execute(args []string, stdout, stderr io.Writer) int {
 	Fail(stderr, p.Name, err)
 	if errors.As(err, new(usageError)) {
 		return ExitUsage
+	}
+	if _, ok := errors.AsType[*Findings](err); ok {
+		return ExitFindings
 	}
 	return ExitFailed
 }
@@ -121,19 +136,50 @@ func (p Program[C]) root(stderr io.Writer) *cobra.Command {
 	flags.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	root.AddCommand(run, check)
 	var examples []string
+	load := func() (C, error) { return p.Load(config) }
 	for _, o := range p.Others {
-		cmd := p.command(o.Name, o.Short, o.Long, func(cmd *cobra.Command) error {
-			c, err := p.Load(config)
-			if err != nil {
-				return err
-			}
-			return o.Do(cmd.Context(), c, cmd.OutOrStdout())
-		})
+		cmd := p.other(p.Name, o, load)
 		root.AddCommand(cmd)
 		examples = append(examples, cmd.Example)
 	}
 	root.Example = strings.Join(append(examples, run.Example), "\n")
 	return root
+}
+
+// other returns the command line of one command of the daemon's own.
+func (p Program[C]) other(parent string, o Command[C], load func() (C, error)) *cobra.Command {
+	var cmd *cobra.Command
+	switch {
+	case len(o.Others) > 0:
+		cmd = p.command(o.Name, o.Short, o.Long, func(cmd *cobra.Command) error { return cmd.Help() })
+		cmd.Args = noArgs("unknown command")
+		var examples []string
+		for _, inner := range o.Others {
+			sub := p.other(parent+" "+o.Name, inner, load)
+			cmd.AddCommand(sub)
+			examples = append(examples, sub.Example)
+		}
+		cmd.Example = strings.Join(examples, "\n")
+	case o.Look != nil:
+		cmd = p.command(o.Name, o.Short, o.Long, nil)
+		cmd.Use = strings.TrimSpace(o.Name + " " + o.Words)
+		cmd.Args = func(c *cobra.Command, args []string) error { return noArgs("unexpected")(c, args[min(1, len(args)):]) }
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			ctx, stop := Signals()
+			defer stop()
+			return o.Look(ctx, load, strings.Join(args, ""), cmd.OutOrStdout())
+		}
+		cmd.Example = "  " + parent + " " + cmd.Use
+	default:
+		cmd = p.command(o.Name, o.Short, o.Long, func(cmd *cobra.Command) error {
+			c, err := load()
+			if err != nil {
+				return err
+			}
+			return o.Do(cmd.Context(), c, cmd.OutOrStdout())
+		})
+	}
+	return cmd
 }
 
 func (p Program[C]) command(name, short, long string, do func(*cobra.Command) error) *cobra.Command {

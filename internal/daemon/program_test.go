@@ -33,6 +33,21 @@ func program(ran *[]string) Program[string] {
 		Others: []Command[string]{{Name: "init", Short: "Begin", Do: func(_ context.Context, c string, out io.Writer) error {
 			note("init " + c)
 			return errors.New("not today")
+		}}, {Name: "book", Short: "Read", Others: []Command[string]{
+			{Name: "read", Short: "Read it", Words: "[PAGE]", Look: func(_ context.Context, load func() (string, error), word string, out io.Writer) error {
+				if word == "" {
+					c, err := load()
+					if err != nil {
+						return err
+					}
+					word = c
+				}
+				note("read " + word)
+				return nil
+			}},
+			{Name: "check", Short: "Check it", Look: func(context.Context, func() (string, error), string, io.Writer) error {
+				return &Findings{"a page is missing"}
+			}},
 		}}},
 	}
 }
@@ -44,13 +59,20 @@ func TestProgram(t *testing.T) {
 		ran        string
 		out, err   string // parts of what it prints
 	}{
-		{"none", "", 0, "", "  signet-x init --config /etc/x.yaml\n  signet-x run --config /etc/x.yaml\n", ""},
+		{"none", "", 0, "", "  signet-x init --config /etc/x.yaml\n  signet-x book read [PAGE]\n  signet-x book check\n  signet-x run --config /etc/x.yaml\n", ""},
 		{"version", "--version", 0, "", "signet-x version v9\n", ""},
 		{"run", "run", 0, "run /etc/x.yaml", "", `"msg":"it ran"`},
 		{"run as text", "run --config y --log-format text", 0, "run y", "", `msg="it ran"`},
 		{"run in silence", "run --log-level error", 0, "run /etc/x.yaml", "", ""},
 		{"check", "check-config --config y", 0, "check y", "y is good: all of it\n", ""},
 		{"other", "init --config y", ExitFailed, "init y", "", "signet-x: not today\n"},
+		{"a word", "book read 7 --config bad", 0, "read 7", "", ""},
+		{"no word", "book read --config y", 0, "read y", "", ""},
+		{"no word, bad configuration", "book read --config bad", ExitFailed, "", "", "bad: it is bad"},
+		{"two words", "book read 7 8", ExitUsage, "", "", `unexpected "8"; see signet-x book read --help`},
+		{"findings", "book check", ExitFindings, "", "", "signet-x: a page is missing\n"},
+		{"a command of commands", "book", 0, "", "signet-x book read [PAGE]", ""},
+		{"unknown inner command", "book burn", ExitUsage, "", "", `unknown command "burn"; see signet-x book --help`},
 		{"bad configuration", "run --config bad", ExitFailed, "", "", "signet explain SGN-"},
 		{"bad configuration, checked", "check-config --config bad", ExitFailed, "", "", "bad: it is bad"},
 		{"bad configuration, other", "init --config bad", ExitFailed, "", "", "bad: it is bad"},
