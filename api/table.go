@@ -138,6 +138,10 @@ const (
 	ReauthRequired Reason = "REAUTH_REQUIRED"
 	// AgentStopping: the agent ended the stream.
 	AgentStopping Reason = "AGENT_STOPPING"
+	// HeaderMissing: the call lacks the Workload API's header.
+	HeaderMissing Reason = "HEADER_MISSING"
+	// ProfileNotServed: this kind of SVID is not served.
+	ProfileNotServed Reason = "PROFILE_NOT_SERVED"
 	// StateMissing: there is no state.
 	StateMissing Reason = "STATE_MISSING"
 	// StateExists: there is a state already.
@@ -403,6 +407,12 @@ var table = []Page{
 	{AgentStopping, 709, KindUnavailable, "The agent ended the stream",
 		"It is stopping or restarting, or no longer serves this workload here.",
 		"Nothing: the proxy keeps its secrets and opens a new stream."},
+	{HeaderMissing, 710, KindInvalid, "The call lacks the Workload API's header",
+		"The SPIFFE Workload Endpoint answers only calls with the metadata `workload.spiffe.io: true`, once and in lower case, so that nobody can be tricked into making one.",
+		"Use a SPIFFE library, which sends it, or add it: `grpcurl -H 'workload.spiffe.io: true'`. The workload needs no other credential."},
+	{ProfileNotServed, 711, KindUnimplemented, "This kind of SVID is not served",
+		"This version serves X.509-SVIDs and their bundles; JWT-SVIDs come with a later one.",
+		"Use X.509-SVIDs. A library that waits for JWT bundles too, as go-spiffe's JWTSource and BundleSource do, waits in vain: use its X509Source."},
 	{StateMissing, 801, KindNotReady, "There is no state",
 		"`signet-ca run` never makes a root, so that a lost volume does not become a new one.",
 		"For a new trust domain run `signet-ca init`. For an old one restore its volume or a backup."},
