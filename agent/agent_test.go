@@ -78,6 +78,8 @@ func TestFirstSVID(t *testing.T) {
 }
 
 // An SVID is never there before the bundle that it verifies under: whoever sees it can use it.
+//
+// threat: D17
 func TestBundleBeforeSVID(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		// The first trust of this agent came without a generation, as PEM.

@@ -17,6 +17,8 @@ import (
 
 // While the CA is away an SVID is served until it expires and not a moment longer; then its workload waits, unrefused, and
 // is served again when the CA is back.
+//
+// threat: D15
 func TestCAAway(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		n := startNode(t, s, here)
@@ -61,6 +63,8 @@ func TestCAAway(t *testing.T) {
 }
 
 // A restart while the CA is away loses nothing where there is a cache, and gains nothing for anybody else.
+//
+// threat: D16
 func TestRestartWhileAway(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		cache := newMemory()

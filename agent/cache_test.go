@@ -134,6 +134,7 @@ func TestDirCacheUnsafeEntries(t *testing.T) {
 	}
 }
 
+// threat: L04
 func TestOpenDirCache(t *testing.T) {
 	disk := t.TempDir()
 	if c, _, _ := agent.OpenDirCache(filepath.Join(disk, "probe"), false); c != nil {
@@ -378,6 +379,8 @@ func TestCacheUnderAnotherRoot(t *testing.T) {
 
 // What an agent has heard of, it does not forget: after a restart an older bundle is refused, even where the first one that
 // it was given never changed.
+//
+// threat: H01
 func TestBundleGenerationOutlivesRestart(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		m := newMemory()
@@ -410,6 +413,8 @@ func TestCacheNotWritable(t *testing.T) {
 }
 
 // The cache in a folder does what the one in memory does.
+//
+// threat: D16
 func TestRestartWithDirCache(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {

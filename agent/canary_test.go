@@ -89,6 +89,8 @@ func (s *secrets) addKey(t *testing.T, h agent.Held) {
 }
 
 // No log of any level, no metric and nothing that the CA logs holds a token or a key, whatever goes wrong.
+//
+// threat: L01
 func TestNoSecretInLogs(t *testing.T) {
 	log := &buffer{}
 	found := &secrets{all: map[string]string{}}
@@ -171,6 +173,8 @@ func writeMetrics(t testing.TB, w io.Writer, r *prometheus.Registry) {
 }
 
 // The metrics tell what is held and when the first of it ends, and no workload's name.
+//
+// threat: L16
 func TestMetrics(t *testing.T) {
 	bubble(t, catest.Options{Policy: ca.PolicyFile{Namespaces: []string{"*"}, Rules: []ca.PolicyRule{{
 		Namespaces: []string{"brief"}, TTL: 10 * time.Minute,

@@ -22,6 +22,7 @@ import (
 // Whatever a CA answers but one good SVID for our key is refused, and costs the workload no more than time.
 //
 // spiffe, ID-01
+// threat: D18, D19
 func TestHostileSVIDs(t *testing.T) {
 	other := func(id string, change ...func(*x509.Certificate)) func(*fake, crypto.PublicKey) *apiv1.IssueResponse {
 		return func(f *fake, pub crypto.PublicKey) *apiv1.IssueResponse {
@@ -346,6 +347,7 @@ func TestHostileSessions(t *testing.T) {
 // A bundle is taken over only if it follows from the one that is held; anything else changes nothing and is an alarm.
 //
 // spiffe: B-02, X-05
+// threat: D23, H01, H02
 func TestBundles(t *testing.T) {
 	for _, tt := range []struct {
 		name    string

@@ -21,6 +21,7 @@ func accepted(t testing.TB, c cluster, token string) attestor.Claims {
 	return got
 }
 
+// threat: A22
 func TestFromMetadata(t *testing.T) {
 	token := newCluster(t, "ES256").token(t)
 	largest := strings.Repeat("a", api.MaxTokenBytes)
@@ -80,6 +81,7 @@ func checkEvidence(t *testing.T, e attestor.Evidence, err error, token string, w
 	}
 }
 
+// threat: A22
 func TestTokenFile(t *testing.T) {
 	c := newCluster(t, "ES256")
 	token := c.token(t)

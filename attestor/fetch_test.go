@@ -66,6 +66,8 @@ func TestFetchOverTLS(t *testing.T) {
 }
 
 // Whatever the server answers, it neither takes keys away nor gives any; and the read is over within its time.
+//
+// threat: L20
 func TestFetchBadAnswers(t *testing.T) {
 	elsewhere := newTLSIssuer(t)
 	plain := httptest.NewServer(elsewhere.Handler())
@@ -159,6 +161,7 @@ func TestFetchBadAnswers(t *testing.T) {
 	})
 }
 
+// threat: L20
 func TestFetchRedirectWithinTheOrigin(t *testing.T) {
 	i := newTLSIssuer(t)
 	i.counted.set(func(w http.ResponseWriter, r *http.Request) {

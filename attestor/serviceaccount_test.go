@@ -182,6 +182,7 @@ func set(object, member string, v any) func(*attestortest.Draft) {
 	return kube(func(k map[string]any) { k[object].(map[string]any)[member] = v })
 }
 
+// threat: A01, A02, CVE-2024-5798
 func TestAudience(t *testing.T) {
 	c := newCluster(t, "ES256")
 	aud := func(v any) func(*attestortest.Draft) { return attestortest.Claim("aud", v) }
@@ -213,6 +214,7 @@ func TestAudience(t *testing.T) {
 	})
 }
 
+// threat: A04, A05, A06
 func TestTimes(t *testing.T) {
 	c := newCluster(t, "ES256")
 	c.run(t, c.attestor, []row{
@@ -250,6 +252,7 @@ func TestTimes(t *testing.T) {
 	})
 }
 
+// threat: A05, A06
 func TestSkewAndLifetime(t *testing.T) {
 	c := newCluster(t, "ES256")
 	strict := newAttestor(t, c.Issuer, attestor.ServiceAccountConfig{Skew: -1, MaxLifetime: 30 * time.Minute})
@@ -284,6 +287,7 @@ func TestAttestExpired(t *testing.T) {
 	}
 }
 
+// threat: A13, A14, A16, A17
 func TestBinding(t *testing.T) {
 	c := newCluster(t, "ES256")
 	without := func(names ...string) func(*attestortest.Draft) {
@@ -336,6 +340,7 @@ func TestNodeClaim(t *testing.T) {
 	}
 }
 
+// threat: A18
 func TestSubject(t *testing.T) {
 	c := newCluster(t, "ES256")
 	// named sets namespace and name everywhere, so that nothing contradicts anything.
@@ -388,6 +393,7 @@ func TestSubject(t *testing.T) {
 	c.run(t, c.attestor, rows)
 }
 
+// threat: A24
 func TestIssuer(t *testing.T) {
 	c := newCluster(t, "ES256")
 	foreign, err := attestortest.NewIssuer(attestortest.Config{Issuer: "https://cluster-b.example"})

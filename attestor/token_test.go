@@ -17,6 +17,7 @@ import (
 	"github.com/signet-ca/signet/attestor/attestortest"
 )
 
+// threat: A20
 func TestSignature(t *testing.T) {
 	c := newCluster(t, "RS256")
 	ec, p521 := newCluster(t, "ES256"), newCluster(t, "ES512")
@@ -123,6 +124,8 @@ func TestSignatureTwin(t *testing.T) {
 
 // Two parsers must not be able to disagree about a token: whoever reads the first of two members, the last, or takes
 // "Exp" for "exp".
+//
+// threat: A20
 func TestDuplicateMembers(t *testing.T) {
 	c := newCluster(t, "ES256")
 	raw := func(f func(claims string) string) func(*attestortest.Draft) {
@@ -181,6 +184,7 @@ func TestDuplicateMembers(t *testing.T) {
 	})
 }
 
+// threat: A20, A21
 func TestShape(t *testing.T) {
 	c := newCluster(t, "ES256")
 	good := c.token(t)
@@ -232,6 +236,8 @@ func TestShape(t *testing.T) {
 
 // What an unauthenticated caller sends costs at most 64 KiB, however it is made; or ten times the largest token where it
 // names an issuer and a key of ours, for then the JOSE library parses it too.
+//
+// threat: A21, CVE-2025-30204
 func TestMemory(t *testing.T) {
 	if raceEnabled {
 		t.Skip("allocations cannot be measured under the race detector")
@@ -274,6 +280,8 @@ func TestMemory(t *testing.T) {
 }
 
 // No change of a good token is accepted, wherever it is made.
+//
+// threat: A20
 func TestMutations(t *testing.T) {
 	c := newCluster(t, "ES256")
 	good := c.token(t)

@@ -76,6 +76,8 @@ func TestAttestAgentRefuses(t *testing.T) {
 }
 
 // TestAgentKeyReuse refuses an agent the key of another node's agent.
+//
+// threat: C18
 func TestAgentKeyReuse(t *testing.T) {
 	s := start(t, catest.Options{})
 	first := newNode(t, s, "node-1")
@@ -212,6 +214,8 @@ func TestSessionProtocol(t *testing.T) {
 }
 
 // TestWithoutAgentIdentity calls what needs an agent's SVID without one.
+//
+// threat: CVE-2020-7955, CVE-2025-44005
 func TestWithoutAgentIdentity(t *testing.T) {
 	s := start(t, catest.Options{})
 	n := newNode(t, s, "node-1")

@@ -151,6 +151,8 @@ func TestCallerGone(t *testing.T) {
 }
 
 // TestLedgerContent finds each serial that was issued exactly once, with all that is known of it and no secret.
+//
+// threat: L01
 func TestLedgerContent(t *testing.T) {
 	s := start(t, catest.Options{Policy: ca.PolicyFile{
 		Namespaces: []string{"*"},

@@ -136,6 +136,8 @@ func TestOverload(t *testing.T) {
 }
 
 // TestKnocking lets nobody who has no SVID yet take a place from those who have one.
+//
+// threat: J08
 func TestKnocking(t *testing.T) {
 	gate := newBlocker()
 	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
@@ -194,6 +196,8 @@ func (b *blocker) attest(_ context.Context, e attestor.Evidence) {
 }
 
 // TestMessageTooLarge ends a call or a session whose message is beyond what a full batch can have.
+//
+// threat: J06
 func TestMessageTooLarge(t *testing.T) {
 	s := start(t, catest.Options{})
 	n := newNode(t, s, "node-1")

@@ -9,6 +9,7 @@ import (
 	"github.com/signet-ca/signet/api"
 )
 
+// threat: A23
 func TestBindToken(t *testing.T) {
 	m, end := newMemory(), time.Now().Add(time.Hour)
 	for _, tt := range []struct {
@@ -31,6 +32,7 @@ func TestBindToken(t *testing.T) {
 	}
 }
 
+// threat: C19
 func TestBindKey(t *testing.T) {
 	m, now := newMemory(), time.Now()
 	one, two := spiffeid.RequireFromString("spiffe://td/one"), spiffeid.RequireFromString("spiffe://td/two")

@@ -20,6 +20,7 @@ var exampleOrg = spiffeid.RequireTrustDomainFromString("example.org")
 // TestTemplate accepts the templates that give each ServiceAccount an ID of its own, and no other.
 //
 // spiffe: ID-01, ID-02, ID-05, ID-06
+// threat: GHSA-59w7
 func TestTemplate(t *testing.T) {
 	for _, tt := range []struct {
 		template string
@@ -95,6 +96,7 @@ func TestTemplate(t *testing.T) {
 // an identity, and none has a reserved one, a malformed one or one of another trust domain.
 //
 // spiffe: ID-01, ID-05, ID-06, ID-07
+// threat: CVE-2021-41803
 func TestTemplateInjective(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	parts := []string{"a", "b", "-", ".", "..", "/", "signet", "ns", "sa", "{namespace}", "{serviceAccount}", "%2f", "", "A", "0", "ca", "agent", "@", ":", "?", "#", "\x00", strings.Repeat("x", 63)}
@@ -191,6 +193,8 @@ func FuzzTemplate(f *testing.F) {
 }
 
 // TestPolicyFile accepts and refuses everything but templates; all that is wrong is told at once.
+//
+// threat: L17
 func TestPolicyFile(t *testing.T) {
 	all := []string{"*"}
 	rule := func(change func(*ca.PolicyRule)) ca.PolicyFile {
@@ -258,6 +262,8 @@ func TestPolicyFile(t *testing.T) {
 }
 
 // TestRules uses the first rule that covers a workload, whole, and no other.
+//
+// threat: L17, CVE-2026-39350
 func TestRules(t *testing.T) {
 	p, err := ca.NewPolicy(ca.PolicyFile{
 		TTL:        time.Hour,

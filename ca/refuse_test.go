@@ -54,6 +54,8 @@ func (e either) Attest(ctx context.Context, ev attestor.Evidence, audience strin
 }
 
 // TestIssueRefuses asks for what must not be given; each row is one SVID that nobody may get.
+//
+// threat: A01, A02, A04, A06, A07, A08, A09, A10, A12, A13, A15, A16, A17, A24, C02, C17, C18, C19, C20, C21, CVE-2021-27098
 func TestIssueRefuses(t *testing.T) {
 	other, config := twoClusters(t)
 	s := start(t, catest.Options{
@@ -257,6 +259,8 @@ func TestDirectoryAway(t *testing.T) {
 }
 
 // TestReplay serves a token for one volume of one node, as often as it is asked for there, and nowhere else.
+//
+// threat: A23
 func TestReplay(t *testing.T) {
 	s := start(t, catest.Options{})
 	n := newNode(t, s, "node-1")
@@ -277,6 +281,8 @@ func TestReplay(t *testing.T) {
 }
 
 // TestTerminating renews what a pod holds until its deletion time, and nothing after it.
+//
+// threat: A08
 func TestTerminating(t *testing.T) {
 	s := start(t, catest.Options{})
 	n := newNode(t, s, "node-1")

@@ -378,6 +378,8 @@ func TestSealKeyWrong(t *testing.T) {
 }
 
 // TestRunRefuses starts over records that are not this CA's.
+//
+// threat: L11
 func TestRunRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

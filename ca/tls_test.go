@@ -35,6 +35,7 @@ func handshake(t *testing.T, s *catest.Server, config *tls.Config) (*tls.Conn, e
 // TestServerTLS speaks TLS 1.3 and nothing older, with a hybrid key exchange, HTTP/2, and the replica's own identity.
 //
 // spiffe
+// threat: J10, J17
 func TestServerTLS(t *testing.T) {
 	s := start(t, catest.Options{})
 	if _, err := handshake(t, s, &tls.Config{MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}}); err == nil || !strings.Contains(err.Error(), "protocol version") {
@@ -59,6 +60,8 @@ func TestServerTLS(t *testing.T) {
 }
 
 // TestNoResumption gives out no session tickets: a resumed session would skip the check against the bundle.
+//
+// threat: J13, CVE-2025-68121
 func TestNoResumption(t *testing.T) {
 	s := start(t, catest.Options{})
 	cache := &countingCache{}
@@ -98,6 +101,7 @@ func (c *countingCache) Put(_ string, s *tls.ClientSessionState) {
 // TestClientCertificates ends a handshake with a certificate that does not verify against the bundle now.
 //
 // spiffe
+// threat: CVE-2025-6037
 func TestClientCertificates(t *testing.T) {
 	s := start(t, catest.Options{})
 	n := newNode(t, s, "node-1")
@@ -156,6 +160,8 @@ func TestClientCertificates(t *testing.T) {
 }
 
 // TestExpiredAgent refuses an agent whose SVID has expired: a new connection in the handshake, an old one at each call.
+//
+// threat: J14
 func TestExpiredAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, catest.Options{})
@@ -175,6 +181,8 @@ func TestExpiredAgent(t *testing.T) {
 }
 
 // TestHandshakeTimeout ends a connection that says nothing.
+//
+// threat: J01
 func TestHandshakeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, catest.Options{})

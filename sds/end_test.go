@@ -179,6 +179,8 @@ func TestRelease(t *testing.T) {
 }
 
 // D14: a stream ends some time before its token does, each at another moment, and no key follows.
+//
+// threat: D14
 func TestExpiry(t *testing.T) {
 	both(t, Config{MaxStreamsPerWorkload: 100}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)
@@ -337,6 +339,8 @@ func TestClose(t *testing.T) {
 }
 
 // What is logged: ends and refusals under the correlation id that the client has, the cause, and never a key or token.
+//
+// threat: L01
 func TestLog(t *testing.T) {
 	var buf syncBuffer
 	cfg := Config{Log: slog.New(slog.NewTextHandler(&buf, nil))}

@@ -203,6 +203,8 @@ func (o *observer) raw(b []byte) error {
 
 // FuzzSequence drives the rules of a stream with whole conversations of both protocols: requests in any order, raw ones
 // too, answers that fit and that do not, and changes of what there is to serve.
+//
+// threat: D05
 func FuzzSequence(f *testing.F) {
 	a := newAuthority(f, td)
 	identities := []*Identity{a.identity(ownID), a.identity(ownID), a.identity(ownID), nil}
@@ -281,6 +283,8 @@ func FuzzSequence(f *testing.F) {
 }
 
 // FuzzNames holds the parser of names against what must be true of everything that it lets through.
+//
+// threat: D02
 func FuzzNames(f *testing.F) {
 	for _, n := range vocabulary {
 		f.Add(n)

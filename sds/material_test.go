@@ -23,6 +23,7 @@ import (
 )
 
 // spiffe
+// threat: D18, D19
 func TestNewIdentityRefuses(t *testing.T) {
 	a := newAuthority(t, td)
 	uri := func(s string) *url.URL {
@@ -132,6 +133,7 @@ func TestIdentityEncoding(t *testing.T) {
 }
 
 // spiffe, B-04, B-08
+// threat: D23
 func TestNewTrustRefuses(t *testing.T) {
 	a, b := newAuthority(t, td), newAuthority(t, "other.example")
 	leaf := a.svid(ownID).Certificates[0]

@@ -8,6 +8,7 @@ import (
 )
 
 // spiffe: ID-01, ID-02, ID-03, ID-04, ID-05, ID-06, ID-07
+// threat: D02
 func TestParseName(t *testing.T) {
 	long := "spiffe://example.org/"
 	long += strings.Repeat("a", api.MaxIDBytes-len(long))
@@ -47,6 +48,7 @@ func TestParseName(t *testing.T) {
 	}
 }
 
+// threat: L15
 func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                      "",

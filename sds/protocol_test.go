@@ -8,6 +8,8 @@ import (
 )
 
 // D03: a request without names means the own certificate and bundle, and no more.
+//
+// threat: D03
 func TestWildcard(t *testing.T) {
 	for _, names := range [][]string{nil, {"*"}} {
 		both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
@@ -110,6 +112,8 @@ func TestDeltaAskedAgain(t *testing.T) {
 }
 
 // Delta: a subscription counts whatever nonce it comes with.
+//
+// threat: D05
 func TestDeltaForeignNonce(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *pod, w *world) {
 		p.set(1)
@@ -130,6 +134,8 @@ func TestDeltaForeignNonce(t *testing.T) {
 }
 
 // D05: SotW requests with a nonce that is not the last one mean nothing, and answer nothing.
+//
+// threat: D05
 func TestSotWNonces(t *testing.T) {
 	ignored := 0
 	cfg := Config{Hooks: Hooks{Ignored: func(string) { ignored++ }}}

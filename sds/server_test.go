@@ -25,6 +25,8 @@ import (
 )
 
 // D04: only secrets are served here.
+//
+// threat: D04
 func TestTypeURL(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)
@@ -109,6 +111,8 @@ func TestNodeMetadata(t *testing.T) {
 }
 
 // The client's name for itself is cut, made printable, and decides nothing.
+//
+// threat: L15
 func TestProxyName(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *pod, w *world) {
 		p.set(1)
@@ -269,6 +273,8 @@ func TestSourceWithoutWorkload(t *testing.T) {
 }
 
 // D20: the unary call answers with everything at once, when it is there.
+//
+// threat: D20
 func TestFetch(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *pod, w *world) {
 		type answer struct {

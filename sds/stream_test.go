@@ -17,6 +17,8 @@ import (
 )
 
 // D20: both protocols on one connection. Each secret goes under the name that was asked for.
+//
+// threat: D20
 func TestNames(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		other := newAuthority(t, "other.example")
@@ -46,6 +48,8 @@ func TestNames(t *testing.T) {
 }
 
 // D17, within the agent: never an identity before there is trust, and bundles first in a response.
+//
+// threat: D17
 func TestBundleBeforeIdentity(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		c := w.stream(protocol)
@@ -85,6 +89,8 @@ func TestPendingIdentity(t *testing.T) {
 }
 
 // D01: somebody else's secret is never sent, alone or among others, whenever it is asked for.
+//
+// threat: D01
 func TestForeignNames(t *testing.T) {
 	const other = "spiffe://other.example"
 	for _, tt := range []struct {
@@ -144,6 +150,8 @@ func TestForeignNames(t *testing.T) {
 }
 
 // Dropping the last own name leaves a stream with a foreign one alone.
+//
+// threat: D01
 func TestForeignNameRemains(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)
@@ -192,6 +200,8 @@ func TestMalformedNames(t *testing.T) {
 }
 
 // D08: duplicates are one name.
+//
+// threat: D08
 func TestDuplicateNames(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		p.set(1)
@@ -204,6 +214,8 @@ func TestDuplicateNames(t *testing.T) {
 }
 
 // A refused version is not sent again, what the client had before counts on, and the next version is tried.
+//
+// threat: D06
 func TestNack(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		first := p.set(1)
@@ -264,6 +276,8 @@ func TestNackOfSeveral(t *testing.T) {
 }
 
 // Equal content is not sent twice, whatever the Source sets.
+//
+// threat: D22
 func TestEqualContent(t *testing.T) {
 	both(t, Config{}, func(t *testing.T, protocol string, p *pod, w *world) {
 		svid := p.svid(ownID)

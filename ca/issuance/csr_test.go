@@ -116,6 +116,7 @@ func edited(t testing.TB, key crypto.Signer, edit func(*requestParts)) []byte {
 	return p.der()
 }
 
+// threat: C20, C21, C24, CVE-2026-40097
 func TestParseCSRForm(t *testing.T) {
 	key := newKey(t, KeyP256)
 	good := goodRequest(t, key).der()
@@ -195,6 +196,7 @@ func withSpareBits(t *testing.T, der []byte) []byte {
 }
 
 // spiffe: ID-01, ID-02, ID-03, ID-05, ID-06, ID-07, X-01, X-03
+// threat: C01, C02, C03, C04, C05, C06, C07, C08, C09, C10, C11, C12, CVE-2021-27098
 func TestParseCSRNames(t *testing.T) {
 	key := newKey(t, KeyP256)
 	tests := []struct {
@@ -281,6 +283,7 @@ func ext(n int, value []byte) [][]byte {
 // names is a subjectAltName extension.
 func names(n ...[]byte) [][]byte { return [][]byte{sanExtensionDER(san(n...))} }
 
+// threat: C13, C14, C15
 func TestParseCSRKeys(t *testing.T) {
 	key := newKey(t, KeyP256)
 	rsaKey := must(testRSA())(t)
@@ -371,6 +374,7 @@ func ecSPKIWithSpareBits(point []byte) []byte {
 	return tlv(tagSequence, []byte(identifier(oidECDSA, encode(oidP256))), tlv(3, []byte{1}, point))
 }
 
+// threat: C17
 func TestParseCSRSignature(t *testing.T) {
 	key, other, rsaKey := newKey(t, KeyP256), newKey(t, KeyP256), must(testRSA())(t)
 	sign := func(k crypto.Signer, digest []byte, h crypto.Hash) []byte {
@@ -434,6 +438,8 @@ func TestParseCSRSignature(t *testing.T) {
 }
 
 // What a refusal costs, crypto aside, must not depend on what was sent.
+//
+// threat: C21
 func TestParseCSRAllocations(t *testing.T) {
 	key := newKey(t, KeyP256)
 	for name, der := range map[string][]byte{

@@ -14,6 +14,7 @@ import (
 // FuzzCSR: whatever comes in, ParseCSR answers with a reason of its own, and what it accepts crypto/x509 reads the same way.
 //
 // spiffe: X-01
+// threat: C20, CVE-2026-40097
 func FuzzCSR(f *testing.F) {
 	key := newKey(f, KeyP256)
 	for _, der := range [][]byte{

@@ -59,6 +59,7 @@ func TestKeyName(t *testing.T) {
 	}
 }
 
+// threat: C13, C14, C15, C16, CVE-2017-15361
 func TestCheckKey(t *testing.T) {
 	rsaKey := must(testRSA())(t)
 	n := func(edit func(n *big.Int)) *rsa.PublicKey {
@@ -185,6 +186,8 @@ func rocaModulus(t *testing.T) *big.Int {
 }
 
 // The points of small order are refused for a reason: a signature that anybody can make verifies under each of them.
+//
+// threat: C16
 func TestSmallOrderKeysAreForgeable(t *testing.T) {
 	for i, y := range smallOrder {
 		for _, sign := range []byte{0, 0x80} {

@@ -24,6 +24,7 @@ import (
 )
 
 // spiffe
+// threat: C26
 func TestIssue(t *testing.T) {
 	h := newHierarchy(t)
 	for _, kind := range []KeyKind{KeyP256, KeyP384, KeyEd25519, KeyRSA2048} {
@@ -62,6 +63,7 @@ func TestIssue(t *testing.T) {
 }
 
 // spiffe: ID-03, ID-07, ID-09, X-03
+// threat: C23
 func TestPrepareRefuses(t *testing.T) {
 	h := newHierarchy(t)
 	names := newHierarchy(t, withNames)
@@ -165,6 +167,8 @@ func TestPrepareRefuses(t *testing.T) {
 }
 
 // A leaf that is not what was asked for is caught before it is signed, whatever made it so.
+//
+// threat: C26
 func TestCheckLeaf(t *testing.T) {
 	h, other := newHierarchy(t, withNames), newHierarchy(t, withNames)
 	leaf := h.leaf(t, func(*x509.Certificate) {})
@@ -201,6 +205,8 @@ func TestCheckLeaf(t *testing.T) {
 }
 
 // No leaf outlives its issuer, the issuer's root, or its own TTL, whenever it is made; renewal comes before half of it.
+//
+// threat: C23
 func TestLifetimeProperty(t *testing.T) {
 	h := newHierarchy(t)
 	pub := newKey(t, KeyP256).Public()
@@ -276,6 +282,7 @@ func TestRenewalIsSpreadEvenly(t *testing.T) {
 	}
 }
 
+// threat: C25
 func TestSerialsDiffer(t *testing.T) {
 	seen := make(map[string]bool)
 	for range 10000 {
@@ -290,6 +297,7 @@ func TestSerialsDiffer(t *testing.T) {
 	}
 }
 
+// threat: C27
 func TestSignOnce(t *testing.T) {
 	h := newHierarchy(t)
 	var calls atomic.Int32
@@ -319,6 +327,8 @@ func TestSignOnce(t *testing.T) {
 }
 
 // What a faulty key, library or HSM returns never leaves.
+//
+// threat: C26
 func TestCorruptSignatureIsCaught(t *testing.T) {
 	h := newHierarchy(t)
 	other := newKey(t, KeyP256)

@@ -40,6 +40,7 @@ func rawSAN(critical bool, names ...[]byte) func(*x509.Certificate) {
 func keyUsageBits(b byte) []byte { return []byte{3, 2, 0, b} }
 
 // spiffe: ID-01, ID-02, ID-03, ID-05, ID-06, ID-07, X-01, X-03, X-04, X-08, X-09, X-10, X-11
+// threat: C26
 func TestLintLeaf(t *testing.T) {
 	h := newHierarchy(t, withNames)
 	rows := []brokenRow{

@@ -52,6 +52,7 @@ func TestVerifyAccepts(t *testing.T) {
 }
 
 // spiffe
+// threat: CVE-2025-6037
 func TestVerifyRefuses(t *testing.T) {
 	h, other := newHierarchy(t), newHierarchy(t)
 	good := h.issue(t).Leaf

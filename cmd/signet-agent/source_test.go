@@ -164,6 +164,8 @@ func TestFollowers(t *testing.T) {
 }
 
 // Who shows no token, more than one, or one that proves nothing here, gets nothing but the reason.
+//
+// threat: A22
 func TestNoToken(t *testing.T) {
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
 		pod := r.pod("web-1")
@@ -262,6 +264,8 @@ func TestFirstTrustWithoutGeneration(t *testing.T) {
 }
 
 // A stream ends in time before its token does, and the next one is served from memory.
+//
+// threat: D14
 func TestReauthentication(t *testing.T) {
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
 		pod := r.pod("web-1")
@@ -282,6 +286,8 @@ func TestReauthentication(t *testing.T) {
 }
 
 // While the CA is away, streams keep what they have, and new ones are served what is held.
+//
+// threat: D15
 func TestServeWhileAway(t *testing.T) {
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
 		pod, other := r.pod("web-1"), r.pod("web-2")

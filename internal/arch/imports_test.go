@@ -122,6 +122,8 @@ func TestImportsRefuses(t *testing.T) {
 }
 
 // Foreign packages with a price: who may import them.
+//
+// threat: D24, L19
 func TestForeignImports(t *testing.T) {
 	for _, rule := range []struct {
 		prefix string

@@ -79,6 +79,7 @@ func TestMkdirPrivateParents(t *testing.T) {
 	}
 }
 
+// threat: L04
 func TestReadPrivate(t *testing.T) {
 	file := func(mode fs.FileMode) func(string) error {
 		return func(p string) error {

@@ -82,6 +82,7 @@ share: 1
 	}
 }
 
+// threat: L08, L09, L10
 func TestDecodeRefuses(t *testing.T) {
 	deep := strings.Repeat("[", maxDepth+2) + strings.Repeat("]", maxDepth+2)
 	for _, tc := range []struct{ name, doc, want string }{
@@ -243,6 +244,8 @@ func TestDurationText(t *testing.T) {
 }
 
 // What we accept is what the YAML package accepts, with the same values, and what we refuse we explain in clean text.
+//
+// threat: L10
 func FuzzDecode(f *testing.F) {
 	for _, seed := range []string{
 		"trustDomain: x\nttl: 1h\nrules: [{namespaces: [a], ttl: 5m}]\n", "a: &a [*a]\n", "<<: {ttl: 1h}", "? [a]\n: b", "ttl: 1h\n---\n",
