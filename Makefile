@@ -111,7 +111,7 @@ vuln: need-go
 .PHONY: generate
 generate: need-go need-python ## the code of api/v1 and the generated pages of docs/
 	buf=$$(scripts/fetch.py buf --require) && BUF_CACHE_DIR=$(CURDIR)/.cache/buf-cache "$$buf" generate
-	$(GO) test -count=1 -run 'TestConformance|TestReasons|TestConfig' ./internal/arch -update
+	$(GO) test -count=1 -run 'TestConformance|TestReasons|TestThreats|TestConfig' ./internal/arch -update
 	$(GO) test -count=1 -run TestAuthorization ./ca -update
 
 # ---- the rest

@@ -99,7 +99,7 @@ func upper(s string) string {
 	return s + "X"
 }
 
-// threat: A01, A02, A04, A05, A10, A12, A13, A14, A15, A16, A17, A18, A24
+// threat: A01, A04, A05, A10, A12, A13, A15, A16, A17, A18, A23, A24, CVE-2024-5798
 func TestClaims(t *testing.T) {
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
 		for _, c := range claims() {

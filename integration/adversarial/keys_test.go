@@ -43,7 +43,7 @@ func ecSPKI(curve, point []byte) []byte {
 
 // TestRequestRSA brings RSA keys that others can break, or that cost too much to look at.
 //
-// threat: C13, C14
+// threat: C13, C14, CVE-2017-15361
 func TestRequestRSA(t *testing.T) {
 	withCSRs(t, func(t *testing.T, a csrAsker) {
 		f4, rnd := big.NewInt(65537), seed(4)
@@ -225,7 +225,7 @@ func TestRequestExtensions(t *testing.T) {
 
 // TestRequestText sends requests that are too large, wrapped, or written for a log.
 //
-// threat: C21, C22, C24
+// threat: C21, C22, C24, GHSA-g892
 func TestRequestText(t *testing.T) {
 	withCSRs(t, func(t *testing.T, a csrAsker) {
 		good := request(t, a.key)

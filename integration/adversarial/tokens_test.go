@@ -30,7 +30,7 @@ func (r *rig) token(change ...func(*attestortest.Draft)) []byte {
 
 // TestTokenText changes tokens as text: what is no compact JWS, in its one spelling, is refused before its claims count.
 //
-// threat: A20, A21, A22
+// threat: A20, A21, A22, CVE-2025-30204
 func TestTokenText(t *testing.T) {
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
 		ask := func(row, name string, token []byte, want ...api.Reason) {
