@@ -191,6 +191,7 @@ func TestAuditOfCA(t *testing.T) {
 	}{
 		{"audit", []string{"mint", "attest-agent", "spiffe://example.org/ns/shop/sa/web", serial[:8], "TOKEN_REPLAYED_ELSEWHERE", "NAMESPACE_NOT_ALLOWED x3, last ",
 			"TOKEN_AUDIENCE"}},
+		{"audit --refused --node node-1 --no-headers", []string{"TOKEN_REPLAYED_ELSEWHERE", "NAMESPACE_NOT_ALLOWED x3"}},
 		{"audit --serial " + serial + " -o jsonpath={.items[*].pod}", []string{"web-0"}},
 		{"audit --serial " + strings.ToUpper(serial[:10]) + " -o jsonpath={.items[*].serial}", []string{serial}},
 		{"audit --pod shop/web-0 --kind issue -o jsonpath={.items[*].correlationID}", []string{""}},
