@@ -148,7 +148,7 @@ func TestRenewalByAnother(t *testing.T) {
 //
 // threat: C24, CVE-2024-12401
 func TestPEM(t *testing.T) {
-	withCSRs(t, func(t *testing.T, a csrAsker) {
+	withCSRs(t, 12, func(t *testing.T, a csrAsker) {
 		start := time.Now()
 		for _, line := range []string{"-----BEGIN ", "-----BEGIN A-----\n", "-----END A-----\n", "-----BEGIN A-----\nA: b\n", "----------", "\n"} {
 			for _, n := range []int{api.MaxCSRBytes / len(line), 1 << 20 / len(line)} {

@@ -45,7 +45,7 @@ func ecSPKI(curve, point []byte) []byte {
 //
 // threat: C13, C14, CVE-2017-15361
 func TestRequestRSA(t *testing.T) {
-	withCSRs(t, func(t *testing.T, a csrAsker) {
+	withCSRs(t, 60, func(t *testing.T, a csrAsker) {
 		f4, rnd := big.NewInt(65537), seed(4)
 		number := func(bits int) *big.Int { // of exactly so many bits, odd
 			b := make([]byte, (bits+7)/8)
@@ -138,7 +138,7 @@ func roca(n *big.Int) *big.Int {
 //
 // threat: C15, C16
 func TestRequestKeys(t *testing.T) {
-	withCSRs(t, func(t *testing.T, a csrAsker) {
+	withCSRs(t, 80, func(t *testing.T, a csrAsker) {
 		pub := a.key.Public().(*ecdsa.PublicKey)
 		point, err := pub.Bytes()
 		if err != nil {
@@ -181,7 +181,7 @@ func TestRequestKeys(t *testing.T) {
 //
 // threat: C01, CVE-2026-40097, GHSA-g892
 func TestRequestExtensions(t *testing.T) {
-	withCSRs(t, func(t *testing.T, a csrAsker) {
+	withCSRs(t, 400, func(t *testing.T, a csrAsker) {
 		forbidden := api.CSRForbiddenExtension
 		values := map[string][]byte{"empty": {}, "an empty SEQUENCE": tlv(0x30), "CA:TRUE": tlv(0x30, []byte{1, 1, 0xff}), "CA:TRUE, path length 0": tlv(0x30, []byte{1, 1, 0xff}, []byte{2, 1, 0}), "keyCertSign": {3, 2, 2, 4}}
 		for id := range byte(60) {
@@ -227,7 +227,7 @@ func TestRequestExtensions(t *testing.T) {
 //
 // threat: C21, C22, C24, GHSA-g892
 func TestRequestText(t *testing.T) {
-	withCSRs(t, func(t *testing.T, a csrAsker) {
+	withCSRs(t, 50, func(t *testing.T, a csrAsker) {
 		good := request(t, a.key)
 		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: good})
 		for name, der := range sorted(map[string][]byte{ // CVE-2024-12401, CVE-2025-61723: PEM is not read at all

@@ -24,7 +24,7 @@ func TestRequestNames(t *testing.T) {
 		"ip": tlv(0x87, []byte{10, 0, 0, 1}), "ip6": tlv(0x87, make([]byte, 16)), "registered": tlv(0x88, []byte{0x2a, 3}), "ninth": general(9, "x"), "URI as a SEQUENCE": tlv(0xa6, ownURI),
 		"empty dns": general(2, ""), "UTF-8": tlv(12, []byte(webID)),
 	}
-	withCSRs(t, func(t *testing.T, a csrAsker) {
+	withCSRs(t, 250, func(t *testing.T, a csrAsker) {
 		ask := func(name string, key []byte, names ...string) {
 			t.Helper()
 			row, uris, others := "C02", 0, 0
@@ -91,7 +91,7 @@ func TestRequestIDs(t *testing.T) {
 		"neighbour": td + "/ns/" + canary + "/sa/db", "prefix": td + "/ns/shop/sa/we", "suffix": webID + "x", "longer": webID + "/x", "shorter": td + "/ns/shop", "case": td + "/ns/shop/sa/Web", "another trust domain": "spiffe://example.com/ns/shop/sa/web",
 		"sub-domain": "spiffe://a.example.org/ns/shop/sa/web", "super-domain": "spiffe://org/ns/shop/sa/web", "dot behind": "spiffe://example.org./ns/shop/sa/web", "agent": td + "/signet/agent/" + canary, "replica": td + "/signet/ca/ca-0", "admin": td + "/signet/admin/alice", "swapped": td + "/ns/web/sa/shop",
 	}
-	withCSRs(t, func(t *testing.T, a csrAsker) {
+	withCSRs(t, 200, func(t *testing.T, a csrAsker) {
 		for name, uri := range sorted(malformed) {
 			a.ask(name[:3], name[4:], request(t, a.key, extensions(san(general(6, uri)))), "", api.IDMalformed)
 			a.ask(name[:3], name[4:]+", own first", request(t, a.key, extensions(san(ownURI, general(6, uri)))), "", api.CSRURICount)
@@ -127,7 +127,7 @@ func TestNames(t *testing.T) {
 		ask("a namespace with a dot", "shop.bank", "web")
 		ask("64 bytes of namespace", strings.Repeat("a", 64), "web")
 		ask("254 bytes of ServiceAccount", "shop", strings.Repeat("a", 254))
-		r.tell()
+		r.tell(200)
 	})
 }
 
@@ -176,6 +176,6 @@ func TestNamesInTemplates(t *testing.T) {
 				r.ask(v)
 			}
 		}
-		r.tell()
+		r.tell(350)
 	})
 }

@@ -43,7 +43,9 @@ func TestSDS(t *testing.T) {
 	if now := s.ledger.issued(); now != before {
 		t.Errorf("%d SVIDs were issued meanwhile", now-before)
 	}
-	t.Logf("%d variants", s.count)
+	if t.Logf("%d variants", s.count); s.count < 700 {
+		t.Errorf("%d variants, want at least 700", s.count)
+	}
 }
 
 func (s *socket) names(protocol string, good []string) {

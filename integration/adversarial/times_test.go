@@ -59,7 +59,7 @@ func TestTimes(t *testing.T) {
 		if !time.Now().Equal(now) {
 			t.Errorf("the clock went on by %s", time.Since(now))
 		}
-		r.tell()
+		r.tell(800)
 	})
 }
 

@@ -71,7 +71,7 @@ func TestTokenText(t *testing.T) {
 			ask("A21", fmt.Sprint("a good token and ", n, " spaces"), append(bytes.Clone(good), bytes.Repeat([]byte(" "), n)...), api.TokenTooLarge)
 		}
 		ask("A20", "nothing", nil, api.TokenMissing)
-		r.tell()
+		r.tell(600)
 	})
 }
 
@@ -197,7 +197,7 @@ func TestTokenHeader(t *testing.T) {
 		for name, raw := range sorted(rawHeaders(r.Tokens.KeyID())) {
 			ask("header "+name, r.token(func(d *attestortest.Draft) { d.RawHeader = raw }), either, "")
 		}
-		r.tell()
+		r.tell(250)
 	})
 }
 
@@ -270,7 +270,7 @@ func TestTokenParts(t *testing.T) {
 			item.Evidence.Kind = kind
 			r.ask(variant{row: "A20", name: fmt.Sprint("kind of evidence ", i), item: item, want: one(api.EvidenceKind)})
 		}
-		r.tell()
+		r.tell(60)
 	})
 }
 
@@ -312,6 +312,6 @@ func TestDoor(t *testing.T) {
 		}
 		ask("A01", "a workload's", r.token(), api.TokenAudience)
 		ask("A21", "1 MiB", bytes.Repeat([]byte("a"), 1<<20), api.TokenTooLarge)
-		r.tell()
+		r.tell(250)
 	})
 }
