@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signet-ca/signet/attestor/attestortest"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 const audience = "signet:example.org"
@@ -86,7 +87,8 @@ func TestTokenHasTheShapeOfKubernetes(t *testing.T) {
 					"pod":            map[string]any{"name": "cart-0", "uid": "pod-uid"},
 					"serviceaccount": map[string]any{"name": "cart", "uid": "sa-uid"},
 				},
-				"sub": "system:serviceaccount:shop:cart",
+				"sub":    "system:serviceaccount:shop:cart",
+				"canary": canary.Marker,
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // Pod is a pod that a token is bound to, on its node.
@@ -38,7 +40,7 @@ func NewPod(namespace, name, serviceAccount, node string) Pod {
 // Draft is a token that is not signed yet. A test changes it to say what no API server would.
 type Draft struct {
 	Header map[string]any // alg, kid
-	Claims map[string]any // aud, exp, iat, iss, jti, kubernetes.io, nbf, sub
+	Claims map[string]any // aud, canary, exp, iat, iss, jti, kubernetes.io, nbf, sub
 
 	RawHeader []byte // replaces the JSON of Header unless nil
 	RawClaims []byte // replaces the JSON of Claims unless nil
@@ -83,11 +85,12 @@ func (i *Issuer) Draft(p Pod, audience string, ttl time.Duration) *Draft {
 	return &Draft{
 		Header: map[string]any{"alg": k.alg, "kid": k.kid},
 		Claims: map[string]any{
-			"aud": []any{audience},
-			"exp": now.Add(ttl).Unix(),
-			"iat": now.Unix(),
-			"iss": i.name,
-			"jti": uuid(id),
+			"aud":    []any{audience},
+			"canary": canary.Marker, // no API server's: a token that is shown somewhere is seen there
+			"exp":    now.Add(ttl).Unix(),
+			"iat":    now.Unix(),
+			"iss":    i.name,
+			"jti":    uuid(id),
 			"kubernetes.io": map[string]any{
 				"namespace":      p.Namespace,
 				"node":           ref(p.NodeName, p.NodeUID),

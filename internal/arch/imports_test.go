@@ -42,7 +42,8 @@ var allowed = []struct {
 	{"agent/workloadapi", []string{"api", "internal/durable", "internal/latest", "internal/run"}},
 	{"migrate", []string{"api"}},
 	{"deploy", nil},
-	{"scripts/testsum", nil}, // counts tests for the Makefile
+	{"internal/canary", nil},                         // finds secrets where none belong, for tests
+	{"scripts/testsum", []string{"internal/canary"}}, // counts tests for the Makefile
 	{"cmd/signet", []string{anything}},
 	{"cmd/signet/demo", []string{anything}},
 	{"cmd/signet-ca", []string{anything}},

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // event is one line of `go test -json` (go doc test2json).
@@ -30,10 +32,27 @@ type sum struct {
 	running map[string]bool        // packages without a verdict
 	broken  map[string]bool        // packages in which a test failed
 	skips   map[string][]string    // reason to tests
+
+	secrets canary.Search
+	tails   map[[2]string]string // package and test, to the end of what it has printed, which a secret may begin in
+	shown   map[string]bool      // where a secret was seen
 }
 
 func newSum(out io.Writer) *sum {
-	return &sum{out: out, output: make(map[[2]string][]string), running: make(map[string]bool), broken: make(map[string]bool), skips: make(map[string][]string)}
+	s := &sum{out: out, output: make(map[[2]string][]string), running: make(map[string]bool), broken: make(map[string]bool), skips: make(map[string][]string),
+		tails: make(map[[2]string]string), shown: make(map[string]bool)}
+	s.secrets.Add("the canary", []byte(canary.Marker))
+	return s
+}
+
+// search looks for the marker of secrets in what was printed, also where it is cut into pieces.
+func (s *sum) search(pkg, test, text string) {
+	key := [2]string{pkg, test}
+	text = s.tails[key] + text
+	if len(s.secrets.Find([]byte(text))) > 0 {
+		s.shown[strings.TrimSpace(pkg+" "+test)] = true
+	}
+	s.tails[key] = text[max(0, len(text)-s.secrets.Longest()+1):]
 }
 
 // read counts the events of one `go test`.
@@ -44,6 +63,7 @@ func (s *sum) read(r io.Reader) error {
 		if len(line) > 0 {
 			var e event
 			if json.Unmarshal([]byte(line), &e) != nil || e.Action == "" {
+				s.search("go test", "", line)
 				fmt.Fprint(s.out, line) // not an event: go speaks for itself
 			} else {
 				s.event(e)
@@ -65,6 +85,9 @@ func (s *sum) read(r io.Reader) error {
 
 func (s *sum) event(e event) {
 	key := [2]string{e.Package, e.Test}
+	if e.Output != "" {
+		s.search(e.Package, e.Test, e.Output)
+	}
 	switch e.Action {
 	case "start":
 		s.running[e.Package] = true
@@ -83,6 +106,7 @@ func (s *sum) event(e event) {
 			s.testDone(e)
 		}
 		delete(s.output, key)
+		delete(s.tails, key)
 	}
 }
 
@@ -136,10 +160,14 @@ func (s *sum) packageDone(e event) {
 	}
 }
 
-// close tells what was skipped, and the sum.
+// close tells what was skipped, where a secret was shown, and the sum.
 func (s *sum) close() {
 	for _, reason := range slices.Sorted(maps.Keys(s.skips)) {
 		fmt.Fprintf(s.out, "skipped: %s: %s\n", reason, strings.Join(s.skips[reason], ", "))
+	}
+	for _, where := range slices.Sorted(maps.Keys(s.shown)) {
+		s.failed++
+		fmt.Fprintf(s.out, "FAIL\t%s printed a secret: the marker that every token of the tests carries\n", where)
 	}
 	fmt.Fprintf(s.out, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
 }
