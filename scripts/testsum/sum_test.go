@@ -58,11 +58,11 @@ func TestSum(t *testing.T) {
 {"Action":"skip","Package":"q","Test":"B"}
 {"Action":"skip","Package":"r"}
 `, "skipped: no Envoy: A (p), B (q)\n0 passed, 0 failed, 2 skipped\n"},
-		{"a secret, of a test that passes", `{"Action":"output","Package":"p","Test":"A","Output":"got `+canary.Marker[:9]+`"}
-{"Action":"output","Package":"p","Test":"A","Output":"`+canary.Marker[9:]+`\n"}
+		{"a secret, of a test that passes", `{"Action":"output","Package":"p","Test":"A","Output":"got ` + canary.Marker[:9] + `"}
+{"Action":"output","Package":"p","Test":"A","Output":"` + canary.Marker[9:] + `\n"}
 {"Action":"pass","Package":"p","Test":"A"}
-{"Action":"output","Package":"q","Output":"`+base64.StdEncoding.EncodeToString([]byte(`{"a":"`+canary.Marker+`"}`))+`\n"}
-{"Action":"output","Package":"r","Output":"`+canary.Marker[1:]+`\n"}
+{"Action":"output","Package":"q","Output":"` + base64.StdEncoding.EncodeToString([]byte(`{"a":"`+canary.Marker+`"}`)) + `\n"}
+{"Action":"output","Package":"r","Output":"` + canary.Marker[1:] + `\n"}
 `, "FAIL\tp A printed a secret: the marker that every token of the tests carries\nFAIL\tq printed a secret: the marker that every token of the tests carries\n1 passed, 2 failed, 0 skipped\n"},
 		{"not an event", "go: downloading x\n", "go: downloading x\n0 passed, 0 failed, 0 skipped\n"},
 	} {
