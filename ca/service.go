@@ -28,6 +28,7 @@ const (
 	maxRPCs        = 16        // at once on one connection, one of them a session
 	streamWindow   = 128 << 10 // what a call may send ahead of its handler
 	connWindow     = 512 << 10
+	bufferSize     = 8 << 10         // of each connection
 	idleTime       = 5 * time.Minute // of a connection without calls
 	handshakeTime  = 5 * time.Second
 )
@@ -43,6 +44,8 @@ func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.MaxConcurrentStreams(maxRPCs),
 		grpc.StaticStreamWindowSize(streamWindow), // gRPC would let it grow to 16 MiB for whoever sends fast
 		grpc.StaticConnWindowSize(connWindow),
+		grpc.ReadBufferSize(bufferSize),
+		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: false}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: 5 * time.Minute, Timeout: 20 * time.Second}),
 		grpc.WaitForHandlers(true), // the ledger is closed after the last of them

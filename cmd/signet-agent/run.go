@@ -55,7 +55,7 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
 // limit bounds the connections of the shared socket. Proxies whose pods are not known yet, as when all come back after a
 // restart of the agent, are strangers until a token of theirs was believed.
 func limit(l net.Listener, log *slog.Logger) *daemon.Listener {
-	return daemon.Limit(l, daemon.Limits{Port: "sds", Strangers: 512, Patience: time.Minute, PerMember: 16, Log: log})
+	return daemon.Limit(l, daemon.Limits{Port: "sds", Strangers: 512, Bytes: 128 << 10, Patience: time.Minute, PerMember: 16, Log: log})
 }
 
 // peerOf tells proxies apart before their tokens are believed: by the process, where the kernel says it.
@@ -76,6 +76,8 @@ func serveSDS(src *source, l net.Listener, log *slog.Logger) run.Task {
 		grpc.MaxConcurrentStreams(64),
 		grpc.StaticStreamWindowSize(64<<10), // gRPC would let it grow to 16 MiB for whoever sends fast
 		grpc.StaticConnWindowSize(256<<10),
+		grpc.ReadBufferSize(8<<10),
+		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),
 	)

@@ -72,9 +72,9 @@ type config struct {
 // connectionsConfig bounds the connections of the agents' port. Those beyond a bound are ended before anything is read.
 type connectionsConfig struct {
 	// Without an agent's certificate, as at an agent's first start. When all are taken, the address with the most gives
-	// one up. Default: 256.
+	// one up. Default: 128.
 	Strangers int `yaml:"strangers"`
-	// Of those, from one IPv4 address or one /64 of IPv6; more where many agents come through one address. Default: 64.
+	// Of those, from one IPv4 address or one /64 of IPv6; more where many agents come through one address. Default: 32.
 	PerAddress int `yaml:"perAddress"`
 	// New ones from one address per second, after a burst of four times as many. Default: 50.
 	PerSecond int `yaml:"perSecond"`

@@ -22,13 +22,13 @@ type Limits struct {
 	// Strangers bounds the connections of strangers. When all places are taken, whoever has the most loses his oldest to a
 	// newcomer who has fewer, so that a crowd from one peer keeps nobody else out. Zero: 256.
 	Strangers int
-	// PerPeer bounds those of one peer: an IPv4 address, a /64 of IPv6, a process on a Unix socket. Zero: 64.
+	// PerPeer bounds those of one peer: an IPv4 address, a /64 of IPv6, a process on a Unix socket. Zero: 32.
 	PerPeer int
 	// Rate bounds the new connections of one peer per second, after a burst of four times as many. Zero: 50.
 	Rate int
 	// Patience is how long a stranger may stay. Zero: 30 s.
 	Patience time.Duration
-	// Bytes is how much is read from a stranger. Zero: 128 KiB.
+	// Bytes is how much is read from a stranger. Zero: 64 KiB.
 	Bytes int
 	// Members bounds the connections that were vouched for. Zero: 16384, or half of the process's file descriptors where
 	// that is less.
@@ -73,11 +73,11 @@ type Listener struct {
 
 // Limit wraps a listener.
 func Limit(l net.Listener, limits Limits) *Listener {
-	limits.Strangers = cmp.Or(limits.Strangers, 256)
-	limits.PerPeer = cmp.Or(limits.PerPeer, 64)
+	limits.Strangers = cmp.Or(limits.Strangers, 128)
+	limits.PerPeer = cmp.Or(limits.PerPeer, 32)
 	limits.Rate = cmp.Or(limits.Rate, 50)
 	limits.Patience = cmp.Or(limits.Patience, 30*time.Second)
-	limits.Bytes = cmp.Or(limits.Bytes, 128<<10)
+	limits.Bytes = cmp.Or(limits.Bytes, 64<<10)
 	limits.Members = cmp.Or(limits.Members, min(16384, maxFiles()/2))
 	limits.PerMember = cmp.Or(limits.PerMember, 4)
 	if limits.Log == nil {
