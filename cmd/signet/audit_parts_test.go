@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -400,5 +402,25 @@ func TestFold(t *testing.T) {
 				t.Errorf("%v, %v", got, err)
 			}
 		})
+	}
+}
+
+// A CA that takes a connection and says nothing is waited for as long as --timeout says, and is not called gone.
+func TestSilentCA(t *testing.T) {
+	dir, err := os.MkdirTemp("", "sgn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("unix", filepath.Join(dir, "s")) // the system takes connections, nobody answers them
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	for _, args := range [][]string{{"svid", "list"}, {"audit"}, {"why", "4be1f0a7c2d95e38"}, {"audit", "export"}} {
+		a, stdout, stderr := newTestApp(map[string]string{socketEnv: l.Addr().String()})
+		if exit := a.main(slices.Concat([]string{"signet"}, args, []string{"--timeout", "300ms"})); exit != exitTimeout || stdout.Len() > 0 {
+			t.Errorf("%v: exit code %d\n%s", args, exit, stderr)
+		}
 	}
 }

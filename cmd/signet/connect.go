@@ -38,7 +38,11 @@ func (a *app) connect() (*channel, error) {
 		// No TLS: the socket's permissions are the proof of identity, in both directions.
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(ch.dial),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second}}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second},
+			// Without it, a CA that is busy for the length of a backoff would count as gone. --timeout bounds each request.
+			MinConnectTimeout: time.Hour,
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 	if err != nil {
 		return nil, err
