@@ -57,6 +57,10 @@ fips: build ## what touches keys, and the real processes, with Go's FIPS 140-3 m
 	GODEBUG=fips140=on $(GO) test -short -count=1 $(FIPS)
 	GODEBUG=fips140=on SIGNET_BIN=$(CURDIR)/bin $(GO) test -count=1 -tags=integration ./integration/endtoend
 
+.PHONY: faults
+faults: build ## the CA killed and failed at every call that touches its files: all of them, where `make test` takes a part
+	SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m -tags=integration -v ./integration/faults
+
 .PHONY: fuzz
 fuzz: need-go ## every fuzz target, FUZZTIME each (20s)
 	@grep -rE --include='*_test.go' --exclude-dir=.cache -o '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file func; do \
