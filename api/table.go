@@ -120,6 +120,8 @@ const (
 	BundleRejected Reason = "BUNDLE_REJECTED"
 	// CallUnknown: this call is not served here.
 	CallUnknown Reason = "CALL_UNKNOWN"
+	// MessageMalformed: the message does not parse.
+	MessageMalformed Reason = "MESSAGE_MALFORMED"
 	// ResourceNotAuthorized: the secret belongs to somebody else.
 	ResourceNotAuthorized Reason = "RESOURCE_NOT_AUTHORIZED"
 	// ResourceName: the secret's name is malformed.
@@ -382,6 +384,9 @@ var table = []Page{
 	{CallUnknown, 614, KindUnimplemented, "This call is not served here",
 		"The CA does not know it, or answers it on another of its ports: those of operators only on the admin socket.",
 		"Use programs of versions that belong together; docs/authorization.md lists every call, where it is served and who may make it."},
+	{MessageMalformed, 615, KindInvalid, "The message does not parse",
+		"It is not the protobuf message of this call, or a text in it is not UTF-8.",
+		"Use programs of versions that belong together; look at what stands between them."},
 	{ResourceNotAuthorized, 701, KindPermissionDenied, "The secret belongs to somebody else",
 		"A stream gets the secrets of the workload that it belongs to, and no other.",
 		"Ask for default, ROOTCA, ALL, the workload's own SPIFFE ID or its trust domain."},

@@ -219,7 +219,15 @@ func (g guarded) RegisterService(desc *grpc.ServiceDesc, impl any) {
 			if err != nil {
 				return nil, g.ca.boundary(ctx, call, err, nil)
 			}
-			return next(srv, ctx, dec, inner)
+			return next(srv, ctx, func(m any) error {
+				if err := dec(m); err != nil {
+					return err
+				}
+				if err := checkRead(m); err != nil {
+					return g.ca.boundary(ctx, call, err, nil)
+				}
+				return nil
+			}, inner)
 		}
 	}
 	g.Server.RegisterService(&d, impl)
@@ -233,6 +241,7 @@ type interceptors struct {
 
 func (i interceptors) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { // admit has refused it
@@ -269,3 +278,11 @@ type admittedStream struct {
 
 // Context implements grpc.ServerStream.
 func (s admittedStream) Context() context.Context { return s.ctx }
+
+// RecvMsg implements grpc.ServerStream.
+func (s admittedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return checkRead(m)
+}

@@ -59,6 +59,7 @@ type rig struct {
 	agentPod attestortest.Pod
 	agent    apiv1.AuthorityClient // with the agent's SVID and a session
 	door     apiv1.AuthorityClient // without a certificate
+	conn     *grpc.ClientConn      // of an agent without a session
 
 	variants, accepted int
 	harmless           map[string]int // why variants were accepted
@@ -89,7 +90,8 @@ func newRig(t *testing.T, o catest.Options) *rig {
 	r.pod = r.Pod("shop", "web-0", "web", here)
 	r.agentPod = r.AgentPod(here)
 	r.door = apiv1.NewAuthorityClient(r.dial(nil))
-	_, r.agent = r.newAgent(r.agentPod)
+	svid, client := r.newAgent(r.agentPod)
+	r.agent, r.conn = client, r.dial(svid)
 	return r
 }
 
