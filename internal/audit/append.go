@@ -121,7 +121,7 @@ func (l *Log) put(first uint64, n int) error {
 	}
 	c.size += int64(len(l.buffer))
 	if c.wantsZeros() {
-		l.poke()
+		poke(l.behind)
 	}
 	l.counts.entries.Add(uint64(n))
 	l.counts.syncs.Add(1)

@@ -128,8 +128,9 @@ type Log struct {
 
 	appends sync.WaitGroup // callers inside Append, for Close
 	tasks   sync.WaitGroup // keep, and the ring's
-	stop    chan struct{}  // ends keep
-	wake    chan struct{}  // has keep look for work; of capacity 1
+	stop    chan struct{}  // ends them
+	wake    chan struct{}  // wakes keep; of capacity 1
+	behind  chan struct{}  // wakes keepAhead; of capacity 1
 
 	writing sync.Mutex // held by the leader of the batch that is being written
 	current *segment   // guarded by writing
@@ -175,13 +176,14 @@ func Open(dir string, o Options) (*Log, error) {
 	o = o.withDefaults()
 	l := &Log{
 		dir: dir, options: o, log: o.Log, lock: lock,
-		failed: make(chan struct{}), stop: make(chan struct{}), wake: make(chan struct{}, 1), making: make(chan struct{}),
+		failed: make(chan struct{}), stop: make(chan struct{}), wake: make(chan struct{}, 1), behind: make(chan struct{}, 1), making: make(chan struct{}),
 	}
 	if err := l.open(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	l.ring = openRing(dir, o.RefusalBytes, o.Log, &l.counts)
 	l.tasks.Go(l.keep)
+	l.tasks.Go(l.keepAhead)
 	l.tasks.Go(l.ring.keep)
 	return l, nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -36,6 +37,7 @@ func appendForEver(dir string) error {
 			for i := 0; ; i++ {
 				e := entry(i)
 				e.Serial = fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)
+				e.Detail = strings.Repeat("x", 1000) // so that segments are changed meanwhile
 				if err := l.Append(context.Background(), e); err != nil {
 					errs <- err
 					return
@@ -47,11 +49,11 @@ func appendForEver(dir string) error {
 	return <-errs
 }
 
-// What was acknowledged before a SIGKILL is there afterwards, once and whole.
+// What was acknowledged before a SIGKILL is there afterwards, once and whole, over more than one segment.
 func TestAppendKilled(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ledger")
 	acknowledged := make(map[string]bool)
-	for round, after := range []int{1, 7, 40, 200, 500} {
+	for round, after := range []int{1, 7, 40, 200, 500, 3000} {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), "AUDIT_TEST_WRITER="+dir)
 		cmd.Stderr = os.Stderr

@@ -168,10 +168,7 @@ func (r *ring) refuse(e Entry, now time.Time) (*refusals, error) {
 	r.windows[key] = w
 	r.order = append(r.order, w)
 	r.pending = append(r.pending, pending{body, w})
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	poke(r.wake)
 	return w, nil
 }
 

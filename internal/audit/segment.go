@@ -95,22 +95,25 @@ func adopt(f *os.File, path string, size, want int64) (*segment, error) {
 // reserve makes the room from the end of the lines in f to want bytes ours, durably, and full of zeros. It returns up to
 // where zeros were really written. After an error the file may be longer, and what it is longer by is zeros.
 func reserve(f *os.File, from, want int64) (written int64, err error) {
-	err = allocate(f, want)
-	if errors.Is(err, errors.ErrUnsupported) {
-		for written = from; written < want && err != nil; {
-			n := min(zeroChunk, want-written)
-			if _, werr := f.WriteAt(zeros[:n], written); werr != nil {
-				return 0, werr
-			}
-			if written += n; written == want {
-				err = nil
-			}
-		}
+	if err = allocate(f, want); errors.Is(err, errors.ErrUnsupported) {
+		written, err = want, writeRoom(f, from, want)
 	}
 	if err != nil {
 		return 0, err
 	}
 	return written, f.Sync()
+}
+
+// writeRoom writes zeros.
+func writeRoom(f *os.File, from, to int64) error {
+	for from < to {
+		n, err := f.WriteAt(zeros[:min(zeroChunk, to-from)], from)
+		if err != nil {
+			return err
+		}
+		from += int64(n)
+	}
+	return nil
 }
 
 // isFull reports whether err says that there is no room, and so that nothing was done.
@@ -162,7 +165,8 @@ func (l *Log) rolled() {
 	l.mu.Lock()
 	l.rolling = false
 	l.mu.Unlock()
-	l.poke()
+	poke(l.wake)
+	poke(l.behind)
 }
 
 // takeSpare returns the segment that waits. It waits for one that is being made, and not for room. Until rolled is called
@@ -186,10 +190,10 @@ func (l *Log) takeSpare() (*segment, error) {
 	return s, nil
 }
 
-// poke has keep look for work.
-func (l *Log) poke() {
+// poke wakes whoever waits on c, which has room for one.
+func poke(c chan<- struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -215,13 +219,25 @@ func (l *Log) keep() {
 		} else {
 			wait = retryMin
 		}
-		l.writeZeros()
 		select {
 		case <-l.stop:
 			return
 		case <-l.wake:
 		case <-again:
 		case <-daily.C:
+		}
+	}
+}
+
+// keepAhead writes zeros ahead of the lines, until Close. It is apart from keep, for a leader that waits for a segment
+// holds what it waits for.
+func (l *Log) keepAhead() {
+	for {
+		l.writeZeros()
+		select {
+		case <-l.stop:
+			return
+		case <-l.behind:
 		}
 	}
 }
