@@ -232,6 +232,8 @@ func withHealth(o catest.Options) catest.Options {
 }
 
 // TestAuthorization makes every call as every kind of caller, and writes what came of it into docs/authorization.md.
+//
+// threat: L21, CVE-2020-7955, CVE-2025-44005
 func TestAuthorization(t *testing.T) {
 	s := start(t, withHealth(catest.Options{}))
 	agents, admins := visitorsOf(t, s), adminVisitors(t, s)
@@ -285,6 +287,8 @@ func TestAuthorization(t *testing.T) {
 
 // TestEveryCallHasARow asks gRPC which calls there are: each has a row, on the port that serves it, and each row has a
 // call.
+//
+// threat: CVE-2025-44005
 func TestEveryCallHasARow(t *testing.T) {
 	s := start(t, withHealth(catest.Options{}))
 	rows := map[string]string{}
@@ -350,6 +354,8 @@ func TestCallsWithoutRow(t *testing.T) {
 }
 
 // TestDecidedBeforeMessages refuses who may not call without having read anything: the message is never sent.
+//
+// threat: J08
 func TestDecidedBeforeMessages(t *testing.T) {
 	s := start(t, catest.Options{})
 	conn := dial(t, s, nil)

@@ -4,7 +4,6 @@ const (
 	withWatch     = "With the cluster's own watch it is proven once more there."
 	withRotation  = "Belongs to the rotation of roots."
 	withWorkloads = "Belongs to the SPIFFE Workload API on the pods' own sockets."
-	withRoles     = "Belongs to the roles of the admin channel."
 )
 
 var threatChapters = []threatChapter{
@@ -93,29 +92,29 @@ var threatChapters = []threatChapter{
 	{"J. Transport and load", "", []threat{
 		{"J01", "A connection that never says anything", ""},
 		{"J02", "Headers one byte at a time, or without end", ""},
-		{"J03", "Streams that are reset as fast as they open", "gRPC runs no more handlers at once than a connection may have streams (`maxRPCs`), reset or not."},
-		{"J04", "A flood of PING or SETTINGS", "gRPC closes a connection that pings more often than the keepalive policy of the agents' port allows, and bounds the answers that it queues."},
-		{"J05", "Keepalives that come too often", "gRPC's enforcement policy on the agents' port: GOAWAY with too_many_pings."},
+		{"J03", "Streams that are reset as fast as they open", ""},
+		{"J04", "A flood of PING or SETTINGS", ""},
+		{"J05", "Keepalives that come too often", ""},
 		{"J06", "A message that is larger than a full batch", ""},
 		{"J07", "Connections without end", ""},
 		{"J08", "Work for whoever knocks", ""},
-		{"J09", "A method without its first slash, to pass an interceptor by", "No decision hangs on the method's name: each handler asks for the caller itself. grpc-go from 1.79.3 refuses such a path."},
+		{"J09", "A method without its first slash, to pass an interceptor by", ""},
 		{"J10", "TLS 1.2", ""},
 		{"J11", "Renegotiation", "TLS 1.3 has none."},
 		{"J12", "A flood of KeyUpdate", "A matter of Go's TLS: `make vuln` fails on a toolchain that is known to have the fault."},
 		{"J13", "A session resumed after its root was removed", ""},
 		{"J14", "A connection that outlives the agent's certificate", "Bans, which end sessions at once, come with the operator's commands."},
-		{"J15", "A client that does not speak HTTP/2", "gRPC ends a handshake without the ALPN protocol h2."},
-		{"J16", "A server name made of garbage", "The server has one certificate and does not look at the name; crypto/tls bounds it."},
+		{"J15", "A client that does not speak HTTP/2", ""},
+		{"J16", "A server name made of garbage", ""},
 		{"J17", "A key exchange that a quantum computer breaks", "The hybrid is what both sides prefer; a CA that insists on it is not built."},
 		{"J18", "A secret that is guessed by how long its comparison takes", "There is none to compare: tokens and certificates are verified by signature, and nonces are random and prove no right."},
 		{"J19", "A thousand requests of one pod at once", ""},
-		{"J20", "A flood where memory is short", "What a connection, a stream and a queue hold is bounded; that a process of 64 MiB lives through it belongs to the fault tests."},
+		{"J20", "A flood where memory is short", ""},
 	}},
 	{"L. Secrets, configuration, operation", "", []threat{
 		{"L01", "Keys and tokens in logs, metrics, errors, the ledger", ""},
-		{"L02", "Metadata of a call in a log", "No interceptor logs metadata; the canaries of L01 are in it."},
-		{"L03", "A configuration that is printed with its secrets", "Configurations hold the paths of secrets, never secrets."},
+		{"L02", "Metadata of a call in a log", ""},
+		{"L03", "A configuration that is printed with its secrets", ""},
 		{"L04", "Keys on a disk, or in a file that others read", "Memory is not locked."},
 		{"L05", "Keys in swap", "The agent takes no cache folder on a machine with swap (`agent/volatile_linux.go`); for its memory, turn swap off on nodes as kubelet asks."},
 		{"L06", "A configuration that includes other files, or leaves its folder", "There are no includes; paths are those that the operator writes."},
@@ -133,8 +132,8 @@ var threatChapters = []threatChapter{
 		{"L18", "A root's key over the API", "No call returns a private key: `api/v1/signet.proto` has no field for one."},
 		{"L19", "Debug endpoints", ""},
 		{"L20", "A URL that leads elsewhere", ""},
-		{"L21", "One right for every command", withRoles},
-		{"L22", "One person who may do it all", withRoles},
+		{"L21", "One right for every command", "Every call has a role of its own; that people have only some of them belongs to the admin channel through the cluster."},
+		{"L22", "One person who may do it all", "Belongs to the admin channel through the cluster: the CA's own user is one person."},
 	}},
 	{"B, E, G, H, I, K: nodes and agents, storage and replicas, the Kubernetes API, bundles, tokens of other kinds, time", "Only the rows that something is proven of so far.", []threat{
 		{"B01", "An agent that asks for a pod of another node", ""},
