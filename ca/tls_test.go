@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 	"github.com/signet-ca/signet/ca/issuance"
 )
@@ -164,7 +165,8 @@ func TestClientCertificates(t *testing.T) {
 // threat: J14
 func TestExpiredAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := start(t, catest.Options{})
+		// The session lasts as long as the SVID; without one, an idle connection ends before.
+		s := start(t, catest.Options{Config: func(cfg *ca.Config) { cfg.SessionAge = 2 * time.Hour }})
 		n := newNode(t, s, "node-1")
 		l := n.session()
 		time.Sleep(time.Hour + time.Second)
