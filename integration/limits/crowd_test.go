@@ -187,9 +187,9 @@ func TestNeighbourNode(t *testing.T) {
 	for i := range items {
 		items[i] = greedy.item(pod)
 	}
-	rounds := 100
+	rounds := 40
 	if testing.Short() {
-		rounds = 20
+		rounds = 10
 	}
 	measure := func() (all []time.Duration) {
 		for range rounds {

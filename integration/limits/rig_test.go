@@ -5,6 +5,7 @@ package limits
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -304,4 +305,13 @@ func plain(t *testing.T, path string) *grpc.ClientConn {
 		t.Fatal(err)
 	}
 	return conn
+}
+
+func pkcs8(t *testing.T, key crypto.PrivateKey) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }

@@ -1,0 +1,508 @@
+//go:build integration
+
+package limits
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/attestor/attestortest"
+	"github.com/signet-ca/signet/internal/daemon"
+	"github.com/signet-ca/signet/internal/latest"
+	"github.com/signet-ca/signet/internal/run"
+	"github.com/signet-ca/signet/sds"
+)
+
+// socket is the shared socket of a node, served as signet-agent does: a pod is known by its real token. What its pods have
+// comes from the test.
+type socket struct {
+	t        *testing.T
+	path     string
+	issuer   *attestortest.Issuer
+	verifier attestor.Attestor
+
+	mu   sync.Mutex
+	pods map[string]*latest.Value[*sds.Material] // by UID
+}
+
+func newSocket(t *testing.T) *socket {
+	t.Helper()
+	issuer, err := attestortest.NewIssuer(attestortest.Config{Algorithm: "RS256"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := attestor.StaticKeys(issuer.JWKS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: map[string]attestor.Keys{issuer.Name(): keys}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "limits") // t.TempDir is too long a name for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s := &socket{t: t, path: filepath.Join(dir, "s"), issuer: issuer, verifier: verifier, pods: map[string]*latest.Value[*sds.Material]{}}
+	l, err := daemon.ListenUnix(s.path, 0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limited := daemon.Limit(l, daemon.Limits{Port: "sds", Strangers: 512, PerPeer: 512, Rate: 1 << 20, Bytes: 128 << 10, PerMember: 16})
+	secrets := sds.New(sds.Config{Source: s}) // floods and neighbours are one process here, so processes are not told apart
+	server := grpc.NewServer(grpc.Creds(daemon.Plain()), grpc.MaxRecvMsgSize(sds.MaxRequestBytes), grpc.MaxConcurrentStreams(64),
+		grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(256<<10), grpc.ReadBufferSize(8<<10), grpc.SharedWriteBuffer(true))
+	secrets.Register(server)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	serve := daemon.Serve("sds", server, limited, slog.New(slog.DiscardHandler))
+	wg.Go(func() { run.All(ctx, serve) })
+	t.Cleanup(func() {
+		secrets.Close()
+		cancel()
+		wg.Wait()
+	})
+	return s
+}
+
+// Open implements sds.Source.
+func (s *socket) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error) {
+	e, err := attestor.FromMetadata(md.Get("authorization"))
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.verifier.Attest(ctx, e, api.WorkloadAudience(spiffeid.RequireTrustDomainFromString("example.org")), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	daemon.ConnOf(ctx).Admit(c.PodUID)
+	return &sds.Workload{Name: c.PodName, Material: s.material(c.PodUID), ExpireAt: c.ExpireAt}, nil
+}
+
+func (s *socket) material(uid string) *latest.Value[*sds.Material] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.pods[uid]
+	if v == nil {
+		v = &latest.Value[*sds.Material]{}
+		s.pods[uid] = v
+	}
+	return v
+}
+
+// maker makes what pods have.
+type maker struct {
+	p    *port
+	root *x509bundle.Bundle
+}
+
+func newMaker(t *testing.T) *maker {
+	t.Helper()
+	p := newPort(t, daemon.Limits{})
+	m := &maker{p: p}
+	b := p.CA().Bundle()
+	m.root = x509bundle.FromX509Authorities(b.TrustDomain, b.Roots)
+	return m
+}
+
+// next is an identity that nobody has yet, and the bundle.
+func (m *maker) next(t *testing.T) *sds.Material {
+	t.Helper()
+	got, err := m.p.attest("node-2") // any SVID will do
+	if err != nil {
+		t.Fatal(err)
+	}
+	svid, err := x509svid.ParseRaw(slices.Concat(got.cert.Certificate...), pkcs8(t, got.cert.PrivateKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	identity, err := sds.NewIdentity(svid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := sds.NewTrust(m.root, nil, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &sds.Material{Identity: identity, Trust: trust}
+}
+
+func (s *socket) token(name string) (pod attestortest.Pod, header string) {
+	s.t.Helper()
+	pod = attestortest.NewPod("shop", name, name, "node-1")
+	token, err := s.issuer.Token(pod, api.WorkloadAudience(spiffeid.RequireTrustDomainFromString("example.org")), time.Hour)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pod, "Bearer " + token
+}
+
+// stream opens a stream and asks for the own certificate.
+func stream(ctx context.Context, conn *grpc.ClientConn, header string) (secret.SecretDiscoveryService_StreamSecretsClient, error) {
+	st, err := secret.NewSecretDiscoveryServiceClient(conn).StreamSecrets(metadata.AppendToOutgoingContext(ctx, "authorization", header))
+	if err != nil {
+		return nil, err
+	}
+	err = st.Send(&discovery.DiscoveryRequest{Node: &core.Node{Id: "envoy"}, TypeUrl: sds.TypeURL, ResourceNames: []string{sds.NameDefault}})
+	if err == io.EOF { // Recv says why
+		err = nil
+	}
+	return st, err
+}
+
+func answer(st secret.SecretDiscoveryService_StreamSecretsClient, r *discovery.DiscoveryResponse, nack string) error {
+	req := &discovery.DiscoveryRequest{TypeUrl: sds.TypeURL, ResourceNames: []string{sds.NameDefault}, ResponseNonce: r.GetNonce(), VersionInfo: r.GetVersionInfo()}
+	if nack != "" {
+		req.ErrorDetail = &rpcstatus.Status{Code: 13, Message: nack}
+	}
+	return st.Send(req)
+}
+
+// count returns what may leak: goroutines, file descriptors, and bytes of heap that are reachable.
+func count(t *testing.T) (goroutines, files int, heap uint64) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("there is no /proc/self/fd here: ", err)
+	}
+	var all []uint64
+	for range 9 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		all = append(all, m.HeapAlloc)
+	}
+	slices.Sort(all)
+	return runtime.NumGoroutine(), len(entries), all[len(all)/2]
+}
+
+// TestReconnects has proxies come and go 10,000 times, each over a connection of its own with a token and an answered
+// secret. Goroutines and file descriptors are then exactly where they were, and the heap within 2 %.
+//
+// threat: D21
+func TestReconnects(t *testing.T) {
+	s := newSocket(t)
+	pod, header := s.token("web")
+	s.material(pod.UID).Set(newMaker(t).next(t))
+	once := func() error {
+		conn := plain(t, s.path)
+		defer conn.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		st, err := stream(ctx, conn, header)
+		if err != nil {
+			return err
+		}
+		r, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		return answer(st, r, "")
+	}
+	storm := func(times int) {
+		var wg sync.WaitGroup
+		var failed atomic.Int64
+		for range 8 {
+			wg.Go(func() {
+				for range times / 8 {
+					if err := once(); err != nil && failed.Add(1) == 1 {
+						t.Error(api.FromStatus(err))
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if n := failed.Load(); n > 0 {
+			t.Errorf("%d of %d reconnects failed", n, times)
+		}
+	}
+	times := 10000
+	if testing.Short() {
+		times = 1000
+	}
+	storm(1000) // what is made once and kept, in pools and maps, is there after this
+	var goroutines, files int
+	var heap uint64
+	rest(t, &goroutines, &files, &heap)
+	began := time.Now()
+	storm(times)
+	took := time.Since(began)
+	var g, f int
+	var h uint64
+	settle(t, func() string {
+		if g, f, h = count(t); g != goroutines || f != files || float64(h) > 1.02*float64(heap) {
+			return fmt.Sprintf("%d goroutines, %d files, %d bytes; before %d, %d, %d", g, f, h, goroutines, files, heap)
+		}
+		return ""
+	})
+	t.Logf("%d reconnects in %v: %d goroutines and %d files as before, heap %+.2f %% of %d KiB", times, took.Round(time.Millisecond),
+		g, f, 100*(float64(h)/float64(heap)-1), heap>>10)
+}
+
+// rest waits until what may leak is the same three times in a row.
+func rest(t *testing.T, goroutines, files *int, heap *uint64) {
+	t.Helper()
+	same := 0
+	settle(t, func() string {
+		g, f, h := count(t)
+		if g == *goroutines && f == *files {
+			same++
+		} else {
+			same = 0
+		}
+		*goroutines, *files, *heap = g, f, h
+		if same < 3 {
+			return "no rest"
+		}
+		return ""
+	})
+}
+
+// TestNeighbourPod has one pod flood the shared socket in every way while its neighbour's rotations are timed, in turns with
+// rounds of quiet.
+//
+// threat: D06, D07, D09, D21
+func TestNeighbourPod(t *testing.T) {
+	s, m := newSocket(t), newMaker(t)
+	good, goodHeader := s.token("good")
+	bad, badHeader := s.token("bad")
+	made := []*sds.Material{m.next(t), m.next(t)}
+	s.material(good.UID).Set(made[0])
+	s.material(bad.UID).Set(made[1])
+	conn := plain(t, s.path)
+	defer conn.Close()
+	st, err := stream(t.Context(), conn, goodHeader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial := 0
+	push := func() time.Duration { // the time from a rotation to its arrival
+		t.Helper()
+		began := time.Now()
+		serial++
+		s.material(good.UID).Set(made[serial%2])
+		r, err := st.Recv()
+		took := time.Since(began)
+		if err != nil {
+			t.Fatal(api.FromStatus(err))
+		}
+		if err := answer(st, r, ""); err != nil {
+			t.Fatal(err)
+		}
+		return took
+	}
+	if r, err := st.Recv(); err != nil || answer(st, r, "") != nil {
+		t.Fatal(api.FromStatus(err))
+	}
+	rounds := 100
+	if testing.Short() {
+		rounds = 20
+	}
+	tick := time.NewTicker(15 * time.Millisecond) // below the rate at which a stream is read
+	defer tick.Stop()
+	measure := func() (all []time.Duration) {
+		for range rounds {
+			<-tick.C
+			all = append(all, push())
+		}
+		return all
+	}
+	measure() // warm
+	for _, flood := range []struct {
+		name string
+		one  func(ctx context.Context, c *grpc.ClientConn) error
+	}{
+		{"streams", func(ctx context.Context, c *grpc.ClientConn) error {
+			st, err := stream(ctx, c, badHeader)
+			if err != nil {
+				return err
+			}
+			_, err = st.Recv()
+			return err // and leave it open
+		}},
+		{"refusals", func(ctx context.Context, c *grpc.ClientConn) error {
+			st, err := stream(ctx, c, badHeader)
+			if err != nil {
+				return err
+			}
+			for {
+				r, err := st.Recv()
+				if err != nil {
+					return err
+				}
+				for ctx.Err() == nil {
+					if err := answer(st, r, "no, and no again"); err != nil {
+						return err
+					}
+				}
+			}
+		}},
+		{"reconnects", func(ctx context.Context, _ *grpc.ClientConn) error {
+			c := plain(t, s.path)
+			defer c.Close()
+			st, err := stream(ctx, c, badHeader)
+			if err != nil {
+				return err
+			}
+			_, err = st.Recv()
+			return err
+		}},
+		{"junk tokens", func(ctx context.Context, c *grpc.ClientConn) error {
+			st, err := stream(ctx, c, badHeader[:len(badHeader)-8]+"AAAAAAAA")
+			if err != nil {
+				return err
+			}
+			if _, err = st.Recv(); api.ReasonOf(api.FromStatus(err)) == api.TokenSignature {
+				err = nil
+			}
+			return err
+		}},
+		{"silent connections", func(ctx context.Context, _ *grpc.ClientConn) error {
+			c, err := net.Dial("unix", s.path)
+			if err != nil {
+				return err
+			}
+			context.AfterFunc(ctx, func() { c.Close() })
+			return nil
+		}},
+	} {
+		t.Run(flood.name, func(t *testing.T) {
+			quiet := measure()
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			var done, failed atomic.Int64
+			for range 4 {
+				wg.Go(func() {
+					c := plain(t, s.path)
+					defer c.Close()
+					for ctx.Err() == nil && done.Add(1) < 50000 {
+						one, stop := context.WithTimeout(ctx, 5*time.Second)
+						if err := flood.one(one, c); err != nil {
+							failed.Add(1)
+							if errors.Is(one.Err(), context.DeadlineExceeded) {
+								stop()
+								continue
+							}
+						}
+						if flood.name != "streams" && flood.name != "silent connections" {
+							stop()
+						} else {
+							context.AfterFunc(ctx, stop)
+						}
+					}
+				})
+			}
+			settle(t, func() string {
+				if done.Load() < 4 {
+					return "the flood has not begun"
+				}
+				return ""
+			})
+			loud := measure()
+			cancel()
+			wg.Wait()
+			t.Logf("quiet: %s", quantiles(quiet))
+			t.Logf("beside %d of the flood, %d of them refused: %s; ratio of medians %.1f", done.Load(), failed.Load(), quantiles(loud),
+				float64(median(loud))/float64(median(quiet)))
+			if worst := loud[len(loud)-1]; worst > 10*time.Second {
+				t.Errorf("a rotation took %v beside a flood of a neighbour", worst)
+			}
+		})
+	}
+	fresh, header := s.token("fresh") // and somebody new gets in
+	s.material(fresh.UID).Set(made[0])
+	settle(t, func() string {
+		c := plain(t, s.path)
+		defer c.Close()
+		st, err := stream(t.Context(), c, header)
+		if err == nil {
+			_, err = st.Recv()
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// TestNothingElse finds nothing on the ports that pods reach but what they are for: no profile, no heap, no level of the
+// log, no reflection.
+//
+// threat: D24
+func TestNothingElse(t *testing.T) {
+	s := newSocket(t)
+	conn := plain(t, s.path)
+	defer conn.Close()
+	for _, method := range []string{
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+		"/grpc.channelz.v1.Channelz/GetTopChannels", "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus",
+		"/signet.v1.Admin/GetStatus", "/signet.v1.Authority/Issue", "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+	} {
+		if err := conn.Invoke(t.Context(), method, &emptypb.Empty{}, &emptypb.Empty{}); status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v, want Unimplemented", method, err)
+		}
+	}
+	h := daemon.HTTP{Address: freePort(t), NotReady: func() []string { return nil }, Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { h.Task().Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	get := func(method, path string) (int, error) {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+h.Address+path, nil)
+		if err != nil {
+			return 0, err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode, nil
+	}
+	settle(t, func() string {
+		if code, err := get("GET", "/livez"); err != nil || code != http.StatusOK {
+			return fmt.Sprint(code, err)
+		}
+		return ""
+	})
+	for _, path := range []string{"/", "/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/profile", "/debug/vars", "/debug/requests", "/heap", "/log", "/loglevel", "/quitquitquit", "/config", "/metrics/../debug/pprof/heap"} {
+		if code, err := get("GET", path); err != nil || code != http.StatusNotFound {
+			t.Errorf("GET %s: %d %v, want 404", path, code, err)
+		}
+	}
+	for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS"} {
+		if code, err := get(method, "/livez"); err != nil || code != http.StatusMethodNotAllowed {
+			t.Errorf("%s /livez: %d %v, want 405", method, code, err)
+		}
+	}
+}
