@@ -14,8 +14,8 @@ import (
 type Query struct {
 	Since, Until time.Time          // from Since on and before Until; zero: no bound
 	Last         int                // only the newest so many; zero: all
-	Values       []string           // each is the whole value of some field; what lacks one is passed over without parsing it
-	Match        func(*Record) bool // nil: all
+	Values       []string           // each is the whole value of some field: most lines that lack one are not even parsed
+	Match        func(*Record) bool // decides; nil: all
 }
 
 const (

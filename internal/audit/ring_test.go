@@ -93,7 +93,7 @@ func TestRefuse(t *testing.T) {
 
 // However many callers there are, so many windows are open; the ring stays within its budget, and the newest are there.
 func TestRefuseBounded(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "ledger")
+	dir := folder(t)
 	l := open(t, dir)
 	const callers = 2 * maxWindows
 	var wg sync.WaitGroup
@@ -154,7 +154,7 @@ func TestRefuseDamaged(t *testing.T) {
 		{"a link to nowhere", func(t *testing.T, path string) error { return os.Symlink("nowhere", path) }, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "ledger")
+			dir := folder(t)
 			if err := errors.Join(os.Mkdir(dir, 0o700), tc.put(t, filepath.Join(dir, partName(refusalPrefix, 1)))); err != nil {
 				t.Fatal(err)
 			}

@@ -25,7 +25,7 @@ func long(n int) Entry {
 // rolled makes a closed ledger of several segments and returns its folder and their files.
 func rolled(t testing.TB, segments int) (string, []part) {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "ledger")
+	dir := folder(t)
 	l := open(t, dir)
 	for n := 1; len(l.snapshot().parts) < segments || l.size == 0; n++ {
 		if err := l.Append(t.Context(), long(n)); err != nil {
@@ -124,7 +124,7 @@ func TestAppendRolls(t *testing.T) {
 func TestOpenEarlier(t *testing.T) {
 	for _, size := range []int{10, MinSegment / 15_000, MinSegment / 10_000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "ledger")
+			dir := folder(t)
 			var content []byte
 			for n := range size {
 				body, err := encode(long(n + 1))
