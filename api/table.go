@@ -144,8 +144,6 @@ const (
 	HeaderMissing Reason = "HEADER_MISSING"
 	// ProfileNotServed: this kind of SVID is not served.
 	ProfileNotServed Reason = "PROFILE_NOT_SERVED"
-	// RequestMalformed: the request does not parse.
-	RequestMalformed Reason = "REQUEST_MALFORMED"
 	// StateMissing: there is no state.
 	StateMissing Reason = "STATE_MISSING"
 	// StateExists: there is a state already.
@@ -420,9 +418,6 @@ var table = []Page{
 	{ProfileNotServed, 711, KindUnimplemented, "This kind of SVID is not served",
 		"This version serves X.509-SVIDs and their bundles; JWT-SVIDs come with a later one.",
 		"Use X.509-SVIDs. A library that waits for JWT bundles too, as go-spiffe's JWTSource and BundleSource do, waits in vain: use its X509Source."},
-	{RequestMalformed, 712, KindInvalid, "The request does not parse",
-		"It is not one message of the call's type, or is larger than any such message needs to be.",
-		"Use a current library. Where a tool made the request by hand, compare it with what reflection says of the call."},
 	{StateMissing, 801, KindNotReady, "There is no state",
 		"`signet-ca run` never makes a root, so that a lost volume does not become a new one.",
 		"For a new trust domain run `signet-ca init`. For an old one restore its volume or a backup."},
