@@ -103,7 +103,7 @@ func passAll(call) (act, unix.Errno) { return pass, 0 }
 // power failure: the CA ends and says why, and once the disk is back every certificate that left is on record and the CA
 // goes on.
 //
-// threat: E02, E03
+// threat: E03
 func TestDiskLost(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -233,8 +233,6 @@ func TestDiskFull(t *testing.T) {
 
 // TestDiskFullStore proves that a full disk ends nothing that the store does: its file has room of its own. Once that is
 // gone too, the outcome is unknown, and what is read afterwards is the record before or the one after.
-//
-// threat: E04
 func TestDiskFullStore(t *testing.T) {
 	dir := mountTmpfs(t, 3)
 	cfg := store.Config{Path: filepath.Join(dir, "signet.db")}

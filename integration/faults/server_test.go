@@ -148,7 +148,7 @@ func recorded(c call) bool {
 // issued and each early write and many later ones were the last: no certificate that left is missing from the record, the
 // record has no torn entry, and the CA starts again each time.
 //
-// threat: E01, E28
+// threat: E01
 func TestServerKilled(t *testing.T) {
 	early, issuances := 40, 1000
 	if exhaustive() {

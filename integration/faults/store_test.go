@@ -183,8 +183,6 @@ func lookChild(dir string) {
 
 // TestStoreSettles proves that what a killed process left is made durable by the next one before it is built on: a reader
 // sees pages that are in the kernel's memory alone, and names whose folder was never synced.
-//
-// threat: E02
 func TestStoreSettles(t *testing.T) {
 	for _, last := range []string{"unlinkat", "pwrite64"} {
 		t.Run("killed behind "+last, func(t *testing.T) {
