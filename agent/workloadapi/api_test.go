@@ -73,8 +73,8 @@ func TestHeader(t *testing.T) {
 				for call, err := range w.calls(metadata.AppendToOutgoingContext(context.Background(), tc.header...)) {
 					wantError(t, call, err, codes.InvalidArgument, api.HeaderMissing)
 				}
-				if p.opened != 0 || p.refused[api.HeaderMissing] != 7 {
-					t.Errorf("%d streams were opened, refusals %v", p.opened, p.refused)
+				if p.opens() != 0 || p.refusals()[api.HeaderMissing] != 7 {
+					t.Errorf("%d streams were opened, refusals %v", p.opens(), p.refusals())
 				}
 			})
 		})

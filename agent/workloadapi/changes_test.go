@@ -168,8 +168,8 @@ func TestRefused(t *testing.T) {
 				w.svids().ends(codes.PermissionDenied, reason)
 				p.give(2) // it may change
 				w.svids().next()
-				if p.closed[reason] != 3 {
-					t.Errorf("ends %v", p.closed)
+				if p.ends()[reason] != 3 {
+					t.Errorf("ends %v", p.ends())
 				}
 			})
 		})
@@ -271,7 +271,7 @@ func TestDelivered(t *testing.T) {
 		svids.silent() // the first stream
 		bundles := w.bundles()
 		bundles.silent()
-		if diff := cmp.Diff([]Delivery{{Stream: 1, Call: CallSVID, Open: true}}, p.deliveries[1]); diff != "" {
+		if diff := cmp.Diff([]Delivery{{Stream: 1, Call: CallSVID, Open: true}}, p.all(1)); diff != "" {
 			t.Error(diff)
 		}
 		time.Sleep(time.Minute)
@@ -301,8 +301,8 @@ func TestDelivered(t *testing.T) {
 		if d := p.last(1); d.Open || d.Generation != 7 {
 			t.Errorf("a stream that ended is told of again: %+v", d)
 		}
-		if p.closed[""] != 1 {
-			t.Errorf("ends %v", p.closed)
+		if p.ends()[""] != 1 {
+			t.Errorf("ends %v", p.ends())
 		}
 	})
 }

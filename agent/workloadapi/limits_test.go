@@ -40,8 +40,8 @@ func TestStop(t *testing.T) {
 		if took := time.Since(start); took > graceTime {
 			t.Errorf("took %v", took)
 		}
-		if p.closed[api.AgentStopping] != 3 || p.last(1).Open || w.srv.streams != 0 {
-			t.Errorf("ends %v, last delivery %+v, %d streams", p.closed, p.last(1), w.srv.streams)
+		if p.ends()[api.AgentStopping] != 3 || p.last(1).Open || w.streams() != 0 {
+			t.Errorf("ends %v, last delivery %+v, %d streams", p.ends(), p.last(1), w.streams())
 		}
 	})
 }
@@ -84,8 +84,8 @@ func TestStreamLimit(t *testing.T) {
 		first.cancel()
 		synctest.Wait()
 		w.svids().next()
-		if p.refused[api.StreamLimit] != 6 {
-			t.Errorf("refusals %v", p.refused)
+		if p.refusals()[api.StreamLimit] != 6 {
+			t.Errorf("refusals %v", p.refusals())
 		}
 	})
 }
@@ -147,8 +147,8 @@ func TestReflectionEnds(t *testing.T) {
 		r.silent()
 		time.Sleep(2 * time.Second)
 		r.ends(codes.Unavailable, api.DeadlineExceeded)
-		if w.srv.streams != 0 || len(p.deliveries) != 0 {
-			t.Errorf("%d streams are left, %d were told of", w.srv.streams, len(p.deliveries))
+		if w.streams() != 0 || p.told() != 0 {
+			t.Errorf("%d streams are left, %d were told of", w.streams(), p.told())
 		}
 	})
 }
@@ -175,21 +175,39 @@ func TestSlowReader(t *testing.T) {
 			good.next()
 		}
 		synctest.Wait()
-		if sent := len(p.deliveries[1]); sent > 2 || p.closed[api.SlowConsumer] != 0 {
-			t.Errorf("%d deliveries to a client that reads nothing, ends %v", sent-1, p.closed)
+		if sent := len(p.all(1)); sent > 2 || p.ends()[api.SlowConsumer] != 0 {
+			t.Errorf("%d deliveries to a client that reads nothing, ends %v", sent-1, p.ends())
 		}
 		for n := range uint64(60) {
 			time.Sleep(time.Second)
 			grow(n + 100)
 			good.next()
 		}
-		if p.closed[api.SlowConsumer] != 1 || w.srv.streams != 1 {
-			t.Errorf("ends %v, %d streams", p.closed, w.srv.streams)
+		if p.ends()[api.SlowConsumer] != 1 || w.streams() != 1 {
+			t.Errorf("ends %v, %d streams", p.ends(), w.streams())
 		}
-		if d := p.last(1); d.Open || len(p.deliveries[1]) > 3 {
-			t.Errorf("%d deliveries, the last %+v", len(p.deliveries[1]), d)
+		if d := p.last(1); d.Open || len(p.all(1)) > 3 {
+			t.Errorf("%d deliveries, the last %+v", len(p.all(1)), d)
 		}
 		<-done // its connection has ended: what was queued for it is gone
+	})
+}
+
+// A client that is stopped, and so answers nothing, loses its place.
+func TestSilentClient(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, p *pod, w *world) {
+		p.give(1)
+		r := w.raw(64 << 10)
+		r.call(1, pathSVID)
+		synctest.Wait()
+		if d := p.last(1); !d.Open || d.At.IsZero() {
+			t.Fatalf("delivery %+v", d)
+		}
+		time.Sleep(2 * keepaliveTime)
+		if d := p.last(1); d.Open || w.streams() != 0 {
+			t.Errorf("delivery %+v, %d streams", d, w.streams())
+		}
+		r.c.Close()
 	})
 }
 
@@ -211,7 +229,7 @@ func TestSkips(t *testing.T) {
 		r.open(1 << 24)
 		synctest.Wait()
 		var got []uint64
-		for _, d := range p.deliveries[1] {
+		for _, d := range p.all(1) {
 			if !d.At.IsZero() {
 				got = append(got, d.Generation)
 			}
@@ -265,8 +283,8 @@ func TestRequests(t *testing.T) {
 		if ends := <-done; ends[1] != "12" || ends[3] != "12" {
 			t.Errorf("compressed requests ended with %v, want 12: Unimplemented", ends)
 		}
-		if p.opened != 10 || w.srv.streams != 0 {
-			t.Errorf("%d streams were opened, %d are left", p.opened, w.srv.streams)
+		if p.opens() != 10 || w.streams() != 0 {
+			t.Errorf("%d streams were opened, %d are left", p.opens(), w.streams())
 		}
 	})
 }
@@ -292,8 +310,8 @@ func TestReflectionRequests(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if w.srv.streams != 0 {
-			t.Errorf("%d streams are left", w.srv.streams)
+		if w.streams() != 0 {
+			t.Errorf("%d streams are left", w.streams())
 		}
 	})
 }
@@ -328,8 +346,8 @@ func TestChurn(t *testing.T) {
 		}
 		time.Sleep(time.Second) // connections end
 		synctest.Wait()
-		if w.srv.streams != 0 || p.opened != 1301 || p.closed[""] != 1301 {
-			t.Errorf("%d streams are left of %d, ends %v", w.srv.streams, p.opened, p.closed)
+		if w.streams() != 0 || p.opens() != 1301 || p.ends()[""] != 1301 {
+			t.Errorf("%d streams are left of %d, ends %v", w.streams(), p.opens(), p.ends())
 		}
 		if after := runtime.NumGoroutine(); after > before+2 {
 			t.Errorf("%d goroutines, %d before", after, before)
@@ -395,8 +413,8 @@ func TestPanics(t *testing.T) {
 					}
 				}
 				synctest.Wait()
-				if w.srv.streams != 0 {
-					t.Errorf("%d streams are left", w.srv.streams)
+				if w.streams() != 0 {
+					t.Errorf("%d streams are left", w.streams())
 				}
 			})
 		})

@@ -8,9 +8,11 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"maps"
 	"math/big"
 	"net"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -183,6 +185,39 @@ func (p *pod) last(stream uint64) Delivery {
 	return Delivery{}
 }
 
+// all returns every delivery of a stream.
+func (p *pod) all(stream uint64) []Delivery {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.deliveries[stream])
+}
+
+// told returns how many streams were told of.
+func (p *pod) told() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.deliveries)
+}
+
+// opens, ends and refusals return how many streams were let in, how those that have ended did, and why others were not.
+func (p *pod) opens() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.opened
+}
+
+func (p *pod) ends() map[api.Reason]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.closed)
+}
+
+func (p *pod) refusals() map[api.Reason]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.refused)
+}
+
 // world is a socket over memory and a connection to it.
 type world struct {
 	t    testing.TB
@@ -215,6 +250,13 @@ func bubble(t *testing.T, cfg Config, f func(t *testing.T, p *pod, w *world), be
 		}()
 		f(t, p, w)
 	})
+}
+
+// streams returns how many streams the socket counts.
+func (w *world) streams() int {
+	w.srv.mu.Lock()
+	defer w.srv.mu.Unlock()
+	return w.srv.streams
 }
 
 func (w *world) dial(opts ...grpc.DialOption) *grpc.ClientConn {
