@@ -223,7 +223,7 @@ func (g guarded) RegisterService(desc *grpc.ServiceDesc, impl any) {
 				if err := dec(m); err != nil {
 					return err
 				}
-				if err := checkRead(m); err != nil {
+				if err := api.CheckRead(m); err != nil {
 					return g.ca.boundary(ctx, call, err, nil)
 				}
 				return nil
@@ -241,7 +241,7 @@ type interceptors struct {
 
 func (i interceptors) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(api.ServerCodec()),
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { // admit has refused it
@@ -284,5 +284,5 @@ func (s admittedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	return checkRead(m)
+	return api.CheckRead(m)
 }

@@ -191,7 +191,9 @@ func (s service) DeltaSecrets(wire grpc.BidiStreamingServer[discovery.DeltaDisco
 // FetchSecrets answers once, when everything that was asked for and may be had is ready.
 func (s service) FetchSecrets(ctx context.Context, req *discovery.DiscoveryRequest) (resp *discovery.DiscoveryResponse, err error) {
 	err = s.shield(protocolFetch, func() (err error) {
-		resp, err = fetch(ctx, s.Server, req)
+		if err = api.CheckRead(req); err == nil {
+			resp, err = fetch(ctx, s.Server, req)
+		}
 		return err
 	})
 	return resp, err

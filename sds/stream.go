@@ -174,7 +174,9 @@ func (st *stream[Req, Resp]) read() {
 	for {
 		var r received[Req]
 		r.err = contain(func() (err error) {
-			r.req, err = st.wire.Recv()
+			if r.req, err = st.wire.Recv(); err == nil {
+				err = api.CheckRead(r.req)
+			}
 			return err
 		})
 		select {

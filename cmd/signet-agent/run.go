@@ -71,6 +71,7 @@ func serveSDS(src *source, l net.Listener, log *slog.Logger) run.Task {
 	secrets := sds.New(sds.Config{Source: src, Log: log, Hooks: src.metrics.hooks(), Peer: peerOf})
 	server := grpc.NewServer(
 		grpc.Creds(daemon.Plain()),
+		grpc.ForceServerCodecV2(api.ServerCodec()),
 		grpc.MaxRecvMsgSize(sds.MaxRequestBytes),
 		grpc.MaxHeaderListSize(2*api.MaxTokenBytes),
 		grpc.MaxConcurrentStreams(64),

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/signet-ca/signet/api"
@@ -26,6 +28,12 @@ func (raw) Unmarshal(data []byte, v any) error { *v.(*[]byte) = data; return nil
 // Name implements encoding.Codec.
 func (raw) Name() string { return "proto" }
 
+// unparsable are messages of nothing.
+var unparsable = map[string][]byte{
+	"three bytes of ones": {0xff, 0xff, 0xff}, "a text that is not UTF-8": {0x0a, 0x05, 0x0a, 0x03, 0xff, 0xfe, 0xfd}, "field 0": {0x00, 0x01}, "wire type 7": {0x0f}, "a group without end": {0x0b}, "an end without group": {0x0c},
+	"length beyond the message": {0x0a, 0x7f, 0x00}, "length 2^63": {0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, "varint of 11 bytes": {0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}, "JSON": []byte(`{"protocol":1}`),
+}
+
 // TestMessages sends what is no message of the call: it is the sender's fault, and is counted as such.
 //
 // threat: J08
@@ -36,10 +44,7 @@ func TestMessages(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn := r.dial(nil)
-		messages := map[string][]byte{
-			"three bytes of ones": {0xff, 0xff, 0xff}, "a text that is not UTF-8": {0x0a, 0x05, 0x0a, 0x03, 0xff, 0xfe, 0xfd}, "field 0": {0x00, 0x01}, "wire type 7": {0x0f}, "a group without end": {0x0b}, "an end without group": {0x0c},
-			"length beyond the message": {0x0a, 0x7f, 0x00}, "length 2^63": {0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, "varint of 11 bytes": {0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}, "JSON": []byte(`{"protocol":1}`),
-		}
+		messages := maps.Clone(unparsable)
 		for i := range 20 {
 			messages[fmt.Sprintf("cut, number %02d", i)] = good[:len(good)-3-i*20]
 		}
@@ -81,5 +86,32 @@ func (r *rig) session(name string, in []byte) {
 		r.t.Errorf("%s: it is a session", name)
 	} else if a := r.statusOf(name, err); a.reason != api.SessionProtocol && a.reason != api.ProtocolSkew { // some of the bytes are a Hello of another protocol
 		r.t.Errorf("%s: the session ended with %s (%s), want %s", name, a.reason, a.text, api.SessionProtocol)
+	}
+}
+
+// messages sends what is no message to each call of SDS.
+func (s *socket) messages(good []string) {
+	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(s.t.Context(), metadata.Pairs("authorization", good[0])), patience)
+	defer cancel()
+	for name, in := range sorted(unparsable) {
+		for _, call := range []string{"FetchSecrets", "StreamSecrets", "DeltaSecrets"} {
+			s.count++
+			name := call + ": " + name
+			stream, err := s.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+				"/envoy.service.secret.v3.SecretDiscoveryService/"+call, grpc.ForceCodec(raw{}))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			if err := stream.SendMsg(&in); err != nil && err != io.EOF {
+				s.t.Fatal(err)
+			}
+			stream.CloseSend()
+			var out []byte
+			if err := stream.RecvMsg(&out); err == nil {
+				s.t.Errorf("%s: it was answered", name)
+			} else if a := s.statusOf(name, err); a.reason != api.MessageMalformed {
+				s.t.Errorf("%s: refused with %s (%s), want %s", name, a.reason, a.text, api.MessageMalformed)
+			}
+		}
 	}
 }

@@ -37,6 +37,7 @@ const patience = 30 * time.Second
 // socket is a node as a proxy sees it: the agent with a real CA behind it, and SDS on a Unix socket.
 type socket struct {
 	*rig
+	conn   *grpc.ClientConn
 	client secret.SecretDiscoveryServiceClient
 	count  int
 }
@@ -111,19 +112,8 @@ func newSocket(t *testing.T) *socket {
 	if err != nil {
 		t.Fatal(err)
 	}
-	verifier := func(sets agent.KeySets) (attestor.Attestor, error) {
-		keys := map[string]attestor.Keys{}
-		for issuer, jwks := range sets {
-			k, err := attestor.StaticKeys(jwks)
-			if err != nil {
-				return nil, err
-			}
-			keys[issuer] = k
-		}
-		return attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys})
-	}
 	log := slog.New(slog.NewTextHandler(r.log, nil))
-	a, err := agent.New(agent.Config{TrustDomain: r.TD, Dial: r.Dial, Trust: trust, Prover: prover{r}, Verifier: verifier, Log: log})
+	a, err := agent.New(agent.Config{TrustDomain: r.TD, Dial: r.Dial, Trust: trust, Prover: prover{r}, Verifier: attestor.ByKeySets, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +130,7 @@ func newSocket(t *testing.T) *socket {
 	src := &source{agent: a, ctx: ctx, known: map[*agent.Identity]*latest.Value[*sds.Material]{}}
 	// Streams of a suite overlap: a client hears of an end before the server has counted it.
 	server := sds.New(sds.Config{Source: src, Log: log, MaxStreamsPerWorkload: 256})
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(sds.MaxRequestBytes), grpc.WaitForHandlers(true))
+	g := grpc.NewServer(grpc.ForceServerCodecV2(api.ServerCodec()), grpc.MaxRecvMsgSize(sds.MaxRequestBytes), grpc.WaitForHandlers(true))
 	server.Register(g)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -162,7 +152,7 @@ func newSocket(t *testing.T) *socket {
 		src.wg.Wait()
 		os.RemoveAll(dir)
 	})
-	return &socket{rig: r, client: secret.NewSecretDiscoveryServiceClient(conn)}
+	return &socket{rig: r, conn: conn, client: secret.NewSecretDiscoveryServiceClient(conn)}
 }
 
 // question is one request of either protocol.

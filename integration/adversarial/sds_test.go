@@ -40,6 +40,7 @@ func TestSDS(t *testing.T) {
 		s.tokens(protocol)
 	}
 	s.sequences(good)
+	s.messages(good)
 	if now := s.ledger.issued(); now != before {
 		t.Errorf("%d SVIDs were issued meanwhile", now-before)
 	}

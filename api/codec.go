@@ -1,4 +1,4 @@
-package ca
+package api
 
 import (
 	"bytes"
@@ -7,16 +7,14 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/signet-ca/signet/api"
 )
 
-// codec is gRPC's own for protobuf, but for what does not parse. gRPC answers that itself, as an internal error of ours
-// without a reason, before anybody here hears of it; so it arrives as an empty message with a mark on it, and whoever
-// receives it calls checkRead first. A sender who makes the mark himself is refused for the same reason.
-type codec struct{ encoding.CodecV2 }
+// ServerCodec is gRPC's own codec for protobuf, but for what does not parse. gRPC answers that itself, as an internal error
+// of ours without a reason, before anybody here hears of it; so it arrives as an empty message with a mark on it, and
+// whoever receives it calls CheckRead first. A sender who makes the mark himself is refused for the same reason.
+func ServerCodec() encoding.CodecV2 { return codec{encoding.GetCodecV2("proto")} }
 
-func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
+type codec struct{ encoding.CodecV2 }
 
 // unreadMark is an unknown field of the highest number there is.
 var unreadMark = protowire.AppendVarint(protowire.AppendTag(nil, protowire.MaxValidNumber, protowire.VarintType), 1)
@@ -32,10 +30,10 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return err
 }
 
-// checkRead refuses a message that was received and could not be parsed (MessageMalformed).
-func checkRead(v any) error {
+// CheckRead refuses a message that was received and could not be parsed (MessageMalformed).
+func CheckRead(v any) error {
 	if m, ok := v.(proto.Message); ok && bytes.Equal(m.ProtoReflect().GetUnknown(), unreadMark) {
-		return api.E(api.MessageMalformed, "the message is not one of this call")
+		return E(MessageMalformed, "the message is not one of this call")
 	}
 	return nil
 }
