@@ -144,6 +144,12 @@ const (
 	HeaderMissing Reason = "HEADER_MISSING"
 	// ProfileNotServed: this kind of SVID is not served.
 	ProfileNotServed Reason = "PROFILE_NOT_SERVED"
+	// VolumeRefused: the pod asks for its volume in a way that is not served.
+	VolumeRefused Reason = "VOLUME_REFUSED"
+	// VolumeTarget: kubelet wants the volume in a place that is not its own.
+	VolumeTarget Reason = "VOLUME_TARGET"
+	// VolumeFailed: the system did not let the volume's socket be made or removed.
+	VolumeFailed Reason = "VOLUME_FAILED"
 	// StateMissing: there is no state.
 	StateMissing Reason = "STATE_MISSING"
 	// StateExists: there is a state already.
@@ -418,6 +424,15 @@ var table = []Page{
 	{ProfileNotServed, 711, KindUnimplemented, "This kind of SVID is not served",
 		"This version serves X.509-SVIDs and their bundles; JWT-SVIDs come with a later one.",
 		"Use X.509-SVIDs. A library that waits for JWT bundles too, as go-spiffe's JWTSource and BundleSource do, waits in vain: use its X509Source."},
+	{VolumeRefused, 721, KindInvalid, "The pod asks for its volume in a way that is not served",
+		"Signet's volume is inline, read-only and without attributes: one that takes anything from the pod's author could take a token.",
+		"Write it in the pod as `csi: {driver: csi.signet.dev, readOnly: true}` and nothing more."},
+	{VolumeTarget, 722, KindInvalid, "kubelet wants the volume in a place that is not its own",
+		"A volume belongs in pods/UID/volumes/kubernetes.io~csi/NAME/mount of kubelet's folder, under the UID of its pod.",
+		"Give the agent kubelet's --root-dir, and mount its folder pods at the very same path."},
+	{VolumeFailed, 723, KindUnavailable, "The system did not let the volume's socket be made or removed",
+		"A call to the system failed; the message says which and how.",
+		"kubelet tries again by itself. If it goes on, look at the node: room and inodes of kubelet's disk, open files, rights of the agent."},
 	{StateMissing, 801, KindNotReady, "There is no state",
 		"`signet-ca run` never makes a root, so that a lost volume does not become a new one.",
 		"For a new trust domain run `signet-ca init`. For an old one restore its volume or a backup."},

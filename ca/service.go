@@ -45,7 +45,6 @@ func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.StaticStreamWindowSize(streamWindow), // gRPC would let it grow to 16 MiB for whoever sends fast
 		grpc.StaticConnWindowSize(connWindow),
 		grpc.ReadBufferSize(bufferSize),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: false}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: 5 * time.Minute, Timeout: 20 * time.Second}),
 		grpc.WaitForHandlers(true), // the ledger is closed after the last of them

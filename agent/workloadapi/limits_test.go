@@ -165,8 +165,8 @@ func TestSlowReader(t *testing.T) {
 		r := w.raw(0)
 		done := r.pump()
 		r.call(1, pathBundles)
-		r.must(r.fr.WriteData(1, true, make([]byte, 5))) // one empty message
-		synctest.Wait()                                  // the first stream
+		r.data(1, 0, 0, 0, 0, 0) // one empty message
+		synctest.Wait()          // the first stream
 		good := w.bundles()
 		good.next()
 		for n := range uint64(29) {
@@ -202,14 +202,13 @@ func TestSkips(t *testing.T) {
 		r := w.raw(0)
 		done := r.pump()
 		r.call(1, pathBundles)
-		r.must(r.fr.WriteData(1, true, make([]byte, 5)))
+		r.data(1, 0, 0, 0, 0, 0)
 		synctest.Wait()
 		for n := range uint64(20) {
 			set(n + 2)
 			synctest.Wait()
 		}
-		r.must(r.fr.WriteWindowUpdate(1, 1<<24))
-		r.must(r.fr.WriteWindowUpdate(0, 1<<24))
+		r.open(1 << 24)
 		synctest.Wait()
 		var got []uint64
 		for _, d := range p.deliveries[1] {
@@ -259,7 +258,7 @@ func TestRequests(t *testing.T) {
 		done := r.pump()
 		for n, path := range []string{pathSVID, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"} {
 			r.call(uint32(2*n+1), path, "grpc-encoding", "gzip")
-			r.must(r.fr.WriteData(uint32(2*n+1), true, []byte{1, 0, 0, 0, 1, 0}))
+			r.data(uint32(2*n+1), 1, 0, 0, 0, 1, 0)
 		}
 		synctest.Wait()
 		r.c.Close()
@@ -284,8 +283,12 @@ func TestReflectionRequests(t *testing.T) {
 			if err := s.SendMsg(request); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.RecvMsg(nil); err == nil || status.Code(err) == codes.OK {
-				t.Errorf("%d bytes: an answer", len(request))
+			want := codes.InvalidArgument
+			if len(request) > 1<<10 {
+				want = codes.ResourceExhausted
+			}
+			if err := s.RecvMsg(nil); status.Code(err) != want {
+				t.Errorf("%d bytes: %v", len(request), err)
 			}
 		}
 		synctest.Wait()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"sync"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -16,6 +17,7 @@ type raw struct {
 	t  testing.TB
 	c  net.Conn
 	fr *http2.Framer
+	mu sync.Mutex // held while something is written
 }
 
 func (w *world) raw(window uint32) *raw {
@@ -29,15 +31,32 @@ func (w *world) raw(window uint32) *raw {
 	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
 		w.t.Fatal(err)
 	}
-	r.must(r.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window}))
+	r.write(func() error {
+		return r.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window})
+	})
 	return r
 }
 
-func (r *raw) must(err error) {
+func (r *raw) write(f func() error) {
 	r.t.Helper()
-	if err != nil {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := f(); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// data sends one request and ends what is sent on a stream.
+func (r *raw) data(id uint32, request ...byte) {
+	r.t.Helper()
+	r.write(func() error { return r.fr.WriteData(id, true, request) })
+}
+
+// open lets n more bytes come on a connection and its first stream.
+func (r *raw) open(n uint32) {
+	r.t.Helper()
+	r.write(func() error { return r.fr.WriteWindowUpdate(1, n) })
+	r.write(func() error { return r.fr.WriteWindowUpdate(0, n) })
 }
 
 // call opens a stream; path and header are written without compression (RFC 7541 section 6.2.2).
@@ -58,13 +77,20 @@ func (r *raw) call(id uint32, path string, more ...string) {
 	for i := 0; i < len(more); i += 2 {
 		add(more[i], more[i+1])
 	}
-	r.must(r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}))
+	r.write(func() error {
+		return r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true})
+	})
 }
 
 // pump reads and answers what keeps a connection alive, but opens no window, until the connection ends; the map
 // holds the gRPC code of each stream that has ended.
 func (r *raw) pump() <-chan map[uint32]string {
 	done := make(chan map[uint32]string, 1)
+	answer := func(f func() error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		f() // where that fails, so does reading
+	}
 	go func() {
 		ends := map[uint32]string{}
 		defer func() { done <- ends }()
@@ -76,11 +102,11 @@ func (r *raw) pump() <-chan map[uint32]string {
 			switch f := f.(type) {
 			case *http2.PingFrame:
 				if !f.IsAck() {
-					r.fr.WritePing(true, f.Data)
+					answer(func() error { return r.fr.WritePing(true, f.Data) })
 				}
 			case *http2.SettingsFrame:
 				if !f.IsAck() {
-					r.fr.WriteSettingsAck()
+					answer(r.fr.WriteSettingsAck)
 				}
 			case *http2.MetaHeadersFrame:
 				for _, h := range f.Fields {

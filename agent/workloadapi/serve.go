@@ -10,8 +10,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/signet-ca/signet/api"
 )
@@ -22,8 +26,6 @@ const (
 	pingTime      = 10 * time.Second // least time between a client's own pings
 	idleTime      = 5 * time.Minute  // a connection without a call ends then
 	graceTime     = 2 * time.Second  // for what is on its way when a socket ends
-	readBurst     = 16               // seconds
-	acceptCost    = 1 << 10          // bytes that a new connection counts as
 	window        = 64 << 10
 	bufferBytes   = 4 << 10 // of a connection: a node has hundreds of them
 )
@@ -52,6 +54,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, beside ...Service) e
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.Creds(plain{insecure.NewCredentials()}),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
 	)
 	s.Register(g)
 	for _, b := range beside {
@@ -81,92 +84,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, beside ...Service) e
 	return err
 }
 
-// listener bounds the connections of a socket and what is read from them. The socket is one workload's, so there is nobody
-// to be fair to: a flood delays nobody but itself.
-type listener struct {
-	net.Listener
-	max  int
-	done chan struct{} // closed when nobody waits any longer
-	once sync.Once
-
-	mu   sync.Mutex // guards what follows
-	open int
-	rate pace
-}
-
-func newListener(l net.Listener, connections, rate int) *listener {
-	return &listener{Listener: l, max: connections, done: make(chan struct{}), rate: newPace(rate, readBurst*rate, time.Now())}
-}
-
-// Accept returns the next connection that there is room for; others are closed before anything is read from them.
-func (l *listener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		l.wait(acceptCost)
-		l.mu.Lock()
-		room := l.open < l.max
-		if room {
-			l.open++
-		}
-		l.mu.Unlock()
-		if room {
-			return &conn{Conn: c, l: l}, nil
-		}
-		c.Close()
-	}
-}
-
-// Close implements net.Listener.
-func (l *listener) Close() error {
-	l.release()
-	return l.Listener.Close()
-}
-
-func (l *listener) release() { l.once.Do(func() { close(l.done) }) }
-
-// wait waits until n bytes may have been read.
-func (l *listener) wait(n int) {
-	l.mu.Lock()
-	d := l.rate.take(n, time.Now())
-	l.mu.Unlock()
-	if d <= 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-l.done:
-	}
-}
-
-// conn is a connection of a listener.
-type conn struct {
-	net.Conn
-	l    *listener
-	once sync.Once
-}
-
-// Read implements net.Conn, no faster than the socket may be read.
-func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.l.wait(n)
-	return n, err
-}
-
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	c.once.Do(func() {
-		c.l.mu.Lock()
-		c.l.open--
-		c.l.mu.Unlock()
-	})
-	return c.Conn.Close()
-}
-
 // plain is gRPC without TLS, as the specification has it, with calls that know over which connection they came.
 type plain struct {
 	credentials.TransportCredentials
@@ -191,6 +108,21 @@ func (p plain) Clone() credentials.TransportCredentials {
 	return plain{p.TransportCredentials.Clone()}
 }
 
+// codec is gRPC's own for protobuf, but for a question to reflection that does not parse: gRPC would call that an internal
+// error of ours. It arrives as a question about nothing, which reflection refuses. What stands beside the Workload API
+// answers for itself.
+type codec struct{ encoding.CodecV2 }
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	err := c.CodecV2.Unmarshal(data, v)
+	if m, ok := v.(*reflectionpb.ServerReflectionRequest); ok && err != nil {
+		proto.Reset(m)
+		return nil
+	}
+	return err
+}
+
 // hangUp closes the connection over which a call came, where Serve accepted it. What gRPC has queued for a client that does
 // not read stays until then, even when its stream has ended.
 func hangUp(ctx context.Context) {
@@ -201,21 +133,4 @@ func hangUp(ctx context.Context) {
 	if info, ok := p.AuthInfo.(plainInfo); ok {
 		info.conn.Close()
 	}
-}
-
-// A pace bounds how much may be had: at once up to a burst, then at a rate. It is a token bucket without a goroutine.
-type pace struct {
-	rate, burst, left float64
-	last              time.Time
-}
-
-func newPace(perSecond, burst int, now time.Time) pace {
-	return pace{rate: float64(perSecond), burst: float64(burst), left: float64(burst), last: now}
-}
-
-// take spends n and returns how long to wait until they are paid for.
-func (p *pace) take(n int, now time.Time) time.Duration {
-	p.left = min(p.burst, p.left+max(0, now.Sub(p.last).Seconds())*p.rate) - float64(n)
-	p.last = now
-	return max(0, time.Duration(-p.left/p.rate*float64(time.Second)))
 }

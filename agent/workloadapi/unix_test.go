@@ -9,14 +9,19 @@ import (
 	"testing"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/latest"
+	"github.com/signet-ca/signet/sds"
 )
 
 // patience is how long something may take to become true on a busy machine.
@@ -203,4 +208,48 @@ func TestGoSPIFFEErrors(t *testing.T) {
 	if !slices.Contains(reasons, api.AgentStopping) {
 		t.Errorf("streams ended with %v", reasons)
 	}
+}
+
+// envoys is the Source of an SDS server for the same pod.
+type envoys struct {
+	material latest.Value[*sds.Material]
+}
+
+func (e *envoys) Open(context.Context, metadata.MD) (*sds.Workload, error) {
+	return &sds.Workload{Name: "prod/payments", Material: &e.material}, nil
+}
+
+// A proxy and a program share the pod's socket: SDS needs no header, the Workload API does, and both end with the socket.
+//
+// spiffe: E-07
+func TestBesideSDS(t *testing.T) {
+	e := &envoys{}
+	bubble(t, Config{MaxRequestBytes: sds.MaxRequestBytes}, func(t *testing.T, p *pod, w *world) {
+		snap := p.give(1)
+		identity, err := sds.NewIdentity(snap.SVIDs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		trust, err := sds.NewTrust(snap.Bundle, nil, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.material.Set(&sds.Material{Identity: identity, Trust: trust})
+		program := w.svids()
+		program.next()
+		proxy, err := secret.NewSecretDiscoveryServiceClient(w.conn).StreamSecrets(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := proxy.Send(&discovery.DiscoveryRequest{TypeUrl: sds.TypeURL, ResourceNames: []string{sds.NameDefault, sds.NameRootCA}}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := proxy.Recv(); err != nil || len(got.GetResources()) != 2 {
+			t.Fatalf("secrets %v, %v", got, err)
+		}
+		w.stop()
+		program.ends(codes.Unavailable, api.AgentStopping)
+		_, err = proxy.Recv()
+		wantError(t, "SDS", err, codes.Unavailable, api.AgentStopping)
+	}, sds.New(sds.Config{Source: e}))
 }

@@ -77,7 +77,6 @@ func serveSDS(src *source, l net.Listener, log *slog.Logger) run.Task {
 		grpc.StaticStreamWindowSize(64<<10), // gRPC would let it grow to 16 MiB for whoever sends fast
 		grpc.StaticConnWindowSize(256<<10),
 		grpc.ReadBufferSize(8<<10),
-		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),
 	)

@@ -80,7 +80,7 @@ func newSocket(t *testing.T) *socket {
 	limited := daemon.Limit(l, daemon.Limits{Port: "sds", Strangers: 512, PerPeer: 512, Rate: 1 << 20, Bytes: 128 << 10, PerMember: 16})
 	secrets := sds.New(sds.Config{Source: s}) // floods and neighbours are one process here, so processes are not told apart
 	server := grpc.NewServer(grpc.Creds(daemon.Plain()), grpc.MaxRecvMsgSize(sds.MaxRequestBytes), grpc.MaxConcurrentStreams(64),
-		grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(256<<10), grpc.ReadBufferSize(8<<10), grpc.SharedWriteBuffer(true))
+		grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(256<<10), grpc.ReadBufferSize(8<<10))
 	secrets.Register(server)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -179,11 +179,12 @@ func TestMetrics(t *testing.T) {
 	got := map[string]float64{}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			name := f.GetName()
+			var name strings.Builder
+			name.WriteString(f.GetName())
 			for _, label := range m.GetLabel() {
-				name += "/" + label.GetValue()
+				name.WriteString("/" + label.GetValue())
 			}
-			got[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			got[name.String()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
 		}
 	}
 	if room := got["signet_ledger_room_bytes"]; room > 2*MinSegment || room < 2*MinSegment-10_000 || got["signet_ledger_filesystem_free_bytes"] <= 0 {

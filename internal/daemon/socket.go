@@ -115,24 +115,3 @@ func removeLeftover(path string) error {
 	}
 	return api.Wrap(api.SocketUnsafe, err, "it cannot be told whether another process serves "+path)
 }
-
-// OwnerOnly wraps the listener of a Unix socket: only processes of this user and of root get through, whatever the mode
-// of the socket has become. Others see their connection end.
-func OwnerOnly(l net.Listener) net.Listener { return ownerListener{l} }
-
-type ownerListener struct{ net.Listener }
-
-// Accept implements net.Listener.
-func (l ownerListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		uid, err := peerUID(c)
-		if err == nil && (uid == 0 || uid == os.Geteuid()) {
-			return c, nil
-		}
-		c.Close()
-	}
-}

@@ -218,20 +218,3 @@ func TestListenUnixAfterKill(t *testing.T) {
 	serve(t, l)
 	dialOwn(t, path)
 }
-
-func TestOwnerOnly(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := ListenUnix(path, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted := serve(t, OwnerOnly(l))
-	dialOwn(t, path)
-	dialOwn(t, path)
-	if n := accepted(); n != 2 {
-		t.Errorf("%d of our own connections got through, want 2", n)
-	}
-	if _, err := OwnerOnly(l).Accept(); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("accept after the end: %v", err)
-	}
-}
