@@ -93,11 +93,17 @@ func openFile(path string) (db *bbolt.DB, err error) {
 	if err := db.View(check); err != nil {
 		return nil, errors.Join(api.E(api.StateCorrupt, "the store %s is damaged: %v", path, err), db.Close())
 	}
+	// A full disk must end nothing but issuance, and a commit that finds no room ends the process. Without the room, or
+	// where a file system cannot reserve it, the commit itself will tell.
+	_ = durable.Reserve(file, reserved)
 	if err := settle(db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
 }
+
+// reserved is the room that the file has from the start: for records many times larger than they are.
+const reserved = 1 << 20
 
 // settle makes durable what was read: the last commit, and the file's very name, of a process that was killed before its
 // sync, or whose sync failed. Whoever reads them acts on them, so a power failure must no longer take them away.

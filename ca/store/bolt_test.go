@@ -98,12 +98,23 @@ func TestBoltMode(t *testing.T) {
 	}
 }
 
-// TestBoltForeign refuses what is no store of ours, and leaves it as it is: a new store in its place would be a new root.
-func TestBoltForeign(t *testing.T) {
-	good, err := os.ReadFile(filled(t).Path)
+// contents returns a small store's file without the room that it has reserved behind.
+func contents(t *testing.T, c store.Config) []byte {
+	t.Helper()
+	data, err := os.ReadFile(c.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	const used = 32 << 10 // what bbolt begins with
+	if len(bytes.Trim(data[used:], "\x00")) > 0 {
+		t.Fatal("there is more in it than a small store needs")
+	}
+	return data[:used]
+}
+
+// TestBoltForeign refuses what is no store of ours, and leaves it as it is: a new store in its place would be a new root.
+func TestBoltForeign(t *testing.T) {
+	good := contents(t, filled(t))
 	page := os.Getpagesize()
 	flipped := bytes.Clone(good)
 	for i := range 2 * page { // both meta pages
@@ -164,10 +175,7 @@ func otherBolt(t *testing.T) []byte {
 // the record as it was written, or damage.
 func TestBoltDamage(t *testing.T) {
 	c := filled(t)
-	good, err := os.ReadFile(c.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	good := contents(t, c)
 	dir := filepath.Dir(c.Path)
 	if fast, err := os.MkdirTemp("/dev/shm", "signet-test-"); err == nil { // thousands of fsyncs are not what is tested
 		t.Cleanup(func() { os.RemoveAll(fast) })

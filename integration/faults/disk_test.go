@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/store"
 )
 
 // mountTmpfs mounts a file system that is small.
@@ -179,7 +181,7 @@ func TestDiskReadOnly(t *testing.T) {
 //
 // threat: E27
 func TestDiskFull(t *testing.T) {
-	dir := mountTmpfs(t, 3) // two segments of the ledger, the refusals and the store have room, a third segment has not
+	dir := mountTmpfs(t, 4) // two segments of the ledger, the refusals and the store have room, a third segment has not
 	s := newServer(t, filepath.Join(dir, "state"))
 	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	defer cancel()
@@ -201,8 +203,8 @@ func TestDiskFull(t *testing.T) {
 	}
 	t.Logf("full after %d certificates", held)
 	s.judgeLedger("full")
-	s.fill(dir)
-	resize(t, dir, 5)
+	ballast(t, dir)
+	resize(t, dir, 6)
 	s.recover(ctx, func() error { return s.client.issueAll(ctx, 8) })
 
 	// And once more over a restart.
@@ -212,7 +214,7 @@ func TestDiskFull(t *testing.T) {
 	s.client.close()
 	s.stop()
 	s.judge("full once more")
-	s.fill(dir)
+	ballast(t, dir)
 	s.start(passAll)
 	for !strings.Contains(s.p.said(), string(api.LedgerFull)) {
 		select {
@@ -229,19 +231,70 @@ func TestDiskFull(t *testing.T) {
 	s.judge("at the end")
 }
 
-// fill takes what room is left.
-func (s *server) fill(dir string) {
-	s.t.Helper()
+// TestDiskFullStore proves that a full disk ends nothing that the store does: its file has room of its own. Once that is
+// gone too, the outcome is unknown, and what is read afterwards is the record before or the one after.
+//
+// threat: E04
+func TestDiskFullStore(t *testing.T) {
+	dir := mountTmpfs(t, 3)
+	cfg := store.Config{Path: filepath.Join(dir, "signet.db")}
+	s, closeStore, err := store.Open(t.Context(), cfg, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ballast(t, dir)
+	j, err := newJournal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := ca.Replica{Name: "ca-0"}
+	for n := range 100 {
+		j.Number = uint32(n + 1)
+		if _, err := s.Swap(t.Context(), ca.Revision(n), j); err != nil {
+			t.Fatalf("record %d: %v", n, err)
+		}
+		r.Minted = append(r.Minted, ca.Minted{At: time.Now(), NotAfter: time.Now(), Root: strings.Repeat("a", 1000)})
+		if err := s.SaveReplica(t.Context(), r); err != nil {
+			t.Fatalf("replica %d: %v", n, err)
+		}
+	}
+	good := len(r.Minted)
+	r.Minted = append(r.Minted, ca.Minted{Root: strings.Repeat("a", 3<<20)})
+	if err := s.SaveReplica(t.Context(), r); api.ReasonOf(err) != api.StateUnknown {
+		t.Errorf("a replica larger than the disk: %v", err)
+	}
+	if err := closeStore(); err != nil {
+		t.Error(err)
+	}
+	s, closeStore, err = store.Open(t.Context(), cfg, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Replica(t.Context(), "ca-0")
+	if err != nil || len(got.Minted) != good {
+		t.Errorf("%d are there, want %d: %v", len(got.Minted), good, err)
+	}
+	if _, rev, err := s.Load(t.Context()); err != nil || rev != 100 {
+		t.Errorf("revision %d, want 100: %v", rev, err)
+	}
+	if err := closeStore(); err != nil {
+		t.Error(err)
+	}
+}
+
+// ballast takes what room is left.
+func ballast(t testing.TB, dir string) {
+	t.Helper()
 	f, err := os.OpenFile(filepath.Join(dir, "ballast"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer f.Close()
 	for {
 		if _, err := f.Write(make([]byte, 4096)); errors.Is(err, unix.ENOSPC) {
 			return
 		} else if err != nil {
-			s.t.Fatal(err)
+			t.Fatal(err)
 		}
 	}
 }

@@ -78,7 +78,7 @@ func (f *folder) writeCA(listen string, keys netip.AddrPort) error {
 		Listen: listen, AdminSocket: f.join("admin.sock"), HTTP: "127.0.0.1:0",
 		Store:    kindPath{"bolt", f.join("signet.db")},
 		Seal:     map[string]any{"keyFile": f.join("seal.key")},
-		Ledger:   map[string]any{"dir": f.join("ledger")},
+		Ledger:   map[string]any{"dir": f.join("ledger"), "segmentSize": "1MiB"},
 		Upstream: map[string]any{"kind": "selfsigned"}, PolicyFile: f.join("policy.yaml"),
 		Publish:   map[string]any{"dir": f.join("bundle")},
 		Issuers:   []issuerConfig{{issuerName, map[string]any{"url": "http://" + keys.String() + attestortest.KeysPath}}},
