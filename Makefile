@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMANDS := $(sort $(dir $(wildcard cmd/*/main.go)))
-TAGS := integration,envoy
+TAGS := integration,envoy,cluster
 
 # Envoy: empty lets the demo and the tests go on without it where it cannot be had; "required" makes that a failure.
 ENVOY ?=
@@ -26,7 +26,7 @@ STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: need-go ## the binaries, into bin/
@@ -60,6 +60,10 @@ fips: build ## what touches keys, and the real processes, with Go's FIPS 140-3 m
 .PHONY: faults
 faults: build ## the CA killed and failed at every call that touches its files: all of them, where `make test` takes a part
 	SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m -tags=integration -v ./integration/faults
+
+.PHONY: e2e
+e2e: need-go ## tests on the control plane of a real Kubernetes; building that takes 5 to 12 minutes, once
+	@cluster=$$(GO="$(GO)" scripts/cluster.sh) && SIGNET_CLUSTER="$$cluster" $(GO) test -count=1 -tags=cluster -timeout 15m ./integration/controlplane
 
 .PHONY: fuzz
 fuzz: need-go ## every fuzz target, FUZZTIME each (20s)

@@ -118,6 +118,8 @@ type issuerConfig struct {
 	Issuer string `yaml:"issuer"`
 	// Its key set (JWKS).
 	JWKS jwksConfig `yaml:"jwks"`
+	// Its API server, for a live review of each token.
+	TokenReview tokenReviewConfig `yaml:"tokenReview"`
 }
 
 // jwksConfig says where an issuer's key set is read; one of file and url.
@@ -293,6 +295,7 @@ func (c *config) checkClusters(bad func(string, ...any)) {
 			bad("issuers[%d].issuer is there twice", i)
 		}
 		seen[is.Issuer] = true
+		is.TokenReview.check(i, bad)
 	}
 }
 

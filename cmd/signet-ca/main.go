@@ -57,7 +57,12 @@ lines. It works on a copy, and while the CA runs; to ask a CA that runs, with fi
 }
 
 func check(l *loaded) (string, error) {
-	if _, _, err := attestors(l, slog.New(slog.DiscardHandler)); err != nil {
+	log := slog.New(slog.DiscardHandler)
+	reviews, err := openReviewers(l, log)
+	if err != nil {
+		return "", err
+	}
+	if _, _, err := attestors(l, log, reviews); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("trust domain %s, replica %s", l.td, l.Replica), nil

@@ -48,7 +48,11 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, ledger.Close()) }()
-	verifier, sources, err := attestors(l, log)
+	reviews, err := openReviewers(l, log)
+	if err != nil {
+		return err
+	}
+	verifier, sources, err := attestors(l, log, reviews)
 	if err != nil {
 		return err
 	}
@@ -56,7 +60,7 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	return listen(ctx, l, log, authority, ledger, sources)
+	return listen(ctx, l, log, authority, ledger, sources, reviews)
 }
 
 func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor, sources map[string]*attestor.KeySource) (*ca.CA, error) {
@@ -92,7 +96,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 }
 
 // listen opens the three ports and runs all tasks: the agents' port, the admin socket, health and metrics.
-func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource) error {
+func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource, reviews reviewers) error {
 	agents, err := net.Listen("tcp", l.Listen)
 	if err != nil {
 		return err
@@ -108,15 +112,17 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		Members: l.Connections.Agents, Log: log,
 	})
 	server := authority.NewServer()
+	notReady := func() []string { return append(authority.NotReady(), reviews.notReady()...) }
 	healthServer := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthServer)
 	tasks := []run.Task{
 		{Name: "ca", Run: authority.Run},
-		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority) }},
+		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, notReady) }},
 		daemon.Serve("grpc", server, limited, log),
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
-		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
+		daemon.HTTP{Address: l.HTTP, NotReady: notReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
 	}
+	tasks = append(tasks, reviews.tasks()...)
 	for issuer, source := range sources {
 		tasks = append(tasks, run.Task{Name: "key set of " + issuer, Run: source.Run})
 	}
@@ -127,10 +133,10 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 }
 
 // keepHealth brings gRPC health in line with readiness, which has too many causes to be told by each.
-func keepHealth(ctx context.Context, h *health.Server, authority *ca.CA) error {
+func keepHealth(ctx context.Context, h *health.Server, notReady func() []string) error {
 	for {
 		status := grpc_health_v1.HealthCheckResponse_NOT_SERVING
-		if len(authority.NotReady()) == 0 {
+		if len(notReady()) == 0 {
 			status = grpc_health_v1.HealthCheckResponse_SERVING
 		}
 		h.SetServingStatus("", status)
@@ -144,7 +150,7 @@ func keepHealth(ctx context.Context, h *health.Server, authority *ca.CA) error {
 }
 
 // attestors returns the one attestor of all issuers, and the key sets that it checks by.
-func attestors(l *loaded, log *slog.Logger) (attestor.Attestor, map[string]*attestor.KeySource, error) {
+func attestors(l *loaded, log *slog.Logger, reviews reviewers) (attestor.Attestor, map[string]*attestor.KeySource, error) {
 	sources, keys := map[string]*attestor.KeySource{}, map[string]attestor.Keys{}
 	for _, is := range l.Issuers {
 		cfg := attestor.KeySourceConfig{
@@ -160,7 +166,7 @@ func attestors(l *loaded, log *slog.Logger) (attestor.Attestor, map[string]*atte
 		}
 		sources[is.Issuer], keys[is.Issuer] = source, source
 	}
-	verifier, err := attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys})
+	verifier, err := attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: keys, Reviews: reviews.configs(l.Issuers)})
 	return verifier, sources, err
 }
 

@@ -1,0 +1,268 @@
+// Package controlplane starts a real Kubernetes control plane for tests: etcd, API server and the controllers of
+// ServiceAccount tokens, of the version that integration/cluster pins. It needs no root, listens on loopback only, lives in
+// a folder of the test, and is gone with it.
+//
+// There are no nodes: a pod here is an object. That is all that tokens and their reviews depend on.
+package controlplane
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Issuer is the "iss" of the cluster's tokens.
+const Issuer = "https://kubernetes.default.svc.cluster.local"
+
+// BinaryVariable names the environment variable with the path of the program of integration/cluster.
+const BinaryVariable = "SIGNET_CLUSTER"
+
+// patience is how long anything here may take to start. It is for a machine that has much else to do.
+const patience = 3 * time.Minute
+
+// ControlPlane is one that runs.
+type ControlPlane struct {
+	URL        string // of the API server
+	Dir        string // of everything
+	CAFile     string // PEM, of the API server's certificate
+	SigningKey string // file of the RSA key that signs ServiceAccount tokens, PKCS#1 PEM
+
+	admin     *http.Client
+	apiserver *exec.Cmd
+}
+
+// Start starts a control plane that ends with the test. Without BinaryVariable the test is skipped.
+func Start(t testing.TB) *ControlPlane {
+	t.Helper()
+	binary := os.Getenv(BinaryVariable)
+	if binary == "" {
+		t.Skip(BinaryVariable + " names no control plane; `make e2e` builds one")
+	}
+	dir, err := os.MkdirTemp("", "signet-cluster-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	c := &ControlPlane{Dir: dir, CAFile: filepath.Join(dir, "ca.crt"), SigningKey: filepath.Join(dir, "sa.key")}
+	if err := writeKeys(dir); err != nil {
+		t.Fatal(err)
+	}
+	if c.admin, err = c.client("admin"); err != nil {
+		t.Fatal(err)
+	}
+	etcd := c.startEtcd(t, binary)
+	for try := 1; ; try++ { // between asking for a free port and using it somebody else may
+		if err = c.startAPIServer(t, binary, etcd); err == nil {
+			break
+		}
+		if try == 3 {
+			t.Fatal(err)
+		}
+	}
+	c.startControllers(t, binary)
+	return c
+}
+
+// start runs one component, with its output in a log that is shown if the test fails.
+func (c *ControlPlane) start(t testing.TB, binary string, stdout io.Writer, args ...string) (*exec.Cmd, <-chan error) {
+	t.Helper()
+	log, err := os.OpenFile(filepath.Join(c.Dir, args[0]+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close() // the child has its own
+	cmd := exec.Command(binary, args...)
+	cmd.Dir, cmd.Stderr = c.Dir, log
+	if cmd.Stdout = stdout; stdout == nil {
+		cmd.Stdout = log
+	}
+	cmd.SysProcAttr = processAttributes()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { ended <- cmd.Wait() })
+	t.Cleanup(func() {
+		cmd.Process.Kill() // nothing of it is kept, so nothing is lost
+		wg.Wait()
+		if t.Failed() {
+			t.Logf("the end of %s's log:\n%s", args[0], c.tail(args[0]))
+		}
+	})
+	return cmd, ended
+}
+
+// tail returns the end of a component's log.
+func (c *ControlPlane) tail(component string) []byte {
+	data, err := os.ReadFile(filepath.Join(c.Dir, component+".log"))
+	if err != nil {
+		return nil
+	}
+	return data[max(0, len(data)-2048):]
+}
+
+// startEtcd returns the URL that it chose.
+func (c *ControlPlane) startEtcd(t testing.TB, binary string) string {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	_, ended := c.start(t, binary, w, "etcd", filepath.Join(c.Dir, "etcd"))
+	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	url, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		select {
+		case err = <-ended:
+		default:
+		}
+		t.Fatalf("etcd: %v\n%s", err, c.tail("etcd"))
+	}
+	return strings.TrimSpace(url)
+}
+
+func (c *ControlPlane) startAPIServer(t testing.TB, binary, etcd string) error {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err := errors.Join(err, l.Close()); err != nil {
+		return err
+	}
+	c.URL = "https://127.0.0.1:" + port
+	file := func(name string) string { return filepath.Join(c.Dir, name) }
+	cmd, ended := c.start(t, binary, nil, "kube-apiserver",
+		"--etcd-servers="+etcd, "--bind-address=127.0.0.1", "--secure-port="+port, "--advertise-address=127.0.0.1",
+		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/16", "--cert-dir="+file("generated"),
+		"--tls-cert-file="+file("apiserver.crt"), "--tls-private-key-file="+file("apiserver.key"), "--client-ca-file="+c.CAFile,
+		"--service-account-issuer="+Issuer, "--service-account-signing-key-file="+c.SigningKey,
+		"--service-account-key-file="+c.SigningKey, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+	)
+	c.apiserver = cmd
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		// The role that lets the controllers in is written after /readyz is good for the first time.
+		if err = c.Do(ctx, http.MethodGet, "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:kube-controller-manager", nil, nil); err == nil {
+			if err = c.Do(ctx, http.MethodGet, "/readyz", nil, nil); err == nil {
+				return nil
+			}
+		}
+		select {
+		case err = <-ended:
+			return fmt.Errorf("kube-apiserver ended: %w\n%s", err, c.tail("kube-apiserver"))
+		case <-ctx.Done():
+			return fmt.Errorf("kube-apiserver is not ready: %w\n%s", err, c.tail("kube-apiserver"))
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *ControlPlane) startControllers(t testing.TB, binary string) {
+	t.Helper()
+	kubeconfig := c.Kubeconfig(t, "controllers", fmt.Sprintf(`{"client-certificate": %q, "client-key": %q}`,
+		filepath.Join(c.Dir, "controllers.crt"), filepath.Join(c.Dir, "controllers.key")))
+	c.start(t, binary, nil, "kube-controller-manager", "--kubeconfig="+kubeconfig, "--leader-elect=false", "--secure-port=0",
+		"--controllers=serviceaccount-token-controller,serviceaccount-controller",
+		"--service-account-private-key-file="+c.SigningKey, "--root-ca-file="+c.CAFile)
+}
+
+// Kubeconfig writes a kubeconfig for this API server with that user, which is JSON, and returns its path.
+func (c *ControlPlane) Kubeconfig(t testing.TB, name, user string) string {
+	t.Helper()
+	path := filepath.Join(c.Dir, name+".kubeconfig")
+	text := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Config", "current-context": "x",
+		"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+		"clusters": [{"name": "x", "cluster": {"server": %q, "certificate-authority": %q}}],
+		"users": [{"name": "x", "user": %s}]}`, c.URL, c.CAFile, user)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Pause stops the API server in its tracks, as a frozen machine would; Resume lets it go on.
+func (c *ControlPlane) Pause() error { return c.apiserver.Process.Signal(syscall.SIGSTOP) }
+
+// Resume ends Pause.
+func (c *ControlPlane) Resume() error { return c.apiserver.Process.Signal(syscall.SIGCONT) }
+
+// Kill ends the API server for good.
+func (c *ControlPlane) Kill() error { return c.apiserver.Process.Kill() }
+
+// client speaks TLS as the named user.
+func (c *ControlPlane) client(name string) (*http.Client, error) {
+	ca, err := os.ReadFile(c.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	cert, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, name+".crt"), filepath.Join(c.Dir, name+".key"))
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
+		Timeout:   time.Minute,
+	}, nil
+}
+
+// Do asks the API server as its administrator: in, if it is there, is sent as JSON, and out, if it is there, filled from
+// the answer. Any status but success is an error.
+func (c *ControlPlane) Do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, c.URL+path, body)
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := c.admin.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("%s %s: %s: %.300s", method, path, resp.Status, data)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.Unmarshal(data, out)
+}
