@@ -129,7 +129,7 @@ func (s subject) enumerate(t *testing.T) {
 	seen := map[string]int{}
 	for _, c := range plain.calls {
 		seen[c.key()]++
-		if n := seen[c.key()]; !s.sample || exhaustive() || n <= 2 || n%6 == 0 {
+		if n := seen[c.key()]; !s.sample || exhaustive() || n <= 2 || n%10 == 0 {
 			faults = append(faults, faultsOf(c, n)...)
 		}
 	}
