@@ -81,7 +81,7 @@ var load = sync.OnceValues(func() ([]pkg, error) {
 	if err := visit(dir); err != nil {
 		return nil, err
 	}
-	out, err := goList(dir, "-tags=integration,envoy", "-json=ImportPath,Name,Dir,GoFiles,CgoFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports", "./...")
+	out, err := goList(dir, "-tags=integration,envoy,cluster", "-json=ImportPath,Name,Dir,GoFiles,CgoFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports", "./...")
 	if err != nil {
 		return nil, err
 	}
