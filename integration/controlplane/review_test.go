@@ -346,6 +346,7 @@ func TestReview(t *testing.T) {
 			t.Error("the node has the same UID")
 		}
 	})
+	// threat: G01
 	c.testAway(t, good)
 }
 
@@ -411,8 +412,6 @@ func (c *cluster) testPermission(t *testing.T, token []byte) {
 }
 
 // testAway freezes the API server, lets it go on, and kills it.
-//
-// threat: G01
 func (c *cluster) testAway(t *testing.T, good []byte) {
 	keys, err := attestor.StaticKeys(c.jwks)
 	if err != nil {

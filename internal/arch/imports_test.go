@@ -38,7 +38,7 @@ var allowed = []struct {
 	{"ca/cluster", []string{"api", "ca", "internal/durable", "internal/kube", "internal/latest", "internal/run"}},
 	{"sds", []string{"api", "internal/latest"}},
 	{"agent", []string{"api", "attestor", "internal/durable", "internal/latest", "internal/metrics", "internal/run"}},
-	{"agent/csi", []string{"api", "internal/durable", "internal/latest", "internal/run"}},
+	{"agent/csi", []string{"api", "internal/durable", "internal/latest", "internal/metrics", "internal/run"}},
 	{"agent/workloadapi", []string{"api", "internal/durable", "internal/latest", "internal/run"}},
 	{"migrate", []string{"api"}},
 	{"deploy", nil},
