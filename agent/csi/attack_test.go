@@ -1,3 +1,5 @@
+//go:build linux
+
 package csi
 
 import (
@@ -180,6 +182,7 @@ func swap(t *testing.T, path string, put func(string) error) {
 //
 // threat: B16
 func TestSwappedOnTheWay(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := testPod(1)
 	dir, check := outside(t, r)
@@ -267,6 +270,7 @@ func TestFolderReplaced(t *testing.T) {
 //
 // threat: B17
 func TestSocketReplaced(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := testPod(1)
 	r.publish(p, 1)
@@ -321,6 +325,7 @@ func TestSocketReplaced(t *testing.T) {
 // Calls for one volume and for others, all at once: each ends with success or is told to come back, and at the end there is
 // what the last call left.
 func TestConcurrent(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, func(c *Config) { c.MaxPublishes = 4 })
 	pods := []podVolume{testPod(1), testPod(2), testPod(3)}
 	for _, p := range pods {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package csi
 
 import (
@@ -68,6 +70,7 @@ func agent(t *testing.T, dir, step string) *exec.Cmd {
 // The agent is killed at every step of making and of removing a volume. The next one goes on: kubelet, which tries the call
 // again or gives the pod up, gets it done, another pod's socket is there all the while, and nothing is left.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	publishing := []string{"offered", "remembered", "made the folder", "bound the socket", "set the mode", "showed the socket"}
 	removing := []string{"stopped", "removed the folder"}
 	for _, step := range append(publishing, removing...) {
@@ -142,6 +145,7 @@ func TestKilled(t *testing.T) {
 
 // A first volume is killed in the making at every step, where nothing else is there.
 func TestKilledFirst(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"offered", "remembered", "made the folder", "bound the socket", "set the mode", "showed the socket"} {
 		t.Run(step, func(t *testing.T) {
 			dir, err := os.MkdirTemp("", "csi")

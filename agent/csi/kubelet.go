@@ -11,6 +11,7 @@ import (
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	registrationpb "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/signet-ca/signet/api"
@@ -40,6 +41,7 @@ func (d *Driver) serveKubelet(ctx context.Context, path string, l net.Listener, 
 			grpc.MaxHeaderListSize(16<<10),
 			grpc.MaxConcurrentStreams(maxStreams),
 			grpc.ConnectionTimeout(handshakeTime),
+			grpc.WaitForHandlers(true), // none begins to serve a socket once Run has ended
 			grpc.UnaryInterceptor(d.intercept),
 		)
 		register(s)
@@ -117,16 +119,48 @@ func (d *Driver) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	}
 	e := api.AsError(err)
 	d.metrics.failures.WithLabelValues(call, string(e.Reason)).Inc()
-	d.log.WarnContext(ctx, "call of kubelet failed", "call", call, "reason", string(e.Reason), "error", err)
+	d.log.WarnContext(ctx, "call of kubelet failed", "call", call, "pod_uid", d.podOf(req), "reason", string(e.Reason), "error", err)
 	return nil, forEvent(e).Err()
+}
+
+// podOf returns which pod a call is about; empty where it does not say so in due form.
+func (d *Driver) podOf(req any) string {
+	r, ok := req.(interface {
+		GetVolumeId() string
+		GetTargetPath() string
+	})
+	if !ok {
+		return ""
+	}
+	t, err := d.parseTarget(r.GetVolumeId(), r.GetTargetPath())
+	if err != nil {
+		return ""
+	}
+	return t.podUID
 }
 
 // forEvent returns an error as kubelet shows it: what happened, its name in the manual, what to do. It is the same text each
 // time, or each try would be an event of its own.
-func forEvent(e *api.Error) interface{ Err() error } {
+func forEvent(e *api.Error) *status.Status {
 	told := *e
-	told.Detail = fmt.Sprintf("%s (%s, %s). %s", e.Detail, e.Reason, e.Reason.Code(), e.Reason.Page().Do)
+	told.Detail = fmt.Sprintf("%s (%s, %s). %s", e.Detail, e.Reason, e.Reason.Code(), advice(e.Reason))
 	return api.ToStatus(&told)
+}
+
+// advice says what to do about a volume that failed. Where a reason's page speaks of other ways in, this one is meant.
+func advice(r api.Reason) string {
+	page := r.Page()
+	switch {
+	case r == api.VolumeFailed || r == api.VolumeRefused || r == api.VolumeTarget:
+		return page.Do
+	case r == api.SocketUnsafe:
+		return "Look at the volume's folder on this node, and take away what does not belong there."
+	case page.Kind == api.KindUnauthenticated:
+		return "Install the CSIDriver object of this version as it is. If it is, compare the clocks, and look at kubelet's log on this node."
+	case page.Kind == api.KindUnavailable, page.Kind == api.KindExhausted, page.Kind == api.KindConflict, page.Kind == api.KindDeadline, page.Kind == api.KindCanceled:
+		return "Nothing: kubelet tries again by itself."
+	}
+	return page.Do
 }
 
 func (d *Driver) registerNode(s *grpc.Server) {

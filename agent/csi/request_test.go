@@ -1,3 +1,5 @@
+//go:build linux
+
 package csi
 
 import (
@@ -17,6 +19,7 @@ import (
 // What is not exactly the volume that we serve is refused, for a reason that its author can act on, and leaves nothing: not
 // in the folder, not in what is remembered, and nobody waits for an identity.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	p, other := testPod(1), testPod(2)
 	good := func(k *kubelet) *csipb.NodePublishVolumeRequest { return k.request(p, p.token(1)) }
 	for _, tc := range []struct {

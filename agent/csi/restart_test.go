@@ -1,3 +1,5 @@
+//go:build linux
+
 package csi
 
 import (
@@ -18,6 +20,7 @@ import (
 //
 // threat: B18
 func TestAgentReplaced(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p, q := testPod(1), testPod(2)
 	r.publish(p, 1)
@@ -108,6 +111,7 @@ func TestGoneMeanwhile(t *testing.T) {
 
 // What is remembered is read as if somebody else had written it.
 func TestBadRecords(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name   string
 		change func(t *testing.T, path string)
@@ -219,6 +223,7 @@ func TestKubeletRestarted(t *testing.T) {
 
 // The server of a socket fails: it is served again.
 func TestServeFails(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := testPod(1)
 	r.publish(p, 1)

@@ -1,3 +1,5 @@
+//go:build linux
+
 package csi
 
 import (
@@ -20,6 +22,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/internal/canary"
+	"github.com/signet-ca/signet/internal/daemon"
 )
 
 // identities believes tokens that podVolume.token made, for the pod that they name.
@@ -185,11 +188,7 @@ func testConfig(dir string, i Identities) Config {
 	return Config{
 		Node: "node-1", KubeletDir: filepath.Join(dir, "kubelet"), StateDir: filepath.Join(dir, "state"), Audience: audience,
 		Identities: i,
-		Listen: func(path string) (net.Listener, error) {
-			os.MkdirAll(filepath.Dir(path), 0o750)
-			os.Remove(path)
-			return net.Listen("unix", path)
-		},
+		Listen:     func(path string) (net.Listener, error) { return daemon.ListenUnix(path, 0o600) },
 		Bind: func(path string) (*net.UnixListener, error) {
 			return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 		},
