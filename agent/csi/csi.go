@@ -128,9 +128,9 @@ type Driver struct {
 
 	mu        sync.Mutex // guards what follows
 	running   context.Context
-	volumes   map[target]*volume  // all that are published
-	byID      map[string]target   // where the volume of that id is
-	busy      map[target]struct{} // under work; see acquire
+	volumes   map[target]*volume // all that are published
+	byID      map[string]target  // where the volume of that id is
+	busy      map[target]*holder // under work; see acquire
 	leftovers map[target]time.Time
 	kubelet   contact
 	serving   sync.WaitGroup // one for each volume
@@ -186,7 +186,7 @@ func New(cfg Config) (*Driver, error) {
 		pods:    pods{filepath.Join(cfg.KubeletDir, "pods")},
 		slots:   make(chan struct{}, cfg.MaxPublishes),
 		step:    func(string) {},
-		volumes: map[target]*volume{}, byID: map[string]target{}, busy: map[target]struct{}{}, leftovers: map[target]time.Time{},
+		volumes: map[target]*volume{}, byID: map[string]target{}, busy: map[target]*holder{}, leftovers: map[target]time.Time{},
 	}, nil
 }
 
@@ -275,21 +275,54 @@ func (d *Driver) targets() []target {
 	return all
 }
 
-// acquire reserves a target for one call at a time; whoever comes meanwhile is told to come back (CSI specification,
-// ABORTED: an operation is pending). While it is held, nobody else changes the volume there.
-func (d *Driver) acquire(t target) (release func(), err error) {
+// holder is who has acquired a target.
+type holder struct {
+	call bool          // of kubelet; or else our own upkeep, which is soon done
+	done chan struct{} // closed when it is released
+}
+
+// acquire reserves a target for a call of kubelet. While another call has it, the caller is told to come back (CSI
+// specification, ABORTED: an operation is pending); our own upkeep is waited for, as kubelet shows every error to people.
+// While it is held, nobody else changes the volume there.
+func (d *Driver) acquire(ctx context.Context, t target) (release func(), err error) {
+	for {
+		release, other, err := d.tryAcquire(t, true)
+		switch {
+		case err != nil || other == nil:
+			return release, err
+		case other.call:
+			return nil, api.E(api.StateConflict, "an earlier call for this volume has not ended")
+		}
+		select {
+		case <-other.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// tryAcquire reserves a target, or says who has it. The error is that the end has come.
+func (d *Driver) tryAcquire(t target, call bool) (release func(), other *holder, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.running == nil || d.running.Err() != nil {
-		return nil, api.E(api.AgentStopping, "the agent is stopping")
+		return nil, nil, api.E(api.AgentStopping, "the agent is stopping")
 	}
-	if _, ok := d.busy[t]; ok {
-		return nil, api.E(api.StateConflict, "an earlier call for this volume has not ended")
+	if other := d.busy[t]; other != nil {
+		return nil, other, nil
 	}
-	d.busy[t] = struct{}{}
+	h := &holder{call, make(chan struct{})}
+	d.busy[t] = h
 	return func() {
 		d.mu.Lock()
 		delete(d.busy, t)
 		d.mu.Unlock()
-	}, nil
+		close(h.done)
+	}, nil, nil
+}
+
+// upkeep reserves a target for what nobody asked for; ok is false where it can wait.
+func (d *Driver) upkeep(t target) (release func(), ok bool) {
+	release, other, err := d.tryAcquire(t, false)
+	return release, other == nil && err == nil
 }

@@ -288,7 +288,7 @@ func TestLimits(t *testing.T) {
 		_, err := (&nodeServer{d: r.d}).NodePublishVolume(context.Background(), r.k.request(third, third.token(1)))
 		first <- err
 	}()
-	if err := os.MkdirAll(r.k.parent(third), 0o750); err != nil {
+	if err := r.k.writeNotes(third); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "a call under way", func() error {
@@ -310,6 +310,23 @@ func TestLimits(t *testing.T) {
 		t.Error(err)
 	}
 	r.served(third)
+
+	// Our own upkeep is waited for: a pod's events show every error.
+	release, ok := r.d.upkeep(target{third.UID, third.volume})
+	if !ok {
+		t.Fatal("somebody works there")
+	}
+	go func() { first <- r.k.deletePod(third) }()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.d.acquire(ctx, target{third.UID, third.volume}); !errors.Is(err, context.Canceled) {
+		t.Errorf("upkeep was not waited for: %v", err)
+	}
+	release()
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	r.clean(third)
 }
 
 func TestNew(t *testing.T) {

@@ -99,8 +99,8 @@ func (d *Driver) restoreOne(ctx context.Context, id string) error {
 	if there, err := d.pods.hasMount(t); err == nil && !there {
 		return errors.New("its folder is gone")
 	}
-	release, err := d.acquire(t)
-	if err != nil {
+	release, ok := d.upkeep(t)
+	if !ok {
 		return nil // the end has come: the record stays
 	}
 	defer release()

@@ -63,8 +63,8 @@ func (d *Driver) stale(since time.Time) bool {
 }
 
 func (d *Driver) sweepKnown(t target) {
-	release, err := d.acquire(t)
-	if err != nil {
+	release, ok := d.upkeep(t)
+	if !ok {
 		return
 	}
 	defer release()
@@ -85,7 +85,7 @@ func (d *Driver) sweepKnown(t target) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
-	err = d.stop(ctx, v)
+	err := d.stop(ctx, v)
 	if err == nil && what == sweptFolder {
 		err = d.pods.removeAll(t)
 	}
@@ -108,8 +108,8 @@ func (d *Driver) unpublishable(t target) bool {
 }
 
 func (d *Driver) sweepUnknown(t target) {
-	release, err := d.acquire(t)
-	if err != nil {
+	release, ok := d.upkeep(t)
+	if !ok {
 		return
 	}
 	defer release()

@@ -41,7 +41,7 @@ func newVolume(d *Driver, v Volume, t target, token []byte) *volume {
 // publish makes a volume, or takes over a new token for one that is there. A call that fails leaves nothing behind that
 // was not there before.
 func (d *Driver) publish(ctx context.Context, r request) error {
-	release, err := d.acquire(r.target)
+	release, err := d.acquire(ctx, r.target)
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func (d *Driver) stop(ctx context.Context, v *volume) error {
 
 // unpublish removes a volume. It succeeds where there is none, so that kubelet can call it as often as it likes.
 func (d *Driver) unpublish(ctx context.Context, id string, t target) error {
-	release, err := d.acquire(t)
+	release, err := d.acquire(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -262,9 +262,9 @@ func (d *Driver) remove(t target) error {
 // tend puts a volume's socket back where it was removed or replaced. A folder that was is not touched: the pod still sees
 // the old one, and kubelet's next call decides.
 func (d *Driver) tend(t target) {
-	release, err := d.acquire(t)
-	if err != nil {
-		return // under work, or the end
+	release, ok := d.upkeep(t)
+	if !ok {
+		return
 	}
 	defer release()
 	d.mu.Lock()
@@ -273,7 +273,7 @@ func (d *Driver) tend(t target) {
 	if v == nil || v.ending {
 		return
 	}
-	err = d.pods.look(v)
+	err := d.pods.look(v)
 	if err == nil && v.socket.listening() {
 		return
 	}
