@@ -5,6 +5,7 @@ package csi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/prometheus/client_golang/prometheus"
@@ -239,6 +241,49 @@ func TestCounted(t *testing.T) {
 			t.Errorf("%s is %v, want %v", name, v, want)
 		}
 	}
+}
+
+// Hundreds of volumes later there is not one open file or goroutine more.
+func TestNothingLeaks(t *testing.T) {
+	r := newRig(t)
+	p := testPod(1)
+	if err := r.k.writeNotes(p); err != nil {
+		t.Fatal(err)
+	}
+	files := func() int {
+		all, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	cycles := func(n int) {
+		for range n {
+			node := &nodeServer{d: r.d}
+			if _, err := node.NodePublishVolume(t.Context(), r.k.request(p, p.token(1))); err != nil {
+				t.Fatal(err)
+			}
+			c, _, err := r.connect(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			r.d.tend(target{p.UID, p.volume})
+			r.d.sweep(time.Now())
+			if _, err := node.NodeUnpublishVolume(t.Context(), &csipb.NodeUnpublishVolumeRequest{VolumeId: p.id(), TargetPath: r.k.target(p)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cycles(1)
+	fds, routines := files(), runtime.NumGoroutine()
+	cycles(200)
+	eventually(t, "what there was before", func() error {
+		if f, g := files(), runtime.NumGoroutine(); f > fds || g > routines {
+			return fmt.Errorf("%d files, %d goroutines; there were %d and %d", f, g, fds, routines)
+		}
+		return nil
+	})
 }
 
 // kubelet's folder of plugins may be emptied under us.

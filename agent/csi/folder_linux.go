@@ -207,7 +207,10 @@ func (f folder) make(known fileID) (m mount, made bool, err error) {
 		return mount{}, false, failed("make the folder of the socket", err)
 	}
 	if m, err = f.inside(); err != nil {
-		return mount{}, made, err // what took its place is not ours
+		if made { // an empty folder and nothing else: what may have taken its place is not ours
+			unix.Unlinkat(int(f.Fd()), mountFolder, unix.AT_REMOVEDIR)
+		}
+		return mount{}, made, err
 	}
 	if !made && m.id != known {
 		_, err = m.ours(true)

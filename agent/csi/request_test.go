@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/signet-ca/signet/api"
@@ -212,6 +216,38 @@ func TestIdentitiesRefuse(t *testing.T) {
 	if err := r.k.deletePod(p); err != nil {
 		t.Error(err)
 	}
+}
+
+// The system does not let the socket be made: nothing is left, kubelet is told to come back, and a socket that was there
+// already stays as it is.
+func TestBindFails(t *testing.T) {
+	var fail atomic.Bool
+	r := newRig(t, func(c *Config) {
+		bind := c.Bind
+		c.Bind = func(path string) (*net.UnixListener, error) {
+			if fail.Load() {
+				return nil, &net.OpError{Op: "listen", Net: "unix", Err: syscall.EMFILE}
+			}
+			return bind(path)
+		}
+	})
+	p, q := testPod(1), testPod(2)
+	r.publish(q, 1)
+	fail.Store(true)
+	err := r.k.publish(p, r.k.request(p, p.token(1)))
+	wantError(t, err, api.VolumeFailed)
+	if !strings.Contains(status.Convert(err).Message(), "too many open files") || final(err) {
+		t.Errorf("error %v", err)
+	}
+	r.clean(p)
+	if n := r.identities.open(); n != 1 {
+		t.Errorf("%d identities are open", n)
+	}
+	r.publish(q, 2)
+	r.served(q)
+	fail.Store(false)
+	r.publish(p, 1)
+	r.served(p)
 }
 
 var tokenSeeds = []struct {
