@@ -65,10 +65,12 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 	if r.GetProtocol() != api.Protocol {
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
 	}
-	if err := a.ca.door.enter(ctx, whence(ctx)); err != nil {
+	turn, err := a.ca.door.take(ctx, whence(ctx), a.ca.askDoor)
+	if err != nil {
 		return nil, err
 	}
-	defer a.ca.door.leave()
+	defer turn.end()
+	ctx = attestor.WithAside(ctx, turn.aside)
 	e := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
 	issued, err := a.ca.attestAgent(ctx, e, r.GetCsr(), time.Now())
 	a.ca.metrics.count("agent", err)
@@ -118,10 +120,12 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
 		}
 	}()
-	if err = a.ca.work.enter(ctx, who.nodeUID); err != nil {
+	turn, terr := a.ca.work.take(ctx, who.nodeUID, a.ca.askWork)
+	if err = terr; err != nil {
 		return nil
 	}
-	defer a.ca.work.leave()
+	defer turn.end()
+	ctx = attestor.WithAside(ctx, turn.aside)
 	start := time.Now()
 	e := attestor.Evidence{Kind: item.GetEvidence().GetKind(), Data: item.GetEvidence().GetData()}
 	issued, ierr := a.ca.issue(ctx, who, Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume()}, start)

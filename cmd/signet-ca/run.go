@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,6 +87,9 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 	for issuer, source := range sources {
 		cfg.KeySets[issuer] = source
 	}
+	for _, is := range l.Issuers {
+		cfg.Asking += max(1, cmp.Or(is.TokenReview.MaxInFlight, attestor.DefaultReviewInFlight)/2)
+	}
 	if l.Publish.Dir != "" {
 		cfg.Publisher = cluster.NewFilePublisher(l.Publish.Dir)
 	}
@@ -114,7 +118,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 	server := authority.NewServer()
 	notReady := func() []string { return append(authority.NotReady(), reviews.notReady()...) }
 	healthServer := health.NewServer()
-	grpc_health_v1.RegisterHealthServer(server, healthServer)
+	grpc_health_v1.RegisterHealthServer(authority.Guard(server), healthServer)
 	tasks := []run.Task{
 		{Name: "ca", Run: authority.Run},
 		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, notReady) }},
