@@ -18,6 +18,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/ca/issuance"
 	"github.com/signet-ca/signet/internal/audit"
 )
 
@@ -65,15 +66,12 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 	if r.GetProtocol() != api.Protocol {
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
 	}
-	turn, err := a.ca.door.take(ctx, whence(ctx), a.ca.askDoor)
-	if err != nil {
-		return nil, err
-	}
-	defer turn.end()
-	ctx = attestor.WithAside(ctx, turn.aside)
-	e := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
-	issued, err := a.ca.attestAgent(ctx, e, r.GetCsr(), time.Now())
+	var entry audit.Entry
+	issued, err := a.attestInTurn(ctx, r, &entry)
 	a.ca.metrics.count("agent", err)
+	if err != nil && entry.Cluster != "" {
+		err = a.ca.recordRefusal(ctx, "AttestAgent", asker{}, entry, err) // its turn is others' by now
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -83,6 +81,19 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 		RenewAt: timestamppb.New(issued.RenewAt),
 		Bundle:  bundleProto(a.ca.bundle.Load()),
 	}, nil
+}
+
+// attestInTurn waits for a turn and attests. What the record is to say of a refusal is in e then; nothing where nobody is
+// known.
+func (a *authority) attestInTurn(ctx context.Context, r *apiv1.AttestAgentRequest, e *audit.Entry) (*issuance.Issued, error) {
+	turn, err := a.ca.door.take(ctx, whence(ctx), a.ca.askDoor)
+	if err != nil {
+		return nil, err
+	}
+	defer turn.end()
+	ctx = attestor.WithAside(ctx, turn.aside)
+	evidence := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
+	return a.ca.attestAgent(ctx, evidence, r.GetCsr(), time.Now(), e)
 }
 
 // Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing.
@@ -107,16 +118,15 @@ func (a *authority) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.Is
 
 func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueItem) (result *apiv1.IssueResult) {
 	var err error
-	defer func() {
+	var entry audit.Entry // what is known of the token; who asks is known in any case
+	defer func() {        // the turn is others' by now: a record that hangs holds up nobody else
 		if p := recover(); p != nil {
 			a.ca.log.ErrorContext(ctx, "panic", "panic", p, "stack", string(debug.Stack()))
 			err = api.E(api.Internal, "internal error")
 		}
 		a.ca.metrics.count("workload", err)
-		if err != nil && api.AsError(err).CorrelationID == "" {
-			err = a.ca.recordRefusal(ctx, "Issue", who, audit.Entry{}, err) // the agent is known at least
-		}
 		if err != nil {
+			err = a.ca.recordRefusal(ctx, "Issue", who, entry, err)
 			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
 		}
 	}()
@@ -128,7 +138,7 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 	ctx = attestor.WithAside(ctx, turn.aside)
 	start := time.Now()
 	e := attestor.Evidence{Kind: item.GetEvidence().GetKind(), Data: item.GetEvidence().GetData()}
-	issued, ierr := a.ca.issue(ctx, who, Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume()}, start)
+	issued, ierr := a.ca.issue(ctx, who, Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume()}, start, &entry)
 	if err = ierr; err != nil {
 		return nil
 	}
