@@ -41,6 +41,12 @@ type Limits struct {
 	Log *slog.Logger // nil: nothing is logged
 }
 
+// SharedSocket are the limits of the socket that all proxies of a node share. Those whose pods are not known yet, as when
+// all come back after a restart of the agent, are strangers until a token of theirs was believed.
+func SharedSocket(log *slog.Logger) Limits {
+	return Limits{Port: "sds", Strangers: 512, Bytes: 128 << 10, Patience: time.Minute, PerMember: 16, Log: log}
+}
+
 // Why a connection was refused or ended: the values of the metric's label.
 const (
 	tooManyOfPeer = "peer_limit" // refused: the peer has its share
@@ -303,6 +309,14 @@ func ConnOf(ctx context.Context) *Conn {
 		return nil
 	}
 	return info.conn
+}
+
+// PeerOf tells apart where calls come from, as Conn.Peer does; empty where ConnOf is nil.
+func PeerOf(ctx context.Context) string {
+	if c := ConnOf(ctx); c != nil {
+		return c.peer
+	}
+	return ""
 }
 
 // nameless is the peer that all are together who cannot be told apart by anything: one each, they would have no bound.
