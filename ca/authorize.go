@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -67,6 +68,15 @@ var permissions = map[string]permission{
 	grpc_health_v1.Health_Check_FullMethodName: {portAgents, roleAnyone},
 	grpc_health_v1.Health_List_FullMethodName:  {portAgents, roleAgent},
 	grpc_health_v1.Health_Watch_FullMethodName: {portAgents, roleAgent},
+}
+
+// callName is how a call is named on record and in the log. One without a row is named by whoever makes it, as he likes, and
+// a new name would be a new entry each time: so it has none.
+func callName(call string) string {
+	if _, ok := permissions[call]; !ok {
+		return "unknown"
+	}
+	return path.Base(call)
 }
 
 // Permission is one row of the table of who may call what, as people read it.
@@ -272,8 +282,9 @@ func (i interceptors) unary(ctx context.Context, req any, info *grpc.UnaryServer
 
 // stream is the boundary of streams.
 func (i interceptors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	defer func() { err = i.ca.boundary(ss.Context(), info.FullMethod, err, recover()) }()
-	ctx, err := i.ca.admit(ss.Context(), i.at, info.FullMethod)
+	ctx := ss.Context()
+	defer func() { err = i.ca.boundary(ctx, info.FullMethod, err, recover()) }()
+	ctx, err = i.ca.admit(ctx, i.at, info.FullMethod)
 	if err != nil {
 		return err
 	}

@@ -82,6 +82,7 @@ type CA struct {
 	stopping chan struct{} // closed when Run ends: sessions end with it
 	issued   atomic.Uint64
 	refused  atomic.Uint64
+	quiet    quiet
 }
 
 // doorQueue is how many unattested agents may wait for their turn; more are sent away with a delay.

@@ -2,8 +2,6 @@ package ca
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -12,7 +10,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
@@ -148,55 +145,4 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 		Chain:    issued.Chain,
 		RenewAt:  timestamppb.New(issued.RenewAt),
 	}}}
-}
-
-// refusal is what the caller learns of an error; the cause stays in our log under the same correlation id.
-func (ca *CA) refusal(ctx context.Context, err error, attrs ...any) *apiv1.Refusal {
-	e := ca.logRefusal(ctx, err, attrs...)
-	return &apiv1.Refusal{Reason: string(e.Reason), Message: e.Detail, CorrelationId: e.CorrelationID}
-}
-
-func (ca *CA) logRefusal(ctx context.Context, err error, attrs ...any) *api.Error {
-	e := *api.AsError(err)
-	if e.CorrelationID == "" {
-		e.CorrelationID = api.NewCorrelationID()
-	}
-	level := slog.LevelInfo
-	if e.Reason.Kind() == api.KindInternal {
-		level = slog.LevelError
-	}
-	attrs = append(attrs, "reason", string(e.Reason), "code", e.Reason.Code(), "correlation_id", e.CorrelationID, "detail", e.Detail)
-	if e.Err != nil {
-		attrs = append(attrs, "cause", e.Err.Error())
-	}
-	ca.log.Log(ctx, level, "refused", attrs...)
-	ca.refused.Add(1)
-	return &e
-}
-
-// boundary contains panics, and gives every error its reason and correlation id.
-func (ca *CA) boundary(ctx context.Context, method string, err error, panicked any) error {
-	if panicked != nil {
-		ca.log.ErrorContext(ctx, "panic", "method", method, "panic", panicked, "stack", string(debug.Stack()))
-		err = api.E(api.Internal, "internal error")
-	}
-	if err == nil || ended(err) {
-		return err
-	}
-	if e, ok := errors.AsType[*api.Error](err); ok && (e.Reason == api.SessionEnded || e.Reason.Kind() == api.KindCanceled) {
-		return api.ToStatus(e).Err() // as planned by us or by the caller: nobody was refused
-	}
-	e := ca.logRefusal(ctx, ca.recordCall(ctx, method, err), "method", method)
-	ca.metrics.refusals.WithLabelValues(string(e.Reason)).Inc()
-	return api.ToStatus(e).Err()
-}
-
-// ended reports whether a call ended by what gRPC itself says of it: the other side went away, or asked for something
-// that is not there. That is no refusal of ours.
-func ended(err error) bool {
-	if _, ok := errors.AsType[*api.Error](err); ok {
-		return false
-	}
-	_, ok := status.FromError(err)
-	return ok || errors.Is(err, context.Canceled)
 }
