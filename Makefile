@@ -37,6 +37,8 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 # What the images' names begin with.
 REPOSITORY ?= localhost
+# For their tests: -short leaves out the build with an empty cache, which takes two minutes and more.
+IMAGESFLAGS ?=
 
 .PHONY: images
 images: .cache/images ## container images for amd64 and arm64 with SBOMs, as OCI archives, into bin/images/
@@ -77,7 +79,7 @@ e2e: need-go ## tests on the control plane of a real Kubernetes; building that t
 
 .PHONY: images-test
 images-test: need-go ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
-	nice $(GO) test -C tools -count=1 -timeout 20m -v ./images
+	nice $(GO) test -C tools -count=1 -timeout 20m -v $(IMAGESFLAGS) ./images
 
 .PHONY: fuzz
 fuzz: need-go ## every fuzz target, FUZZTIME each (20s)

@@ -46,7 +46,7 @@ var imageSpecs = []imageSpec{
 // config is what the images are made from. All of it ends up in them, the folders aside.
 type config struct {
 	root       string    // the product's sources
-	out        string    // where the files go; what this command made there before is replaced
+	out        string    // where the files go; those of the same names are replaced
 	version    string    // of the binaries and in the labels
 	revision   string    // commit of the sources; empty leaves the label out
 	created    time.Time // in UTC, whole seconds
@@ -99,17 +99,16 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	return c, err
 }
 
-var notInTag = regexp.MustCompile(`[^A-Za-z0-9_.-]+`)
+// A version goes into the linker's flags and into a tag, which has at most 128 characters (OCI distribution-spec, "Pulling
+// manifests").
+var validVersion = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
 
-// tag is the version as a tag may be written (OCI distribution-spec, "Pulling manifests": no plus sign, 128 characters).
-func (c config) tag() string {
-	tag := strings.TrimLeft(notInTag.ReplaceAllString(c.version, "_"), ".-")
-	return tag[:min(len(tag), 128)]
-}
+// tag is the version as a tag may be written: without the plus sign of semantic versions.
+func (c config) tag() string { return strings.ReplaceAll(c.version, "+", "_") }
 
 // makeImages builds the binaries of all platforms, checks them, and writes the archives, the SBOMs and digests.txt.
 func makeImages(ctx context.Context, c config, stdout io.Writer) error {
-	if c.tag() == "" {
+	if !validVersion.MatchString(c.version) {
 		return fmt.Errorf("no tag can be made from version %q", c.version)
 	}
 	work, err := os.MkdirTemp("", "signet-images-")
@@ -126,10 +125,12 @@ func makeImages(ctx context.Context, c config, stdout io.Writer) error {
 			return err
 		}
 	}
-	if err := os.RemoveAll(c.out); err != nil {
+	if err := os.MkdirAll(c.out, 0o755); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.out, 0o755); err != nil {
+	// Written last, so that where it is, all else is of the same run.
+	list := filepath.Join(c.out, "digests.txt")
+	if err := os.RemoveAll(list); err != nil {
 		return err
 	}
 	var digests strings.Builder
@@ -141,5 +142,5 @@ func makeImages(ctx context.Context, c config, stdout io.Writer) error {
 		digests.WriteString(lines)
 	}
 	fmt.Fprint(stdout, digests.String())
-	return os.WriteFile(filepath.Join(c.out, "digests.txt"), []byte(digests.String()), 0o644)
+	return os.WriteFile(list, []byte(digests.String()), 0o644)
 }
