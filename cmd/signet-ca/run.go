@@ -57,14 +57,15 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	authority, err := newCA(l, log, s, up, ledger, verifier, sources)
+	authority, err := newCA(l, log, s, up, ledger, verifier, sources, reviews)
 	if err != nil {
 		return err
 	}
 	return listen(ctx, l, log, authority, ledger, sources, reviews)
 }
 
-func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor, sources map[string]*attestor.KeySource) (*ca.CA, error) {
+func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor,
+	sources map[string]*attestor.KeySource, reviews reviewers) (*ca.CA, error) {
 	cfg := ca.Config{
 		TrustDomain: l.td,
 		Replica:     l.Replica,
@@ -81,6 +82,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 		Keys:        issuance.KeyKind(l.Key),
 		MintBudget:  l.MintBudget,
 		SessionAge:  l.SessionAge,
+		NotReady:    reviews.notReady,
 		Log:         log,
 		Metrics:     ca.NewMetrics(),
 	}
@@ -116,15 +118,14 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		Members: l.Connections.Agents, Log: log,
 	})
 	server := authority.NewServer()
-	notReady := func() []string { return append(authority.NotReady(), reviews.notReady()...) }
 	healthServer := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(authority.Guard(server), healthServer)
 	tasks := []run.Task{
 		{Name: "ca", Run: authority.Run},
-		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, notReady) }},
+		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority.NotReady) }},
 		daemon.Serve("grpc", server, limited, log),
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
-		daemon.HTTP{Address: l.HTTP, NotReady: notReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
+		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
 	}
 	tasks = append(tasks, reviews.tasks()...)
 	for issuer, source := range sources {
