@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -94,19 +95,81 @@ const (
 	pageBytes   = 1 << 20
 )
 
+// auditPulse is how often something of the answer is sent, though nothing be found: who waits knows that it is looked for.
+const auditPulse = time.Second
+
+// auditStream is an answer of ListAudit that is sent in pieces. Its methods are for several goroutines.
+type auditStream struct {
+	grpc.ServerStreamingServer[apiv1.ListAuditResponse]
+
+	mu   sync.Mutex
+	page *apiv1.ListAuditResponse
+	size int
+	sent bool // since the last pulse
+}
+
+// add puts an entry into the piece that goes next, and sends it when it is large.
+func (s *auditStream) add(e *apiv1.AuditEntry) (sent bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.page.Entries = append(s.page.Entries, e)
+	if s.size += proto.Size(e); len(s.page.Entries) < pageEntries && s.size < pageBytes {
+		return false, nil
+	}
+	return true, s.send()
+}
+
+// flush sends what there is.
+func (s *auditStream) flush() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.page.Entries) == 0 {
+		return nil
+	}
+	return s.send()
+}
+
+// send sends the piece; the caller holds mu.
+func (s *auditStream) send() error {
+	page := s.page
+	s.page, s.size, s.sent = &apiv1.ListAuditResponse{}, 0, true
+	return s.Send(page)
+}
+
+// keepAlive sends what there is, if only that it is looked for, until done is closed.
+func (s *auditStream) keepAlive(done <-chan struct{}) {
+	pulse := time.NewTicker(auditPulse)
+	defer pulse.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-pulse.C:
+		}
+		s.mu.Lock()
+		var err error
+		if !s.sent {
+			err = s.send()
+		}
+		s.sent = false
+		s.mu.Unlock()
+		if err != nil {
+			return // the next who sends is told
+		}
+	}
+}
+
 // ListAudit implements the call of that name.
 func (a *admin) ListAudit(r *apiv1.ListAuditRequest, stream grpc.ServerStreamingServer[apiv1.ListAuditResponse]) error {
 	if a.ca.cfg.Archive == nil {
 		return api.E(api.NotFound, "this CA keeps no record that can be read")
 	}
-	page, size := &apiv1.ListAuditResponse{}, 0
-	send := func() error {
-		if len(page.Entries) == 0 {
-			return nil
-		}
-		defer func() { page, size = &apiv1.ListAuditResponse{}, 0 }()
-		return stream.Send(page)
-	}
+	out := &auditStream{ServerStreamingServer: stream, page: &apiv1.ListAuditResponse{}}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	wg.Go(func() { out.keepAlive(done) })
 	ctx := stream.Context()
 	for rec, err := range a.ca.cfg.Archive.Records(ctx, queryOf(r)) {
 		if ctx.Err() != nil {
@@ -114,14 +177,13 @@ func (a *admin) ListAudit(r *apiv1.ListAuditRequest, stream grpc.ServerStreaming
 		}
 		if err != nil {
 			// What was found so far is true and is told; that there is more is the error.
-			return errors.Join(send(), api.Wrap(api.LedgerDamaged, err, "the ledger cannot be read any further; run signet-ca ledger verify"))
+			return errors.Join(out.flush(), api.Wrap(api.LedgerDamaged, err, "the ledger cannot be read any further; run signet-ca ledger verify"))
 		}
-		e := auditProto(&rec)
-		page.Entries = append(page.Entries, e)
-		if size += proto.Size(e); len(page.Entries) >= pageEntries || size >= pageBytes {
-			if err := send(); err != nil {
-				return err
-			}
+		sent, err := out.add(auditProto(&rec))
+		if err != nil {
+			return err
+		}
+		if sent {
 			select {
 			case <-a.ca.stopping:
 				return api.E(api.CAUnavailable, "the CA is stopping")
@@ -129,12 +191,12 @@ func (a *admin) ListAudit(r *apiv1.ListAuditRequest, stream grpc.ServerStreaming
 			}
 		}
 	}
-	return send()
+	return out.flush()
 }
 
 // queryOf is what a request asks for.
 func queryOf(r *apiv1.ListAuditRequest) audit.Query {
-	q := audit.Query{Last: int(r.GetLast()), Match: func(rec *audit.Record) bool { return matches(r, rec) }}
+	q := audit.Query{Last: int(r.GetLast()), ID: r.GetCorrelationId(), Match: func(rec *audit.Record) bool { return matches(r, rec) }}
 	if t := r.GetSince(); t != nil {
 		q.Since = t.AsTime()
 	}

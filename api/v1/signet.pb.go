@@ -2109,7 +2109,7 @@ func (x *ListAuditRequest) GetLast() uint32 {
 	return 0
 }
 
-// ListAuditResponse is one piece of the answer.
+// ListAuditResponse is one piece of the answer. It may be empty: a sign, every second or two, that it is still looked for.
 type ListAuditResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*AuditEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"` // below 4 MiB in all
@@ -2181,7 +2181,7 @@ type AuditEntry struct {
 	Reason            string                 `protobuf:"bytes,20,opt,name=reason,proto3" json:"reason,omitempty"`                           // of a refusal
 	Detail            string                 `protobuf:"bytes,21,opt,name=detail,proto3" json:"detail,omitempty"`                           // of a refusal: what was found, in words; never a secret
 	Method            string                 `protobuf:"bytes,22,opt,name=method,proto3" json:"method,omitempty"`                           // the call that was made: "Issue", "AttestAgent", "Session"
-	Caller            string                 `protobuf:"bytes,23,opt,name=caller,proto3" json:"caller,omitempty"`                           // SPIFFE ID of who made the call; empty where nobody was known
+	Caller            string                 `protobuf:"bytes,23,opt,name=caller,proto3" json:"caller,omitempty"`                           // SPIFFE ID of who made the call, or "uid:" and a user of the CA's machine; empty where nobody was known
 	CallerNode        string                 `protobuf:"bytes,24,opt,name=caller_node,json=callerNode,proto3" json:"caller_node,omitempty"` // name of the node of the agent that asked
 	Count             uint64                 `protobuf:"varint,25,opt,name=count,proto3" json:"count,omitempty"`                            // how often the same caller was refused for the same reason, this time included; 0 means 1
 	Last              *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=last,proto3" json:"last,omitempty"`                               // the last of them

@@ -106,7 +106,7 @@ type auditEntry struct {
 	Code              string   `json:"code,omitempty"`   // SGN-nnnn of the reason, where this build knows it
 	Detail            string   `json:"detail,omitempty"`
 	Method            string   `json:"method,omitempty"` // the call that was made
-	Caller            string   `json:"caller,omitempty"` // SPIFFE ID of who made it
+	Caller            string   `json:"caller,omitempty"` // SPIFFE ID of who made it, or uid:N
 	CallerNode        string   `json:"callerNode,omitempty"`
 	Count             uint64   `json:"count,omitempty"` // of a refusal: how often, this time included
 	Last              string   `json:"last,omitempty"`  // the last of them, where there are more than one

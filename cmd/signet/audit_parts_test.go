@@ -236,6 +236,7 @@ type slowAudit struct {
 	grpc.ClientStream
 	ctx    context.Context
 	pieces []time.Duration
+	empty  bool // all but the last: the CA is still looking
 }
 
 func (s *slowAudit) ListAudit(ctx context.Context, _ *apiv1.ListAuditRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[apiv1.ListAuditResponse], error) {
@@ -252,7 +253,9 @@ func (s *slowAudit) Recv() (*apiv1.ListAuditResponse, error) {
 		return nil, s.ctx.Err()
 	case <-time.After(s.pieces[0]):
 	}
-	s.pieces = s.pieces[1:]
+	if s.pieces = s.pieces[1:]; s.empty && len(s.pieces) > 0 {
+		return &apiv1.ListAuditResponse{}, nil
+	}
 	return &apiv1.ListAuditResponse{Entries: []*apiv1.AuditEntry{{Seq: 1}}}, nil
 }
 
@@ -271,6 +274,7 @@ func TestStreamAuditTimeout(t *testing.T) {
 		{"the first late", 10 * time.Second, []time.Duration{11 * time.Second}, 0, api.DeadlineExceeded, 0},
 		{"a later one late", 10 * time.Second, []time.Duration{time.Second, 11 * time.Second}, 0, api.DeadlineExceeded, 1},
 		{"without end", 0, []time.Duration{1000 * time.Hour}, 0, "", 1},
+		{"signs of life", 10 * time.Second, slices.Repeat([]time.Duration{9 * time.Second}, 100), 0, "", 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -278,7 +282,7 @@ func TestStreamAuditTimeout(t *testing.T) {
 				a, _, _ := newTestApp(nil)
 				a.timeout = tt.timeout
 				entries := 0
-				ch := &channel{AdminClient: &slowAudit{pieces: tt.pieces}, path: "/s"}
+				ch := &channel{AdminClient: &slowAudit{pieces: tt.pieces, empty: tt.name == "signs of life"}, path: "/s"}
 				err := a.streamAudit(t.Context(), ch, &apiv1.ListAuditRequest{}, new(tally), func(*auditEntry) error {
 					entries++
 					time.Sleep(tt.reading)
