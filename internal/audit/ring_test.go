@@ -256,16 +256,16 @@ func TestSampleText(t *testing.T) {
 	text := "a\xff" + strings.Repeat("\u20ac", 1<<20)
 	e := Entry{DNSNames: []string{text}}
 	v := reflect.ValueOf(&e).Elem()
-	for i := range v.NumField() {
-		if f := v.Field(i); f.Type() == reflect.TypeFor[string]() {
+	for _, f := range v.Fields() {
+		if f.Type() == reflect.TypeFor[string]() {
 			f.SetString(text)
 		}
 	}
 	l.Sample(e)
 	got := reflect.ValueOf(l.sample.records()[0].Entry)
-	for i := range got.NumField() {
-		if f := got.Field(i); f.Type() == reflect.TypeFor[string]() && (!utf8.ValidString(f.String()) || f.Len() > 2*sampleText || f.Len() < 2) {
-			t.Errorf("%s: %d bytes, %.20q", got.Type().Field(i).Name, f.Len(), f.String())
+	for field, f := range got.Fields() {
+		if f.Type() == reflect.TypeFor[string]() && (!utf8.ValidString(f.String()) || f.Len() > 2*sampleText || f.Len() < 2) {
+			t.Errorf("%s: %d bytes, %.20q", field.Name, f.Len(), f.String())
 		}
 	}
 	if got := l.sample.records()[0].DNSNames; len(got) != 0 {
