@@ -246,6 +246,9 @@ func (f *finder) newest(scans []scan, more []Record) iter.Seq2[Record, error] {
 					one.limit, one.sealed = math.MaxInt64, true
 				}
 				part, err := f.tail(one)
+				if i < len(s.parts) && errors.Is(err, fs.ErrNotExist) {
+					break // it went because of its age
+				}
 				if err != nil {
 					yield(Record{}, err)
 					return
@@ -372,8 +375,8 @@ func (f *finder) backwards(s scan, elsewhere []Record) (found []Record, err erro
 			continue
 		}
 		for r, err := range f.from(one) {
-			if errors.Is(err, fs.ErrNotExist) {
-				break // it went because of its age
+			if i < len(s.parts) && errors.Is(err, fs.ErrNotExist) {
+				return found, nil // it went because of its age
 			}
 			if err != nil {
 				return nil, err

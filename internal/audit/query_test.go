@@ -306,3 +306,22 @@ func TestRecordsLastOfOneMoment(t *testing.T) {
 		t.Errorf("%d records, want the 10 that there were", len(more))
 	}
 }
+
+// A segment that goes because of its age while others look for the last, or for an id, is no damage.
+func TestRecordsWhileSegmentsGo(t *testing.T) {
+	l, _ := mixed(t, 300)
+	if err := os.Remove(l.snapshot().parts[0].path); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []Query{{Last: 300}, {ID: "id-300"}, {Last: maxLast + 1}} {
+		n := 0
+		for _, err := range l.Records(t.Context(), q) {
+			if n++; err != nil {
+				t.Errorf("%+v: %v", q, err)
+			}
+		}
+		if q.ID == "" && n < 50 {
+			t.Errorf("%+v: %d records", q, n)
+		}
+	}
+}
