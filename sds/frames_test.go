@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -129,7 +130,8 @@ func TestFraming(t *testing.T) {
 		defer mu.Unlock()
 		heard[protocol+" "+string(reason)]++
 	}
-	srv := New(Config{Source: p, Hooks: Hooks{Refused: hook, Closed: hook}})
+	var log strings.Builder
+	srv := New(Config{Source: p, Log: slog.New(slog.NewTextHandler(&locked{mu: &mu, w: &log}, nil)), Hooks: Hooks{Refused: hook, Closed: hook}})
 	lis := bufconn.Listen(1 << 20)
 	g := grpc.NewServer(ServerOptions()...)
 	srv.Register(g)
@@ -166,4 +168,22 @@ func TestFraming(t *testing.T) {
 			mu.Unlock()
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
+	if lines := strings.Count(log.String(), "protocol=fetch"); lines < 1 || lines > 3 { // a busy machine may take longer than quietTime
+		t.Errorf("%d lines about fetches", lines)
+	}
+}
+
+// locked is a writer for several.
+type locked struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+// Write implements io.Writer.
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }

@@ -128,6 +128,9 @@ type Server struct {
 	streams int
 	owned   map[*latest.Value[*Material]]int // streams of each workload
 	opening opening
+
+	quietUntil time.Time // until then no fetch without a request is logged
+	leftOut    int       // that were not, since the last that was
 }
 
 // New returns a Server. It panics without a Source.

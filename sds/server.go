@@ -3,6 +3,7 @@ package sds
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -54,11 +55,36 @@ func (g guarded) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	g.ServiceRegistrar.RegisterService(&d, impl)
 }
 
+// quietTime is the least time between two lines about fetches that came with no request. Nobody knows yet who sends them,
+// and nobody fills the log by knocking.
+const quietTime = 10 * time.Second
+
 // receive reads the request of a fetch.
 func (s *Server) receive(ctx context.Context, m any, dec func(any) error) error {
 	err := contain(func() error { return api.ReceiveOnly(ctx, m, MaxRequestBytes, dec) })
-	if e, ok := errors.AsType[*api.Error](err); ok {
-		return s.refuse(protocolFetch, "", e)
+	e, ok := errors.AsType[*api.Error](err)
+	if !ok {
+		return err
 	}
-	return err
+	log := slog.New(slog.DiscardHandler)
+	if left, ok := s.mayLog(time.Now()); ok {
+		log = s.log.With("protocol", protocolFetch, "left_out", left)
+	}
+	e = s.explain(log, "stream refused", e)
+	if f := s.cfg.Hooks.Refused; f != nil {
+		f(protocolFetch, e.Reason)
+	}
+	return api.ToStatus(e).Err()
+}
+
+// mayLog reports whether a line about such a fetch is due, and how many were left out before it.
+func (s *Server) mayLog(now time.Time) (left int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Before(s.quietUntil) {
+		s.leftOut++
+		return 0, false
+	}
+	left, s.leftOut, s.quietUntil = s.leftOut, 0, now.Add(quietTime)
+	return left, true
 }
