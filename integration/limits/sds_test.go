@@ -4,11 +4,9 @@ package limits
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -53,7 +51,7 @@ type socket struct {
 	pods map[string]*latest.Value[*sds.Material] // by UID
 }
 
-func newSocket(t *testing.T) *socket {
+func newSocket(t *testing.T, limits daemon.Limits, peer func(context.Context) string) *socket {
 	t.Helper()
 	issuer, err := attestortest.NewIssuer(attestortest.Config{Algorithm: "RS256"})
 	if err != nil {
@@ -77,10 +75,9 @@ func newSocket(t *testing.T) *socket {
 	if err != nil {
 		t.Fatal(err)
 	}
-	limited := daemon.Limit(l, daemon.Limits{Port: "sds", Strangers: 512, PerPeer: 512, Rate: 1 << 20, Bytes: 128 << 10, PerMember: 16})
-	secrets := sds.New(sds.Config{Source: s}) // floods and neighbours are one process here, so processes are not told apart
-	server := grpc.NewServer(grpc.Creds(daemon.Plain()), grpc.MaxRecvMsgSize(sds.MaxRequestBytes), grpc.MaxConcurrentStreams(64),
-		grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(256<<10), grpc.ReadBufferSize(8<<10))
+	limited := daemon.Limit(l, limits)
+	secrets := sds.New(sds.Config{Source: s, Peer: peer})
+	server := grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(daemon.Plain()))...)
 	secrets.Register(server)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -210,7 +207,8 @@ func count(t *testing.T) (goroutines, files int, heap uint64) {
 //
 // threat: D21
 func TestReconnects(t *testing.T) {
-	s := newSocket(t)
+	// All proxies here are one process, which signet-agent would not let come so often.
+	s := newSocket(t, daemon.Limits{Port: "sds", Strangers: 512, PerPeer: 512, Rate: 1 << 20, Bytes: 128 << 10, PerMember: 16}, nil)
 	pod, header := s.token("web")
 	s.material(pod.UID).Set(newMaker(t).next(t))
 	once := func() error {
@@ -287,179 +285,12 @@ func rest(t *testing.T, goroutines, files *int, heap *uint64) {
 	})
 }
 
-// TestNeighbourPod has one pod flood the shared socket in every way while its neighbour's rotations are timed, in turns with
-// rounds of quiet.
-//
-// threat: D06, D07, D09, D21
-func TestNeighbourPod(t *testing.T) {
-	s, m := newSocket(t), newMaker(t)
-	good, goodHeader := s.token("good")
-	bad, badHeader := s.token("bad")
-	made := []*sds.Material{m.next(t), m.next(t)}
-	s.material(good.UID).Set(made[0])
-	s.material(bad.UID).Set(made[1])
-	conn := plain(t, s.path)
-	defer conn.Close()
-	st, err := stream(t.Context(), conn, goodHeader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial := 0
-	push := func() time.Duration { // the time from a rotation to its arrival
-		t.Helper()
-		began := time.Now()
-		serial++
-		s.material(good.UID).Set(made[serial%2])
-		r, err := st.Recv()
-		took := time.Since(began)
-		if err != nil {
-			t.Fatal(api.FromStatus(err))
-		}
-		if err := answer(st, r, ""); err != nil {
-			t.Fatal(err)
-		}
-		return took
-	}
-	if r, err := st.Recv(); err != nil || answer(st, r, "") != nil {
-		t.Fatal(api.FromStatus(err))
-	}
-	rounds := 100
-	if testing.Short() {
-		rounds = 20
-	}
-	tick := time.NewTicker(15 * time.Millisecond) // below the rate at which a stream is read
-	defer tick.Stop()
-	measure := func() (all []time.Duration) {
-		for range rounds {
-			<-tick.C
-			all = append(all, push())
-		}
-		return all
-	}
-	measure() // warm
-	for _, flood := range []struct {
-		name string
-		one  func(ctx context.Context, c *grpc.ClientConn) error
-	}{
-		{"streams", func(ctx context.Context, c *grpc.ClientConn) error {
-			st, err := stream(ctx, c, badHeader)
-			if err != nil {
-				return err
-			}
-			_, err = st.Recv()
-			return err // and leave it open
-		}},
-		{"refusals", func(ctx context.Context, c *grpc.ClientConn) error {
-			st, err := stream(ctx, c, badHeader)
-			if err != nil {
-				return err
-			}
-			for {
-				r, err := st.Recv()
-				if err != nil {
-					return err
-				}
-				for ctx.Err() == nil {
-					if err := answer(st, r, "no, and no again"); err != nil {
-						return err
-					}
-				}
-			}
-		}},
-		{"reconnects", func(ctx context.Context, _ *grpc.ClientConn) error {
-			c := plain(t, s.path)
-			defer c.Close()
-			st, err := stream(ctx, c, badHeader)
-			if err != nil {
-				return err
-			}
-			_, err = st.Recv()
-			return err
-		}},
-		{"junk tokens", func(ctx context.Context, c *grpc.ClientConn) error {
-			st, err := stream(ctx, c, badHeader[:len(badHeader)-8]+"AAAAAAAA")
-			if err != nil {
-				return err
-			}
-			if _, err = st.Recv(); api.ReasonOf(api.FromStatus(err)) == api.TokenSignature {
-				err = nil
-			}
-			return err
-		}},
-		{"silent connections", func(ctx context.Context, _ *grpc.ClientConn) error {
-			c, err := net.Dial("unix", s.path)
-			if err != nil {
-				return err
-			}
-			context.AfterFunc(ctx, func() { c.Close() })
-			return nil
-		}},
-	} {
-		t.Run(flood.name, func(t *testing.T) {
-			quiet := measure()
-			ctx, cancel := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			var done, failed atomic.Int64
-			for range 4 {
-				wg.Go(func() {
-					c := plain(t, s.path)
-					defer c.Close()
-					for ctx.Err() == nil && done.Add(1) < 50000 {
-						one, stop := context.WithTimeout(ctx, 5*time.Second)
-						if err := flood.one(one, c); err != nil {
-							failed.Add(1)
-							if errors.Is(one.Err(), context.DeadlineExceeded) {
-								stop()
-								continue
-							}
-						}
-						if flood.name != "streams" && flood.name != "silent connections" {
-							stop()
-						} else {
-							context.AfterFunc(ctx, stop)
-						}
-					}
-				})
-			}
-			settle(t, func() string {
-				if done.Load() < 4 {
-					return "the flood has not begun"
-				}
-				return ""
-			})
-			loud := measure()
-			cancel()
-			wg.Wait()
-			t.Logf("quiet: %s", quantiles(quiet))
-			t.Logf("beside %d of the flood, %d of them refused: %s; ratio of medians %.1f", done.Load(), failed.Load(), quantiles(loud),
-				float64(median(loud))/float64(median(quiet)))
-			if worst := loud[len(loud)-1]; worst > 10*time.Second {
-				t.Errorf("a rotation took %v beside a flood of a neighbour", worst)
-			}
-		})
-	}
-	fresh, header := s.token("fresh") // and somebody new gets in
-	s.material(fresh.UID).Set(made[0])
-	settle(t, func() string {
-		c := plain(t, s.path)
-		defer c.Close()
-		st, err := stream(t.Context(), c, header)
-		if err == nil {
-			_, err = st.Recv()
-		}
-		if err != nil {
-			return err.Error()
-		}
-		return ""
-	})
-}
-
 // TestNothingElse finds nothing on the ports that pods reach but what they are for: no profile, no heap, no level of the
 // log, no reflection.
 //
 // threat: D24
 func TestNothingElse(t *testing.T) {
-	s := newSocket(t)
+	s := newSocket(t, daemon.SharedSocket(nil), daemon.PeerOf)
 	conn := plain(t, s.path)
 	defer conn.Close()
 	for _, method := range []string{
