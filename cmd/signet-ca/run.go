@@ -56,14 +56,31 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	authority, err := newCA(l, log, s, up, ledger, verifier, sources)
+	clusters, err := openClusters(l, log)
 	if err != nil {
 		return err
 	}
-	return listen(ctx, l, log, authority, ledger, sources, reviews)
+	publish, err := openPublisher(l, log)
+	if err != nil {
+		return err
+	}
+	authority, err := newCA(l, log, s, up, ledger, verifier, sources, func(cfg *ca.Config) {
+		cfg.Publisher = publish.Publisher
+		switch l.Directory.Kind {
+		case "file":
+			cfg.Directory = cluster.NewFileDirectory(l.Directory.Path)
+		case "kube":
+			cfg.Directory = clusters
+		}
+	})
+	if err != nil {
+		return err
+	}
+	watched := kubeParts{reviews, clusters, publish}
+	return listen(ctx, l, log, authority, ledger, sources, watched)
 }
 
-func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor, sources map[string]*attestor.KeySource) (*ca.CA, error) {
+func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor, sources map[string]*attestor.KeySource, around func(*ca.Config)) (*ca.CA, error) {
 	cfg := ca.Config{
 		TrustDomain: l.td,
 		Replica:     l.Replica,
@@ -86,17 +103,12 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 	for issuer, source := range sources {
 		cfg.KeySets[issuer] = source
 	}
-	if l.Publish.Dir != "" {
-		cfg.Publisher = cluster.NewFilePublisher(l.Publish.Dir)
-	}
-	if l.Directory.Kind == "file" {
-		cfg.Directory = cluster.NewFileDirectory(l.Directory.Path)
-	}
+	around(&cfg)
 	return ca.New(cfg)
 }
 
 // listen opens the three ports and runs all tasks: the agents' port, the admin socket, health and metrics.
-func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource, reviews reviewers) error {
+func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource, watched kubeParts) error {
 	agents, err := net.Listen("tcp", l.Listen)
 	if err != nil {
 		return err
@@ -112,7 +124,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		Members: l.Connections.Agents, Log: log,
 	})
 	server := authority.NewServer()
-	notReady := func() []string { return append(authority.NotReady(), reviews.notReady()...) }
+	notReady := func() []string { return append(authority.NotReady(), watched.notReady()...) }
 	healthServer := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthServer)
 	tasks := []run.Task{
@@ -122,7 +134,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
 		daemon.HTTP{Address: l.HTTP, NotReady: notReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
 	}
-	tasks = append(tasks, reviews.tasks()...)
+	tasks = append(tasks, watched.tasks()...)
 	for issuer, source := range sources {
 		tasks = append(tasks, run.Task{Name: "key set of " + issuer, Run: source.Run})
 	}
