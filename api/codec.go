@@ -33,7 +33,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 // CheckRead refuses a message that was received and could not be parsed (MessageMalformed).
 func CheckRead(v any) error {
 	if m, ok := v.(proto.Message); ok && bytes.Equal(m.ProtoReflect().GetUnknown(), unreadMark) {
-		return E(MessageMalformed, "the message is not one of this call")
+		return errUnread()
 	}
 	return nil
 }

@@ -122,6 +122,8 @@ const (
 	CallUnknown Reason = "CALL_UNKNOWN"
 	// MessageMalformed: the message does not parse.
 	MessageMalformed Reason = "MESSAGE_MALFORMED"
+	// MessageTooLarge: the message is too large.
+	MessageTooLarge Reason = "MESSAGE_TOO_LARGE"
 	// ResourceNotAuthorized: the secret belongs to somebody else.
 	ResourceNotAuthorized Reason = "RESOURCE_NOT_AUTHORIZED"
 	// ResourceName: the secret's name is malformed.
@@ -389,8 +391,11 @@ var table = []Page{
 		"The CA does not know it, or answers it on another of its ports: those of operators only on the admin socket.",
 		"Use programs of versions that belong together; docs/authorization.md lists every call, where it is served and who may make it."},
 	{MessageMalformed, 615, KindInvalid, "The message does not parse",
-		"It is not the protobuf message of this call, or a text in it is not UTF-8.",
+		"It is not the protobuf message of this call, a text in it is not UTF-8, or it did not come as one whole message of gRPC: cut short, compressed, none or two.",
 		"Use programs of versions that belong together; look at what stands between them."},
+	{MessageTooLarge, 616, KindInvalid, "The message is too large",
+		"Its length is above what the largest message of the call needs; nothing of it was read.",
+		"Use programs of versions that belong together; an agent sends at most 64 requests in one call."},
 	{ResourceNotAuthorized, 701, KindPermissionDenied, "The secret belongs to somebody else",
 		"A stream gets the secrets of the workload that it belongs to, and no other.",
 		"Ask for default, ROOTCA, ALL, the workload's own SPIFFE ID or its trust domain."},

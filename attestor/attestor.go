@@ -34,7 +34,8 @@ type Claims struct {
 // Attestor verifies one kind of evidence. It is safe for concurrent use, bounds its input before it spends on it, and
 // answers with an *api.Error whose text holds no part of the evidence.
 type Attestor interface {
-	// Attest checks evidence for exactly one audience at one time and returns what it proves.
+	// Attest checks evidence for exactly one audience at one time and returns what it proves. Where it has to wait for
+	// somebody else, it does so as ctx says (WithAside).
 	Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error)
 }
 
@@ -42,4 +43,23 @@ type Attestor interface {
 type Prover interface {
 	// Prove returns fresh evidence; it reads its source anew each time.
 	Prove(ctx context.Context) (Evidence, error)
+}
+
+type asideKey struct{}
+
+// WithAside returns a context for Attest that has it run, by aside, whatever waits for somebody else: an API server that
+// reviews a token, a key set that is read anew. So the caller can let others have his place meanwhile: what he bounds is
+// work, and this is none. aside runs wait once and before it returns, or says by an *api.Error why it did not, or why the
+// caller cannot go on.
+func WithAside(ctx context.Context, aside func(ctx context.Context, wait func()) error) context.Context {
+	return context.WithValue(ctx, asideKey{}, aside)
+}
+
+// waitAside runs wait as ctx says; at once where it says nothing.
+func waitAside(ctx context.Context, wait func()) error {
+	if aside, ok := ctx.Value(asideKey{}).(func(context.Context, func()) error); ok {
+		return aside(ctx, wait)
+	}
+	wait()
+	return nil
 }

@@ -154,7 +154,11 @@ func (s *KeySource) Lookup(ctx context.Context, kid, alg string) (crypto.PublicK
 	if key, err := s.find(ctx, kid, alg); err == nil {
 		return key, nil
 	}
-	s.await(ctx)
+	if done := s.ask(time.Now()); done != nil {
+		if err := waitAside(ctx, func() { s.await(ctx, done) }); err != nil {
+			return nil, err
+		}
+	}
 	return s.find(ctx, kid, alg)
 }
 
@@ -168,12 +172,8 @@ func (s *KeySource) find(ctx context.Context, kid, alg string) (crypto.PublicKey
 	return staticKeys{set}.Lookup(ctx, kid, alg)
 }
 
-// await waits for the read that is under way or asked for; it asks for one where it may.
-func (s *KeySource) await(ctx context.Context) {
-	done := s.ask(time.Now())
-	if done == nil {
-		return
-	}
+// await waits until done is closed, for a bounded time.
+func (s *KeySource) await(ctx context.Context, done <-chan struct{}) {
 	timer := time.NewTimer(s.cfg.MissWait)
 	defer timer.Stop()
 	select {

@@ -82,11 +82,24 @@ func newReview(cfg ReviewConfig) (*review, error) {
 // check asks about a token that passed every other check, once, and compares the answer with what the token itself says.
 // There is no second try of any kind: no other audience, no none, and no verdict without an answer.
 func (r *review) check(ctx context.Context, token []byte, c Claims, audience string) error {
+	var answer TokenReview
+	var refused error
+	if err := waitAside(ctx, func() { answer, refused = r.ask(ctx, token, audience) }); err != nil {
+		return err
+	}
+	if refused != nil {
+		return refused
+	}
+	return answer.check(token, c, audience)
+}
+
+// ask asks where there is a slot for it.
+func (r *review) ask(ctx context.Context, token []byte, audience string) (TokenReview, error) {
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	default:
-		return &api.Error{
+		return TokenReview{}, &api.Error{
 			Reason: api.ReviewerOverloaded, Detail: fmt.Sprintf("%d tokens are being reviewed", cap(r.slots)),
 			RetryAfter: minReviewDelay,
 		}
@@ -96,11 +109,11 @@ func (r *review) check(ctx context.Context, token []byte, c Claims, audience str
 	answer, err := r.reviewer.ReviewToken(asked, token, audience)
 	switch {
 	case err == nil:
-		return answer.check(token, c, audience)
+		return answer, nil
 	case ctx.Err() != nil: // it is the caller who did not wait
-		return api.AsError(ctx.Err())
+		return TokenReview{}, api.AsError(ctx.Err())
 	}
-	return &api.Error{
+	return TokenReview{}, &api.Error{
 		Reason: api.ReviewerUnavailable, Detail: "the API server did not answer about the token",
 		RetryAfter: retryDelay(err), Err: foreign("no review", err.Error(), token),
 	}

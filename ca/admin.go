@@ -13,12 +13,15 @@ import (
 	"github.com/signet-ca/signet/ca/issuance"
 )
 
+// maxAdminMessage is the length of the largest message that is read at the admin socket.
+const maxAdminMessage = 1 << 20
+
 // NewAdminServer returns the gRPC server of the admin channel. The caller serves it on a Unix socket of mode 0600 and
 // gives credentials whose AuthInfo is a LocalUser; with any other, every call is refused.
 func (ca *CA) NewAdminServer(opts ...grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(slices.Concat([]grpc.ServerOption{
 		grpc.ConnectionTimeout(handshakeTime),
-		grpc.MaxRecvMsgSize(1 << 20),
+		grpc.MaxRecvMsgSize(maxAdminMessage),
 		grpc.WaitForHandlers(true),
 	}, interceptors{ca, portAdmin}.options(), opts)...)
 	apiv1.RegisterAdminServer(guarded{s, ca, portAdmin}, &admin{ca: ca})

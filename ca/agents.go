@@ -19,21 +19,17 @@ import (
 const agentVolume = "agent"
 
 // attestAgent turns an agent's own token into the identity of the agent of its node. The pod must be one of ours by
-// namespace and ServiceAccount, and must live.
-func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER []byte, now time.Time) (*issuance.Issued, error) {
+// namespace and ServiceAccount, and must live. What the record is to say of a refusal is in entry then; nothing where nobody
+// is known.
+func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER []byte, now time.Time, entry *audit.Entry) (*issuance.Issued, error) {
 	claims, err := ca.attestNode(ctx, e, now)
-	if err != nil && claims.Issuer == "" {
-		return nil, err // nobody is known
+	if claims.Issuer != "" {
+		*entry = entryOf(audit.KindAttestAgent, claims, now)
 	}
-	entry := entryOf(audit.KindAttestAgent, claims, now)
 	if err != nil {
-		return nil, ca.recordRefusal(ctx, "AttestAgent", asker{}, entry, err)
+		return nil, err
 	}
-	issued, err := ca.certifyAgent(ctx, claims, csrDER, now, &entry)
-	if err != nil {
-		return nil, ca.recordRefusal(ctx, "AttestAgent", asker{}, entry, err)
-	}
-	return issued, nil
+	return ca.certifyAgent(ctx, claims, csrDER, now, entry)
 }
 
 func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte, now time.Time, e *audit.Entry) (*issuance.Issued, error) {

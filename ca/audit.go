@@ -3,7 +3,6 @@ package ca
 import (
 	"context"
 	"errors"
-	"path"
 	"slices"
 	"time"
 
@@ -75,7 +74,7 @@ func (ca *CA) recordCall(ctx context.Context, method string, cause error) error 
 	if c, err := ca.callerByTLS(ctx, roleAnyone, time.Now()); err == nil {
 		who.nodeUID = c.node
 	}
-	return ca.recordRefusal(ctx, path.Base(method), who, audit.Entry{}, cause)
+	return ca.recordRefusal(ctx, callName(method), who, audit.Entry{}, cause)
 }
 
 // Bounds of one piece of the answer of ListAudit, which has to stay below gRPC's own 4 MiB.

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -67,6 +68,15 @@ var permissions = map[string]permission{
 	grpc_health_v1.Health_Check_FullMethodName: {portAgents, roleAnyone},
 	grpc_health_v1.Health_List_FullMethodName:  {portAgents, roleAgent},
 	grpc_health_v1.Health_Watch_FullMethodName: {portAgents, roleAgent},
+}
+
+// callName is how a call is named on record and in the log. One without a row is named by whoever makes it, as he likes, and
+// a new name would be a new entry each time: so it has none.
+func callName(call string) string {
+	if _, ok := permissions[call]; !ok {
+		return "unknown"
+	}
+	return path.Base(call)
 }
 
 // Permission is one row of the table of who may call what, as people read it.
@@ -199,8 +209,12 @@ func callerByUser(ctx context.Context) (caller, error) {
 	return caller{roles: []role{roleViewer, roleOperator, roleEmergency}}, nil
 }
 
-// guarded registers services so that a call is decided about before its first message is read: the interceptor of a unary
-// call runs only after that.
+// Guard returns what services are to be registered with that stand beside Authority on the server of the agents' port: it
+// makes their calls as well guarded as its own.
+func (ca *CA) Guard(s *grpc.Server) grpc.ServiceRegistrar { return guarded{s, ca, portAgents} }
+
+// guarded registers services so that a call is decided about before its first message is read, and that a message which
+// is none is refused like all else: the interceptor of a unary call runs only after that.
 type guarded struct {
 	*grpc.Server
 	ca *CA
@@ -219,18 +233,24 @@ func (g guarded) RegisterService(desc *grpc.ServiceDesc, impl any) {
 			if err != nil {
 				return nil, g.ca.boundary(ctx, call, err, nil)
 			}
-			return next(srv, ctx, func(m any) error {
-				if err := dec(m); err != nil {
-					return err
-				}
-				if err := api.CheckRead(m); err != nil {
-					return g.ca.boundary(ctx, call, err, nil)
-				}
-				return nil
-			}, inner)
+			return next(srv, ctx, func(m any) error { return g.receive(ctx, call, m, dec) }, inner)
 		}
 	}
 	g.Server.RegisterService(&d, impl)
+}
+
+// receive reads the message of a unary call, within the boundary of its own.
+func (g guarded) receive(ctx context.Context, call string, m any, dec func(any) error) (err error) {
+	defer func() { err = g.ca.boundary(ctx, call, err, recover()) }()
+	return api.ReceiveOnly(ctx, m, g.at.maxMessage(), dec)
+}
+
+// maxMessage is the length of the largest message that is read at a port.
+func (p port) maxMessage() int {
+	if p == portAdmin {
+		return maxAdminMessage
+	}
+	return maxMessage
 }
 
 // interceptors decide about the calls of one port and are its boundary.
@@ -262,27 +282,29 @@ func (i interceptors) unary(ctx context.Context, req any, info *grpc.UnaryServer
 
 // stream is the boundary of streams.
 func (i interceptors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	defer func() { err = i.ca.boundary(ss.Context(), info.FullMethod, err, recover()) }()
-	ctx, err := i.ca.admit(ss.Context(), i.at, info.FullMethod)
+	ctx := ss.Context()
+	defer func() { err = i.ca.boundary(ctx, info.FullMethod, err, recover()) }()
+	ctx, err = i.ca.admit(ctx, i.at, info.FullMethod)
 	if err != nil {
 		return err
 	}
-	return next(srv, admittedStream{ss, ctx})
+	receive := api.Receive
+	if !info.IsClientStream {
+		receive = api.ReceiveOnly
+	}
+	return next(srv, admittedStream{ss, ctx, func(m any) error { return receive(ctx, m, i.at.maxMessage(), ss.RecvMsg) }})
 }
 
-// admittedStream is a stream whose context knows who opened it.
+// admittedStream is a stream whose context knows who opened it, and whose messages are refused like all else if they are
+// none.
 type admittedStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx     context.Context
+	receive func(m any) error
 }
 
 // Context implements grpc.ServerStream.
 func (s admittedStream) Context() context.Context { return s.ctx }
 
 // RecvMsg implements grpc.ServerStream.
-func (s admittedStream) RecvMsg(m any) error {
-	if err := s.ServerStream.RecvMsg(m); err != nil {
-		return err
-	}
-	return api.CheckRead(m)
-}
+func (s admittedStream) RecvMsg(m any) error { return s.receive(m) }

@@ -299,7 +299,7 @@ func TestEveryCallHasARow(t *testing.T) {
 		}
 	}
 	agents := s.CA().NewServer()
-	grpc_health_v1.RegisterHealthServer(agents, health.NewServer())
+	grpc_health_v1.RegisterHealthServer(s.CA().Guard(agents), health.NewServer())
 	for port, server := range map[string]*grpc.Server{"agents' port": agents, "admin socket": s.CA().NewAdminServer()} {
 		for service, info := range server.GetServiceInfo() {
 			for _, m := range info.Methods {

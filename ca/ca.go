@@ -51,6 +51,7 @@ type Config struct {
 	SessionAge time.Duration    // of an agent's session, drawn from 3/4 of it up. Zero: 1 h
 	Concurrent int              // SVIDs of workloads in work at once. Zero: 4 for each CPU
 	Queue      int              // SVIDs that may wait for their turn. Zero: 4096
+	Asking     int              // SVIDs that may wait for an API server at once, and agents as well. Zero: 32
 
 	Log     *slog.Logger // nil: discarded
 	Metrics *Metrics     // nil: NewMetrics
@@ -76,9 +77,12 @@ type CA struct {
 	memory   *memory
 	work     *gate         // of Issue: agents that proved who they are
 	door     *gate         // of AttestAgent: whoever knocks, so that a crowd there costs the others nothing
+	askWork  *gate         // who has left work for as long as he waits for an API server
+	askDoor  *gate         // who has left door
 	stopping chan struct{} // closed when Run ends: sessions end with it
 	issued   atomic.Uint64
 	refused  atomic.Uint64
+	quiet    quiet
 }
 
 // doorQueue is how many unattested agents may wait for their turn; more are sent away with a delay.
@@ -93,8 +97,8 @@ func New(cfg Config) (*CA, error) {
 		return nil, api.E(api.ConfigInvalid, "store, upstream, ledger and policy are required")
 	case len(cfg.Attestors) == 0:
 		return nil, api.E(api.ConfigInvalid, "at least one attestor is required")
-	case cfg.MintBudget < 0 || cfg.SessionAge < 0 || cfg.Concurrent < 0 || cfg.Queue < 0:
-		return nil, api.E(api.ConfigInvalid, "mint budget, session age, concurrency and queue cannot be negative")
+	case cfg.MintBudget < 0 || cfg.SessionAge < 0 || cfg.Concurrent < 0 || cfg.Queue < 0 || cfg.Asking < 0:
+		return nil, api.E(api.ConfigInvalid, "mint budget, session age, concurrency, queue and how many may ask cannot be negative")
 	case cfg.AgentTTL != 0 && (cfg.AgentTTL < issuance.MinTTL || cfg.AgentTTL > issuance.MaxTTL):
 		return nil, api.E(api.ConfigInvalid, "the lifetime of agents' SVIDs is not between %s and %s", issuance.MinTTL, issuance.MaxTTL)
 	}
@@ -108,6 +112,7 @@ func New(cfg Config) (*CA, error) {
 	cfg.SessionAge = cmp.Or(cfg.SessionAge, time.Hour)
 	cfg.Concurrent = cmp.Or(cfg.Concurrent, 4*runtime.GOMAXPROCS(0))
 	cfg.Queue = cmp.Or(cfg.Queue, 4096)
+	cfg.Asking = cmp.Or(cfg.Asking, attestor.DefaultReviewInFlight/2)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
@@ -120,6 +125,8 @@ func New(cfg Config) (*CA, error) {
 		memory:   newMemory(),
 		work:     newGate(cfg.Concurrent, cfg.Queue),
 		door:     newGate(runtime.GOMAXPROCS(0), doorQueue),
+		askWork:  newGate(cfg.Asking, cfg.Queue),
+		askDoor:  newGate(cfg.Asking, doorQueue),
 		stopping: make(chan struct{}),
 	}, nil
 }

@@ -30,8 +30,8 @@ type asker struct {
 }
 
 // issue is the main path, numbered as in ARCHITECTURE.md. Whatever it refuses has its reason; what it issues is on record
-// before it is signed, and was verified before it is returned.
-func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time) (*issuance.Issued, error) {
+// before it is signed, and was verified before it is returned. What the record is to say of a refusal is in e then.
+func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
 	if len(r.Volume) > maxVolume {
 		return nil, api.E(api.TokenMalformed, "the volume's name is longer than %d bytes", maxVolume)
 	}
@@ -40,10 +40,10 @@ func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time) (*
 	if err != nil {
 		return nil, err
 	}
-	e := entryOf(audit.KindIssue, claims, now)
-	issued, err := ca.decideAndSign(ctx, who, claims, r, now, &e)
+	*e = entryOf(audit.KindIssue, claims, now)
+	issued, err := ca.decideAndSign(ctx, who, claims, r, now, e)
 	if err != nil {
-		return nil, ca.recordRefusal(ctx, "Issue", who, e, err)
+		return nil, err
 	}
 	ca.issued.Add(1)
 	return issued, nil

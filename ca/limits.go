@@ -25,6 +25,8 @@ type gate struct {
 	waiting int
 	lines   map[string][]*waiter // by who waits
 	round   []string             // those who wait, whose turn is next first
+
+	returning []*waiter // those who gave a turn back for a while, the first first; before all others
 }
 
 // waiter is one who waits for a turn.
@@ -113,6 +115,13 @@ func (g *gate) drop(who string, w *waiter) {
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if len(g.returning) > 0 {
+		w := g.returning[0]
+		g.returning = g.returning[1:]
+		w.turn = true
+		close(w.decided)
+		return
+	}
 	if len(g.round) == 0 {
 		g.free++
 		return

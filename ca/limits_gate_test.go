@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -17,7 +18,7 @@ import (
 
 func (g *gate) empty(t *testing.T, turns int) {
 	t.Helper()
-	if g.free != turns || g.waiting != 0 || len(g.lines)+len(g.round) != 0 {
+	if g.free != turns || g.waiting != 0 || len(g.lines)+len(g.round)+len(g.returning) != 0 {
 		t.Errorf("%d of %d turns are free, %d wait in %d lines, %d in the round", g.free, turns, g.waiting, len(g.lines), len(g.round))
 	}
 }
@@ -121,7 +122,7 @@ func TestGateFair(t *testing.T) {
 
 // TestGateMany keeps its books under callers who come, give up and are sent away all at once.
 func TestGateMany(t *testing.T) {
-	g := newGate(3, 20)
+	g, asking := newGate(3, 20), newGate(2, 5)
 	var wg sync.WaitGroup
 	for i := range 64 {
 		wg.Go(func() {
@@ -130,8 +131,11 @@ func TestGateMany(t *testing.T) {
 				if j%3 == 0 {
 					go cancel()
 				}
-				if g.enter(ctx, fmt.Sprint(i%7)) == nil {
-					g.leave()
+				if turn, err := g.take(ctx, fmt.Sprint(i%7), asking); err == nil {
+					if j%2 == 0 {
+						turn.aside(ctx, runtime.Gosched)
+					}
+					turn.end()
 				}
 				cancel()
 			}
@@ -139,6 +143,80 @@ func TestGateMany(t *testing.T) {
 	}
 	wg.Wait()
 	g.empty(t, 3)
+	asking.empty(t, 2)
+}
+
+// TestGateAside gives a turn back for as long as its owner waits for somebody else. He comes back before those who have not
+// begun, and is not sent away; whoever cannot come back or cannot wait leaves nothing behind.
+func TestGateAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, asking := newGate(1, 10), newGate(1, 1)
+		var order []string
+		first, err := g.take(t.Context(), "first", asking)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			go func() {
+				if err := g.enter(t.Context(), "other"); err != nil {
+					t.Error(err)
+				}
+				order = append(order, fmt.Sprint("other-", i))
+			}()
+			synctest.Wait()
+		}
+		come := make(chan struct{})
+		go func() {
+			if err := first.aside(t.Context(), func() { <-come }); err != nil {
+				t.Error(err)
+			}
+			order = append(order, "first")
+		}()
+		synctest.Wait()
+		if !slices.Equal(order, []string{"other-0"}) {
+			t.Errorf("while the first waits: %v", order)
+		}
+		// One may wait at once, and one for that.
+		ctx, cancel := context.WithCancel(t.Context())
+		gone := make(chan error, 2)
+		for range 2 {
+			x := &turn{gate: newGate(0, 0), asking: asking, who: "first", held: true}
+			go func() { gone <- x.aside(ctx, func() { t.Error("ran though there was no room") }) }()
+			synctest.Wait()
+		}
+		if err := <-gone; api.ReasonOf(err) != api.Overloaded {
+			t.Errorf("who finds no place to wait: %v, want %s", err, api.Overloaded)
+		}
+		cancel()
+		if err := <-gone; api.ReasonOf(err) != api.Canceled {
+			t.Errorf("who gave up: %v, want %s", err, api.Canceled)
+		}
+		close(come)
+		synctest.Wait()
+		for range 3 {
+			g.leave()
+			synctest.Wait()
+		}
+		if want := []string{"other-0", "first", "other-1", "other-2"}; !slices.Equal(order, want) {
+			t.Errorf("turns went to %v, want %v", order, want)
+		}
+
+		first.held = true // other-2's, to be given back by one who cannot come back
+		ctx, cancel = context.WithCancel(t.Context())
+		err = first.aside(ctx, func() {
+			if err := g.enter(t.Context(), "other"); err != nil {
+				t.Error(err)
+			}
+			cancel()
+		})
+		if api.ReasonOf(err) != api.Canceled || first.held {
+			t.Errorf("who went away: %v, and has a turn: %v", err, first.held)
+		}
+		first.end()
+		g.leave()
+		g.empty(t, 1)
+		asking.empty(t, 1)
+	})
 }
 
 // TestWhence tells peers apart by their address alone.

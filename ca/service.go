@@ -2,8 +2,6 @@ package ca
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -12,12 +10,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/ca/issuance"
 	"github.com/signet-ca/signet/internal/audit"
 )
 
@@ -65,13 +63,12 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 	if r.GetProtocol() != api.Protocol {
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
 	}
-	if err := a.ca.door.enter(ctx, whence(ctx)); err != nil {
-		return nil, err
-	}
-	defer a.ca.door.leave()
-	e := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
-	issued, err := a.ca.attestAgent(ctx, e, r.GetCsr(), time.Now())
+	var entry audit.Entry
+	issued, err := a.attestInTurn(ctx, r, &entry)
 	a.ca.metrics.count("agent", err)
+	if err != nil && entry.Cluster != "" {
+		err = a.ca.recordRefusal(ctx, "AttestAgent", asker{}, entry, err) // its turn is others' by now
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +78,19 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 		RenewAt: timestamppb.New(issued.RenewAt),
 		Bundle:  bundleProto(a.ca.bundle.Load()),
 	}, nil
+}
+
+// attestInTurn waits for a turn and attests. What the record is to say of a refusal is in e then; nothing where nobody is
+// known.
+func (a *authority) attestInTurn(ctx context.Context, r *apiv1.AttestAgentRequest, e *audit.Entry) (*issuance.Issued, error) {
+	turn, err := a.ca.door.take(ctx, whence(ctx), a.ca.askDoor)
+	if err != nil {
+		return nil, err
+	}
+	defer turn.end()
+	ctx = attestor.WithAside(ctx, turn.aside)
+	evidence := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
+	return a.ca.attestAgent(ctx, evidence, r.GetCsr(), time.Now(), e)
 }
 
 // Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing.
@@ -105,26 +115,27 @@ func (a *authority) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.Is
 
 func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueItem) (result *apiv1.IssueResult) {
 	var err error
-	defer func() {
+	var entry audit.Entry // what is known of the token; who asks is known in any case
+	defer func() {        // the turn is others' by now: a record that hangs holds up nobody else
 		if p := recover(); p != nil {
 			a.ca.log.ErrorContext(ctx, "panic", "panic", p, "stack", string(debug.Stack()))
 			err = api.E(api.Internal, "internal error")
 		}
 		a.ca.metrics.count("workload", err)
-		if err != nil && api.AsError(err).CorrelationID == "" {
-			err = a.ca.recordRefusal(ctx, "Issue", who, audit.Entry{}, err) // the agent is known at least
-		}
 		if err != nil {
+			err = a.ca.recordRefusal(ctx, "Issue", who, entry, err)
 			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
 		}
 	}()
-	if err = a.ca.work.enter(ctx, who.nodeUID); err != nil {
+	turn, terr := a.ca.work.take(ctx, who.nodeUID, a.ca.askWork)
+	if err = terr; err != nil {
 		return nil
 	}
-	defer a.ca.work.leave()
+	defer turn.end()
+	ctx = attestor.WithAside(ctx, turn.aside)
 	start := time.Now()
 	e := attestor.Evidence{Kind: item.GetEvidence().GetKind(), Data: item.GetEvidence().GetData()}
-	issued, ierr := a.ca.issue(ctx, who, Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume()}, start)
+	issued, ierr := a.ca.issue(ctx, who, Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume()}, start, &entry)
 	if err = ierr; err != nil {
 		return nil
 	}
@@ -134,55 +145,4 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 		Chain:    issued.Chain,
 		RenewAt:  timestamppb.New(issued.RenewAt),
 	}}}
-}
-
-// refusal is what the caller learns of an error; the cause stays in our log under the same correlation id.
-func (ca *CA) refusal(ctx context.Context, err error, attrs ...any) *apiv1.Refusal {
-	e := ca.logRefusal(ctx, err, attrs...)
-	return &apiv1.Refusal{Reason: string(e.Reason), Message: e.Detail, CorrelationId: e.CorrelationID}
-}
-
-func (ca *CA) logRefusal(ctx context.Context, err error, attrs ...any) *api.Error {
-	e := *api.AsError(err)
-	if e.CorrelationID == "" {
-		e.CorrelationID = api.NewCorrelationID()
-	}
-	level := slog.LevelInfo
-	if e.Reason.Kind() == api.KindInternal {
-		level = slog.LevelError
-	}
-	attrs = append(attrs, "reason", string(e.Reason), "code", e.Reason.Code(), "correlation_id", e.CorrelationID, "detail", e.Detail)
-	if e.Err != nil {
-		attrs = append(attrs, "cause", e.Err.Error())
-	}
-	ca.log.Log(ctx, level, "refused", attrs...)
-	ca.refused.Add(1)
-	return &e
-}
-
-// boundary contains panics, and gives every error its reason and correlation id.
-func (ca *CA) boundary(ctx context.Context, method string, err error, panicked any) error {
-	if panicked != nil {
-		ca.log.ErrorContext(ctx, "panic", "method", method, "panic", panicked, "stack", string(debug.Stack()))
-		err = api.E(api.Internal, "internal error")
-	}
-	if err == nil || ended(err) {
-		return err
-	}
-	if e, ok := errors.AsType[*api.Error](err); ok && (e.Reason == api.SessionEnded || e.Reason.Kind() == api.KindCanceled) {
-		return api.ToStatus(e).Err() // as planned by us or by the caller: nobody was refused
-	}
-	e := ca.logRefusal(ctx, ca.recordCall(ctx, method, err), "method", method)
-	ca.metrics.refusals.WithLabelValues(string(e.Reason)).Inc()
-	return api.ToStatus(e).Err()
-}
-
-// ended reports whether a call ended by what gRPC itself says of it: the other side went away, or asked for something
-// that is not there. That is no refusal of ours.
-func ended(err error) bool {
-	if _, ok := errors.AsType[*api.Error](err); ok {
-		return false
-	}
-	_, ok := status.FromError(err)
-	return ok || errors.Is(err, context.Canceled)
 }

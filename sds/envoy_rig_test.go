@@ -184,7 +184,7 @@ func (r *rig) upstream() net.Listener {
 			}
 			wg.Go(func() {
 				defer conn.Close()
-				conn.SetDeadline(time.Now().Add(5 * time.Second))
+				conn.SetDeadline(time.Now().Add(30 * time.Second))
 				io.Copy(conn, conn)
 			})
 		}
@@ -255,7 +255,7 @@ func (r *rig) get(path string) []byte {
 
 func (r *rig) eventually(what string, f func() bool) {
 	r.t.Helper()
-	tick, end := time.NewTicker(10*time.Millisecond), time.After(20*time.Second)
+	tick, end := time.NewTicker(10*time.Millisecond), time.After(60*time.Second)
 	defer tick.Stop()
 	for !f() {
 		select {
@@ -268,12 +268,12 @@ func (r *rig) eventually(what string, f func() bool) {
 
 // call makes one new TLS connection to a listener as s and returns the serial of what the Envoy showed.
 func (r *rig) call(listener string, s *x509svid.SVID) (serial string, err error) {
-	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", r.ports[listener])
+	conn, err := (&net.Dialer{Timeout: 30 * time.Second}).Dial("tcp", r.ports[listener])
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
 	c := tls.Client(conn, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// Whatever authorities the server names: it shall refuse, and not the client keep its certificate back.
@@ -299,12 +299,12 @@ func (r *rig) call(listener string, s *x509svid.SVID) (serial string, err error)
 
 // through makes one connection that Envoy carries on by mTLS to the upstream.
 func (r *rig) through(listener string) error {
-	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", r.ports[listener])
+	conn, err := (&net.Dialer{Timeout: 30 * time.Second}).Dial("tcp", r.ports[listener])
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
 	return echoed(conn)
 }
 

@@ -139,7 +139,7 @@ func (s *Server) Start() {
 	l := bufconn.Listen(256 << 10)
 	server := c.NewServer(s.options.Server...)
 	if s.options.Services != nil {
-		s.options.Services(server)
+		s.options.Services(c.Guard(server))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -8,11 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/signet-ca/signet/agent"
 	"github.com/signet-ca/signet/api"
@@ -41,7 +39,7 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
 			return err
 		}
 		defer listener.Close()
-		limited := limit(listener, log)
+		limited := daemon.Limit(listener, daemon.SharedSocket(log))
 		counted = append(counted, limited)
 		tasks = append(tasks, serveSDS(src, limited, log))
 	}
@@ -52,35 +50,11 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
 	return err
 }
 
-// limit bounds the connections of the shared socket. Proxies whose pods are not known yet, as when all come back after a
-// restart of the agent, are strangers until a token of theirs was believed.
-func limit(l net.Listener, log *slog.Logger) *daemon.Listener {
-	return daemon.Limit(l, daemon.Limits{Port: "sds", Strangers: 512, Bytes: 128 << 10, Patience: time.Minute, PerMember: 16, Log: log})
-}
-
-// peerOf tells proxies apart before their tokens are believed: by the process, where the kernel says it.
-func peerOf(ctx context.Context) string {
-	if c := daemon.ConnOf(ctx); c != nil {
-		return c.Peer()
-	}
-	return ""
-}
-
-// serveSDS serves SDS on the shared socket. Its limits hold before anything is read.
+// serveSDS serves SDS on the shared socket. Proxies are told apart before their tokens are believed: by the process, where
+// the kernel says it.
 func serveSDS(src *source, l net.Listener, log *slog.Logger) run.Task {
-	secrets := sds.New(sds.Config{Source: src, Log: log, Hooks: src.metrics.hooks(), Peer: peerOf})
-	server := grpc.NewServer(
-		grpc.Creds(daemon.Plain()),
-		grpc.ForceServerCodecV2(api.ServerCodec()),
-		grpc.MaxRecvMsgSize(sds.MaxRequestBytes),
-		grpc.MaxHeaderListSize(2*api.MaxTokenBytes),
-		grpc.MaxConcurrentStreams(64),
-		grpc.StaticStreamWindowSize(64<<10), // gRPC would let it grow to 16 MiB for whoever sends fast
-		grpc.StaticConnWindowSize(256<<10),
-		grpc.ReadBufferSize(8<<10),
-		grpc.ConnectionTimeout(handshakeTime),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),
-	)
+	secrets := sds.New(sds.Config{Source: src, Log: log, Hooks: src.metrics.hooks(), Peer: daemon.PeerOf})
+	server := grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(daemon.Plain()))...)
 	secrets.Register(server)
 	serve := daemon.Serve("sds", server, l, log)
 	return run.Task{Name: serve.Name, Run: func(ctx context.Context) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/metadata"
@@ -16,11 +15,6 @@ import (
 	"github.com/signet-ca/signet/internal/daemon"
 	"github.com/signet-ca/signet/internal/latest"
 	"github.com/signet-ca/signet/sds"
-)
-
-const (
-	handshakeTime = 5 * time.Second
-	keepaliveTime = 30 * time.Second
 )
 
 // sharedVolume is the place that tokens serve which come over the shared socket.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -103,6 +104,9 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 	for issuer, source := range sources {
 		cfg.KeySets[issuer] = source
 	}
+	for _, is := range l.Issuers {
+		cfg.Asking += max(1, cmp.Or(is.TokenReview.MaxInFlight, attestor.DefaultReviewInFlight)/2)
+	}
 	around(&cfg)
 	return ca.New(cfg)
 }
@@ -126,7 +130,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 	server := authority.NewServer()
 	notReady := func() []string { return append(authority.NotReady(), watched.notReady()...) }
 	healthServer := health.NewServer()
-	grpc_health_v1.RegisterHealthServer(server, healthServer)
+	grpc_health_v1.RegisterHealthServer(authority.Guard(server), healthServer)
 	tasks := []run.Task{
 		{Name: "ca", Run: authority.Run},
 		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, notReady) }},

@@ -28,13 +28,13 @@ func keyCommand(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), ca.NewSealKey(), 0o600))
 }
 
-// healthCommand is "health ADDRESS STATUS": it waits, ten seconds at most, for gRPC health to be that. Health is asked
+// healthCommand is "health ADDRESS STATUS": it waits, a minute at most, for gRPC health to be that. Health is asked
 // before there is any trust, so the server's certificate is not looked at.
 func healthCommand(ts *testscript.TestScript, _ bool, args []string) {
 	conn, err := grpc.NewClient(args[0], grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
 	ts.Check(err)
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	last := ""
 	for ctx.Err() == nil {

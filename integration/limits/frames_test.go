@@ -218,7 +218,7 @@ func TestTooLarge(t *testing.T) {
 			if err := r.WriteData(1, false, binary.BigEndian.AppendUint32([]byte{0}, size)); err != nil {
 				t.Fatal(err)
 			}
-			if got := r.said(t, "grpc-status"); got != "8" { // RESOURCE_EXHAUSTED
+			if got := r.said(t, "grpc-status"); got != "3" { // INVALID_ARGUMENT, with MESSAGE_TOO_LARGE
 				t.Errorf("grpc-status %q for a message of %d bytes", got, size)
 			}
 			r.conn.Close()

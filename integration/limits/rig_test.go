@@ -54,7 +54,7 @@ func newPort(t *testing.T, l daemon.Limits) *port {
 	}
 	l.Port = "agents"
 	server := s.CA().NewServer()
-	grpc_health_v1.RegisterHealthServer(server, health.NewServer())
+	grpc_health_v1.RegisterHealthServer(s.CA().Guard(server), health.NewServer())
 	var wg sync.WaitGroup
 	wg.Go(func() { server.Serve(daemon.Limit(listener, l)) })
 	t.Cleanup(func() { server.Stop(); wg.Wait() })

@@ -97,7 +97,7 @@ var threatChapters = []threatChapter{
 		{"J05", "Keepalives that come too often", ""},
 		{"J06", "A message that is larger than a full batch", ""},
 		{"J07", "Connections without end", ""},
-		{"J08", "Work for whoever knocks", ""},
+		{"J08", "Work for whoever knocks", "A malformed timeout, binary header or encoding is answered by gRPC's transport before there is a call to refuse: to its sender alone, with his own words, by no reason of ours."},
 		{"J09", "A method without its first slash, to pass an interceptor by", ""},
 		{"J10", "TLS 1.2", ""},
 		{"J11", "Renegotiation", "TLS 1.3 has none."},

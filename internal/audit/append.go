@@ -22,7 +22,8 @@ type batch struct {
 // Append puts e on record and returns nil when it is on disk. Its time defaults to now. An error that matches ErrFailed
 // says that the outcome is unknown and that this ledger is done; all others that the entry was not written, but for one:
 // when ctx ends while the write of somebody else's batch is waited for, the entry may still get on record. Then too the
-// caller must not do what the entry says.
+// caller must not do what the entry says. Whoever leads a batch waits until its outcome is known, whatever its ctx, for
+// others wait for it too.
 func (l *Log) Append(ctx context.Context, e Entry) error {
 	if err := ctx.Err(); err != nil {
 		return err

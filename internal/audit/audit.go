@@ -19,6 +19,7 @@ package audit
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,8 +37,8 @@ var (
 	// ErrFailed is matched by every error of a ledger that could not be written once: the entry may or may not be on
 	// disk, and no other will be accepted.
 	ErrFailed = errors.New("the ledger failed")
-	// ErrFull is matched by the error of Append when the disk has no room for the entry. Nothing was written. The ledger
-	// goes on by itself when there is room again.
+	// ErrFull is matched by the error of Append when the disk has no room for the entry, or is too slow to reserve it.
+	// Nothing was written. The ledger goes on by itself when there is room again.
 	ErrFull = errors.New("the ledger has no room")
 	// ErrClosed is returned by Append after Close.
 	ErrClosed = errors.New("the ledger is closed")
@@ -127,10 +128,11 @@ type Log struct {
 	counts  counts
 
 	appends sync.WaitGroup // callers inside Append, for Close
-	tasks   sync.WaitGroup // keep, and the ring's
-	stop    chan struct{}  // ends them
+	tasks   sync.WaitGroup // keep, keepAhead, keepYoung, and the ring's
+	stop    func()         // ends them, but for the ring's
 	wake    chan struct{}  // wakes keep; of capacity 1
 	behind  chan struct{}  // wakes keepAhead; of capacity 1
+	older   chan struct{}  // wakes keepYoung; of capacity 1
 
 	writing sync.Mutex // held by the leader of the batch that is being written
 	current *segment   // guarded by writing
@@ -176,14 +178,18 @@ func Open(dir string, o Options) (*Log, error) {
 	o = o.withDefaults()
 	l := &Log{
 		dir: dir, options: o, log: o.Log, lock: lock,
-		failed: make(chan struct{}), stop: make(chan struct{}), wake: make(chan struct{}, 1), behind: make(chan struct{}, 1), making: make(chan struct{}),
+		failed: make(chan struct{}), wake: make(chan struct{}, 1), behind: make(chan struct{}, 1), older: make(chan struct{}, 1),
+		making: make(chan struct{}),
 	}
 	if err := l.open(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	l.ring = openRing(dir, o.RefusalBytes, o.Log, &l.counts)
-	l.tasks.Go(l.keep)
-	l.tasks.Go(l.keepAhead)
+	ctx, stop := context.WithCancel(context.Background()) // until Close
+	l.stop = stop
+	l.tasks.Go(func() { l.keep(ctx) })
+	l.tasks.Go(func() { l.keepAhead(ctx) })
+	l.tasks.Go(func() { l.keepYoung(ctx) })
 	l.tasks.Go(l.ring.keep)
 	return l, nil
 }
@@ -280,6 +286,8 @@ func (l *Log) NotReady() string {
 		return "the ledger cannot be written"
 	case l.spare == nil && l.noRoom != nil && (l.starved || l.room-l.size < MaxEntryBytes):
 		return "the ledger has no room: the disk is full"
+	case l.spare == nil && l.starved:
+		return "the ledger has no room yet: the disk is slow"
 	}
 	return ""
 }
@@ -295,7 +303,7 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.appends.Wait()
-	close(l.stop)
+	l.stop()
 	l.ring.close()
 	l.tasks.Wait()
 	errs := []error{l.current.close()}

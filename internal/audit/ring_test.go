@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 )
 
 // refusal is that of pod number n.
@@ -244,4 +246,29 @@ func TestSample(t *testing.T) {
 			t.Errorf("%d kept, %s to %s", len(got), got[0].CorrelationID, got[len(got)-1].CorrelationID)
 		}
 	})
+}
+
+// What is sampled can be sent and does not grow, whatever somebody called himself.
+//
+// threat: L15
+func TestSampleText(t *testing.T) {
+	l := open(t, filepath.Join(t.TempDir(), "ledger"))
+	text := "a\xff" + strings.Repeat("\u20ac", 1<<20)
+	e := Entry{DNSNames: []string{text}}
+	v := reflect.ValueOf(&e).Elem()
+	for i := range v.NumField() {
+		if f := v.Field(i); f.Type() == reflect.TypeFor[string]() {
+			f.SetString(text)
+		}
+	}
+	l.Sample(e)
+	got := reflect.ValueOf(l.sample.records()[0].Entry)
+	for i := range got.NumField() {
+		if f := got.Field(i); f.Type() == reflect.TypeFor[string]() && (!utf8.ValidString(f.String()) || f.Len() > 2*sampleText || f.Len() < 2) {
+			t.Errorf("%s: %d bytes, %.20q", got.Type().Field(i).Name, f.Len(), f.String())
+		}
+	}
+	if got := l.sample.records()[0].DNSNames; len(got) != 0 {
+		t.Errorf("%d DNS names were kept", len(got))
+	}
 }

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"strings"
 	"sync"
 	"time"
 )
@@ -8,7 +9,8 @@ import (
 // Bounds of the sample.
 const (
 	sampleSize = 1024
-	sampleRate = 10 // a second
+	sampleRate = 10      // a second
+	sampleText = 1 << 10 // bytes of each text
 )
 
 // sample is the newest of the refusals that are only counted.
@@ -29,6 +31,7 @@ func (l *Log) Sample(e Entry) {
 	}
 	e.Time = e.Time.UTC()
 	l.counts.seen.Add(1)
+	e.clean()
 	s := &l.sample
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,4 +60,15 @@ func (s *sample) records() []Record {
 	}
 	at := s.next % sampleSize
 	return append(append([]Record(nil), s.kept[at:]...), s.kept[:at]...)
+}
+
+// clean makes every text of e one that may be kept and sent, whoever wrote it: valid UTF-8, and not without end.
+func (e *Entry) clean() {
+	for _, s := range []*string{
+		&e.CorrelationID, &e.SPIFFEID, &e.Cluster, &e.Namespace, &e.ServiceAccount, &e.ServiceAccountUID, &e.Pod, &e.PodUID, &e.Node, &e.NodeUID,
+		&e.TokenID, &e.Serial, &e.Issuer, &e.Reason, &e.Detail, &e.Method, &e.Caller, &e.CallerNode, &e.CallerNodeUID,
+	} {
+		*s = strings.ToValidUTF8((*s)[:min(len(*s), sampleText)], "\uFFFD")
+	}
+	e.DNSNames = nil // no refusal has any
 }

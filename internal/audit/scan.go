@@ -179,8 +179,8 @@ type extent struct {
 }
 
 // extentOf reads the whole of one segment.
-func extentOf(p part) (e extent, err error) {
-	for rec, err := range records(scan{parts: []part{p}, limit: math.MaxInt64, sealed: true}, nil) {
+func extentOf(ctx context.Context, p part) (e extent, err error) {
+	for rec, err := range records(scan{parts: []part{p}, limit: math.MaxInt64, sealed: true, ctx: ctx}, nil) {
 		if err != nil {
 			return e, err
 		}

@@ -2,6 +2,8 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -148,14 +150,16 @@ func (l *Log) roll(first uint64) error {
 	old := l.current
 	l.current = next
 	l.mu.Lock()
-	if l.segments[len(l.segments)-1].first == first {
-		l.segments = l.segments[:len(l.segments)-1] // it was empty and had no room
-	} else {
-		old.file.Truncate(old.size) // for room, and so that its last line is quickly found; it may as well stay as it is
+	empty := l.segments[len(l.segments)-1].first == first // it had no room
+	if empty {
+		l.segments = l.segments[:len(l.segments)-1]
 	}
 	l.segments = append(slices.Clip(l.segments), part{first, path})
 	l.size, l.room = 0, next.room
 	l.mu.Unlock()
+	if !empty { // and not under mu: a slow disk may take long for it, and whoever only asks takes mu
+		old.file.Truncate(old.size) // for room, and so that its last line is quickly found; it may as well stay as it is
+	}
 	old.close() // every line in it is on disk
 	return nil
 }
@@ -169,21 +173,31 @@ func (l *Log) rolled() {
 	poke(l.behind)
 }
 
-// takeSpare returns the segment that waits. It waits for one that is being made, and not for room. Until rolled is called
-// no other is made, for both would have the same name.
+// spareWait bounds how long a batch waits for a segment that is being made: the same for all who share it, and so no
+// matter of the context of the one who leads it.
+const spareWait = time.Second
+
+var errSlow = errors.New("the next segment is not made yet")
+
+// takeSpare returns the segment that waits. It waits a moment for one that is being made, and not for room. Until rolled
+// is called no other is made, for both would have the same name.
 func (l *Log) takeSpare() (*segment, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.spare == nil && l.making != nil {
-		making := l.making
+	if making := l.making; l.spare == nil && making != nil {
 		l.mu.Unlock()
-		<-making
+		timer := time.NewTimer(spareWait)
+		select {
+		case <-making:
+		case <-timer.C:
+		}
+		timer.Stop()
 		l.mu.Lock()
 	}
 	if l.spare == nil {
 		l.starved = true
 		l.counts.full.Add(1)
-		return nil, fmt.Errorf("%w: %w", ErrFull, l.noRoom)
+		return nil, fmt.Errorf("%w: %w", ErrFull, cmp.Or(l.noRoom, errSlow))
 	}
 	s := l.spare
 	l.spare, l.making, l.rolling = nil, make(chan struct{}), true
@@ -205,13 +219,9 @@ const (
 	retireEvery = 24 * time.Hour
 )
 
-// keep makes room ahead of what is written, and removes what is too old, until Close.
-func (l *Log) keep() {
-	daily := time.NewTicker(retireEvery)
-	defer daily.Stop()
-	known := map[uint64]extent{}
+// keep makes room ahead of what is written, until Close. What is too old may give it some.
+func (l *Log) keep(ctx context.Context) {
 	for wait := retryMin; ; {
-		l.retire(time.Now(), known)
 		var again <-chan time.Time
 		if err := l.makeSpare(); err != nil {
 			again = time.After(wait)
@@ -219,23 +229,23 @@ func (l *Log) keep() {
 		} else {
 			wait = retryMin
 		}
+		poke(l.older)
 		select {
-		case <-l.stop:
+		case <-ctx.Done():
 			return
 		case <-l.wake:
 		case <-again:
-		case <-daily.C:
 		}
 	}
 }
 
 // keepAhead writes zeros ahead of the lines, until Close. It is apart from keep, for a leader that waits for a segment
 // holds what it waits for.
-func (l *Log) keepAhead() {
+func (l *Log) keepAhead(ctx context.Context) {
 	for {
 		l.writeZeros()
 		select {
-		case <-l.stop:
+		case <-ctx.Done():
 			return
 		case <-l.behind:
 		}

@@ -20,9 +20,11 @@ type Limits struct {
 	Port string // its name in metrics and in the log
 
 	// Strangers bounds the connections of strangers. When all places are taken, whoever has the most loses his oldest to a
-	// newcomer who has fewer, so that a crowd from one peer keeps nobody else out. Zero: 256.
+	// newcomer who has fewer, so that a crowd from one peer keeps nobody else out. Zero: 128.
 	Strangers int
-	// PerPeer bounds those of one peer: an IPv4 address, a /64 of IPv6, a process on a Unix socket. Zero: 32.
+	// PerPeer bounds those of one peer: an IPv4 address, a /64 of IPv6, a process on a Unix socket. All processes that
+	// this one cannot see, in other PID namespaces say, count as one peer, whose newest connection takes the place of its
+	// oldest; others are refused. Zero: 32.
 	PerPeer int
 	// Rate bounds the new connections of one peer per second, after a burst of four times as many. Zero: 50.
 	Rate int
@@ -39,12 +41,18 @@ type Limits struct {
 	Log *slog.Logger // nil: nothing is logged
 }
 
+// SharedSocket are the limits of the socket that all proxies of a node share. Those whose pods are not known yet, as when
+// all come back after a restart of the agent, are strangers until a token of theirs was believed.
+func SharedSocket(log *slog.Logger) Limits {
+	return Limits{Port: "sds", Strangers: 512, Bytes: 128 << 10, Patience: time.Minute, PerMember: 16, Log: log}
+}
+
 // Why a connection was refused or ended: the values of the metric's label.
 const (
 	tooManyOfPeer = "peer_limit" // refused: the peer has its share
 	tooFast       = "peer_rate"  // refused: the peer comes too often
 	crowded       = "crowded"    // refused: all places are taken, and nobody has more than this peer
-	displaced     = "displaced"  // ended: its place went to a peer who has fewer, or to a newer one of the same member
+	displaced     = "displaced"  // ended: its place went to a peer who has fewer, or to a newer one of the same member or of the nameless
 	tooLong       = "too_long"   // ended: a stranger stayed too long
 	tooMuch       = "too_much"   // ended: a stranger said too much
 )
@@ -60,8 +68,6 @@ type Listener struct {
 	limits  Limits
 	open    *prometheus.GaugeVec
 	refused *prometheus.CounterVec
-
-	nameless uint64 // peers that could not be told apart so far; of Accept alone
 
 	mu        sync.Mutex
 	strangers crowd
@@ -122,7 +128,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &Conn{Conn: raw, l: l, peer: l.peerOf(raw)}
+		c := &Conn{Conn: raw, l: l, peer: peerOf(raw)}
 		c.left.Store(int64(l.limits.Bytes))
 		if why := l.enter(c); why != "" {
 			l.count(why)
@@ -140,8 +146,13 @@ func (l *Listener) enter(c *Conn) string {
 	if l.pace(c.peer, time.Now()) {
 		return tooFast
 	}
-	if len(l.strangers.of[c.peer]) >= l.limits.PerPeer {
-		return tooManyOfPeer
+	if of := l.strangers.of[c.peer]; len(of) >= l.limits.PerPeer {
+		if c.peer != nameless {
+			return tooManyOfPeer
+		}
+		oldest := of[0] // of somebody else, for all we know: who stays without a word must not keep the others out
+		l.strangers.remove(oldest)
+		l.displace(oldest)
 	}
 	victim, ok := l.strangers.add(c, c.peer)
 	if !ok {
@@ -300,8 +311,19 @@ func ConnOf(ctx context.Context) *Conn {
 	return info.conn
 }
 
-// peerOf names the peer of a connection. Peers that cannot be told apart by anything count as one each.
-func (l *Listener) peerOf(c net.Conn) string {
+// PeerOf tells apart where calls come from, as Conn.Peer does; empty where ConnOf is nil.
+func PeerOf(ctx context.Context) string {
+	if c := ConnOf(ctx); c != nil {
+		return c.peer
+	}
+	return ""
+}
+
+// nameless is the peer that all are together who cannot be told apart by anything: one each, they would have no bound.
+const nameless = "nameless"
+
+// peerOf names the peer of a connection.
+func peerOf(c net.Conn) string {
 	switch a := c.RemoteAddr().(type) {
 	case *net.TCPAddr:
 		ip := a.AddrPort().Addr().Unmap().WithZone("")
@@ -315,8 +337,7 @@ func (l *Listener) peerOf(c net.Conn) string {
 			return "pid " + strconv.Itoa(pid)
 		}
 	}
-	l.nameless++
-	return "connection " + strconv.FormatUint(l.nameless, 10)
+	return nameless
 }
 
 // reset ends a connection that was refused, on TCP without the state that an orderly end leaves in the kernel.

@@ -168,13 +168,33 @@ func TestLimitPerPeer(t *testing.T) {
 	}
 }
 
-// Who cannot be told apart is nobody's neighbour: a process that the agent cannot see counts for itself.
+// Those who cannot be told apart, processes that the agent cannot see say, have one share together; the newest has a place
+// in it, so that silent ones keep nobody out. Nobody else pays for them.
+//
+// threat: J07
 func TestLimitNameless(t *testing.T) {
-	withGate(t, Limits{PerPeer: 1, Rate: 1}, func(t *testing.T, g *gate) {
-		for range 10 {
-			if g.knock("@").in == nil {
-				t.Fatal("refused for what another may have done")
+	withGate(t, Limits{PerPeer: 2, Rate: 2}, func(t *testing.T, g *gate) {
+		var all []visitor
+		for i := range 8 {
+			v := g.knock("@")
+			if v.in == nil {
+				t.Fatalf("connection %d of a burst of 8 was refused", i)
 			}
+			all = append(all, v)
+		}
+		for i, v := range all {
+			if over := v.over(); over != (i < 6) {
+				t.Errorf("connection %d of 8 has ended: %v", i, over)
+			}
+		}
+		g.counts(2, 0)
+		g.refusals(displaced, 6)
+		if g.knock("@").in != nil {
+			t.Error("let in beyond the rate")
+		}
+		g.refusals(tooFast, 1)
+		if g.knock("192.0.2.1:1").in == nil {
+			t.Error("a peer with a name pays for those without")
 		}
 		time.Sleep(time.Minute)
 	})

@@ -119,7 +119,7 @@ func TestRunInterrupted(t *testing.T) {
 }
 
 func TestRunTimesOut(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, api.E(api.DeadlineExceeded, "too late"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*time.Second, api.E(api.DeadlineExceeded, "too late"))
 	defer cancel()
 	err := Run(ctx, world(t, goodCA, goodAgent)) // nobody serves SDS
 	if api.ReasonOf(err) != api.DeadlineExceeded || !strings.Contains(err.Error(), "the logs are in "+os.Getenv("TMPDIR")) {

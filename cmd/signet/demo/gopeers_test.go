@@ -122,7 +122,7 @@ func handshake(t *testing.T, client, server *tls.Config) (clientErr, serverErr e
 			return
 		}
 		defer b.Close()
-		b.SetDeadline(time.Now().Add(5 * time.Second))
+		b.SetDeadline(time.Now().Add(30 * time.Second))
 		s := tls.Server(b, server)
 		if serverErr = s.Handshake(); serverErr == nil {
 			_, serverErr = s.Write([]byte("x"))
@@ -132,7 +132,7 @@ func handshake(t *testing.T, client, server *tls.Config) (clientErr, serverErr e
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.SetDeadline(time.Now().Add(5 * time.Second))
+	a.SetDeadline(time.Now().Add(30 * time.Second))
 	c := tls.Client(a, client)
 	if clientErr = c.Handshake(); clientErr == nil {
 		_, clientErr = c.Read(make([]byte, 1))
