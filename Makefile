@@ -26,11 +26,23 @@ STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: need-go ## the binaries, into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ $(COMMANDS:%=./%)
+
+# When and from what the sources were made, for the images: the same values make the same bytes, on any machine.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+# What the images' names begin with.
+REPOSITORY ?= localhost
+# For their tests: -short leaves out the build with an empty cache, which takes two minutes and more.
+IMAGESFLAGS ?=
+
+.PHONY: images
+images: .cache/images ## container images for amd64 and arm64 with SBOMs, as OCI archives, into bin/images/
+	@nice .cache/images -go '$(GO)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)' -repository '$(REPOSITORY)'
 
 .PHONY: demo
 demo: build envoy ## build, then the whole thing on this machine: a CA, agents, Envoys that speak mTLS
@@ -65,6 +77,10 @@ faults: build ## the CA killed and failed at every call that touches its files: 
 e2e: need-go ## tests on the control plane of a real Kubernetes; building that takes 5 to 12 minutes, once
 	@cluster=$$(GO="$(GO)" scripts/cluster.sh) && SIGNET_CLUSTER="$$cluster" $(GO) test -count=1 -tags=cluster -timeout 15m ./integration/controlplane
 
+.PHONY: images-test
+images-test: need-go ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
+	nice $(GO) test -C tools -count=1 -timeout 20m -v $(IMAGESFLAGS) ./images
+
 .PHONY: fuzz
 fuzz: need-go ## every fuzz target, FUZZTIME each (20s)
 	@grep -rE --include='*_test.go' --exclude-dir=.cache -o '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file func; do \
@@ -91,20 +107,24 @@ fmt: need-go
 vet: need-go
 	$(GO) vet ./...
 	$(GO) vet -tags=$(TAGS) ./...
+	$(GO) vet -C tools ./...
 
 .PHONY: fix
 fix: need-go
 	$(GO) fix -diff ./...
 	$(GO) fix -diff -tags=$(TAGS) ./...
+	$(GO) fix -C tools -diff ./...
 
 .PHONY: tidy
 tidy: need-go
 	$(GO) mod tidy -diff
 	$(GO) mod verify
+	$(GO) mod tidy -C tools -diff
 
 .PHONY: staticcheck
 staticcheck: need-go
 	$(STATICCHECK) -tags=$(TAGS) ./...
+	$(GO) tool -C tools staticcheck ./...
 
 .PHONY: warnings
 warnings: need-go # sizes and reasons: alarms that do not fail
@@ -126,7 +146,7 @@ generate: need-go need-python ## the code of api/v1 and the generated pages of d
 
 .PHONY: clean
 clean: ## remove what was built; .cache, with what was fetched, stays
-	rm -rf bin coverage.out .cache/testsum
+	rm -rf bin coverage.out .cache/testsum .cache/images
 
 .PHONY: need-go need-python
 need-go:
@@ -138,3 +158,7 @@ need-python:
 .cache/testsum: need-go $(wildcard scripts/testsum/*.go)
 	@mkdir -p .cache
 	@$(GO) build -o $@ ./scripts/testsum
+
+.cache/images: need-go $(wildcard tools/images/*.go) tools/go.mod
+	@mkdir -p .cache
+	@$(GO) build -C tools -o $(CURDIR)/$@ ./images

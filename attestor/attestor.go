@@ -34,7 +34,8 @@ type Claims struct {
 // Attestor verifies one kind of evidence. It is safe for concurrent use, bounds its input before it spends on it, and
 // answers with an *api.Error whose text holds no part of the evidence.
 type Attestor interface {
-	// Attest checks evidence for exactly one audience at one time and returns what it proves. Where it has to wait for
+	// Attest checks evidence for exactly one audience at one time and returns what it proves. With an error there are no
+	// claims: what refused evidence only says is told by ClaimedBy, for the record. Where it has to wait for
 	// somebody else, it does so as ctx says (WithAside).
 	Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error)
 }

@@ -87,7 +87,8 @@ func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
 // Attest checks a token. In this order, it (1) bounds it and takes it apart, (2) looks up its issuer, before anything is
 // spent on its signature, (3) verifies the signature, (4) reads its Kubernetes claims, (5) checks that audience is its
 // only audience, (6) checks its times, and, where its issuer has a review, (7) asks the API server, which may take as long
-// as the review's timeout. Claims are always those of the token itself; the review can only refuse them.
+// as the review's timeout. Claims are always those of the token itself; the review can only refuse them. What fails from
+// (5) on is refused with an error that ClaimedBy knows.
 func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
 	start := time.Now()
 	c, err := a.attest(ctx, e, audience, now, 0)
@@ -99,11 +100,11 @@ func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string
 		return c, nil
 	}
 	if err := r.check(ctx, e.Data, c, audience); err != nil { // (7)
-		return Claims{}, err
+		return Claims{}, refusedOf(c, err)
 	}
 	// The API server accepts a token for a minute after its expiry; we do not, however long it took to answer.
 	if !now.Add(time.Since(start)).Before(c.ExpireAt) {
-		return Claims{}, api.E(api.TokenExpired, "the token expired while it was reviewed")
+		return Claims{}, refusedOf(c, api.E(api.TokenExpired, "the token expired while it was reviewed"))
 	}
 	return c, nil
 }
@@ -139,15 +140,17 @@ func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string
 	if err != nil {
 		return Claims{}, err
 	}
+	c.Kind, c.Issuer = e.Kind, iss
+	id, bad := tokenID(m, jws)
+	c.TokenID = id                                            // on record also of what is refused from here on
 	if err := checkAudience(m["aud"], audience); err != nil { // (5)
-		return Claims{}, err
+		return Claims{}, refusedOf(c, err)
 	}
 	if err := a.checkTimes(&c, m, now, grace); err != nil { // (6)
-		return Claims{}, err
+		return Claims{}, refusedOf(c, err)
 	}
-	c.Kind, c.Issuer = e.Kind, iss
-	if c.TokenID, err = tokenID(m, jws); err != nil {
-		return Claims{}, err
+	if bad != nil {
+		return Claims{}, refusedOf(c, bad)
 	}
 	return c, nil
 }

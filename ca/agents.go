@@ -33,17 +33,19 @@ func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER []byt
 }
 
 func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
+	id, malformed := api.AgentID(ca.cfg.TrustDomain, c.NodeUID)
+	if malformed == nil {
+		e.SPIFFEID = id.String() // of a refusal as well
+	}
 	if err := ca.checkPod(ctx, c, now); err != nil {
 		return nil, err
 	}
 	if err := ca.memory.bindToken(c.Issuer, c.TokenID, c.NodeUID, agentVolume, c.ExpireAt); err != nil {
 		return nil, err
 	}
-	id, err := api.AgentID(ca.cfg.TrustDomain, c.NodeUID)
-	if err != nil {
-		return nil, api.Wrap(api.IDMalformed, err, "the node's UID does not make a SPIFFE ID")
+	if malformed != nil {
+		return nil, api.Wrap(api.IDMalformed, malformed, "the node's UID does not make a SPIFFE ID")
 	}
-	e.SPIFFEID = id.String()
 	csr, err := issuance.ParseCSR(csrDER, issuance.Keys{})
 	if err != nil {
 		return nil, err

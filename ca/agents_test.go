@@ -141,7 +141,7 @@ func TestSessionRefuses(t *testing.T) {
 			_, err := n.connect(tt.first(n))
 			wantReason(t, err, tt.want)
 			checkRefusal(t, err)
-			attested := tt.want == api.NodeMismatch || tt.want == api.NotAnAgent || tt.want == api.PodUnknown || tt.want == api.PodDeleted
+			attested := tt.want == api.TokenAudience || tt.want == api.NodeMismatch || tt.want == api.NotAnAgent || tt.want == api.PodUnknown || tt.want == api.PodDeleted
 			checkRecorded(t, s, before, err, attested)
 			if st, err := adminOf(t, s.CA()).GetStatus(t.Context(), &apiv1.GetStatusRequest{}); err != nil || st.GetAgents() != 0 {
 				t.Errorf("%d sessions, want none (%v)", st.GetAgents(), err)

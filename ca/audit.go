@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/internal/audit"
 )
 
@@ -27,8 +29,9 @@ func unrecorded(err error, detail string) error {
 }
 
 // recordRefusal puts a refusal on record and returns it with the correlation id under which it is found there. E holds
-// what is known of the token, who is the agent that asked; where nothing is known of either, and where the CA could not do
-// its part, it is only counted, for that could be repeated at will.
+// what is known of the token and of the caller, who is the agent that asked; where nothing is known of any, and where the
+// CA could not do its part, it is only counted, for that could be repeated at will. A token that was refused says on record
+// whose it is, but nobody is known by it: whoever finds one could repeat it.
 func (ca *CA) recordRefusal(ctx context.Context, method string, who asker, e audit.Entry, cause error) error {
 	refusal := *api.AsError(cause)
 	if e.CorrelationID == "" {
@@ -48,8 +51,13 @@ func (ca *CA) recordRefusal(ctx context.Context, method string, who asker, e aud
 			e.Caller = id.String()
 		}
 	}
+	known := e.PodUID != "" || e.Caller != "" || e.CallerNodeUID != ""
+	if c, ok := attestor.ClaimedBy(cause); ok && e.PodUID == "" {
+		e.Cluster, e.Namespace, e.ServiceAccount, e.ServiceAccountUID = c.Issuer, c.Namespace, c.ServiceAccount, c.ServiceAccountUID
+		e.Pod, e.PodUID, e.Node, e.NodeUID, e.TokenID = c.PodName, c.PodUID, c.NodeName, c.NodeUID, c.TokenID
+	}
 	switch {
-	case e.PodUID == "" && e.CallerNodeUID == "", refusal.Reason.Kind() == api.KindExhausted,
+	case !known, refusal.Reason.Kind() == api.KindExhausted,
 		refusal.Reason == api.LedgerFull, refusal.Reason == api.LedgerFailed:
 		ca.cfg.Ledger.Sample(e)
 		return &refusal
@@ -65,16 +73,19 @@ func (ca *CA) recordRefusal(ctx context.Context, method string, who asker, e aud
 }
 
 // recordCall is recordRefusal for a whole call that was refused before anything was recorded about it: who made it is known
-// by its connection, if at all.
+// by its connection, if at all: an agent, another SVID of ours that was verified, or a user of this machine.
 func (ca *CA) recordCall(ctx context.Context, method string, cause error) error {
 	if api.AsError(cause).CorrelationID != "" {
 		return cause
 	}
 	var who asker
-	if c, err := ca.callerByTLS(ctx, roleAnyone, time.Now()); err == nil {
-		who.nodeUID = c.node
+	var e audit.Entry
+	if user, ok := localUser(ctx); ok {
+		e.Caller = fmt.Sprint("uid:", user.UserID())
+	} else if c, err := ca.callerByTLS(ctx, roleAnyone, time.Now()); err == nil {
+		who.nodeUID, e.Caller = c.node, c.id
 	}
-	return ca.recordRefusal(ctx, callName(method), who, audit.Entry{}, cause)
+	return ca.recordRefusal(ctx, callName(method), who, e, cause)
 }
 
 // Bounds of one piece of the answer of ListAudit, which has to stay below gRPC's own 4 MiB.

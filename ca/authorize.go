@@ -107,6 +107,7 @@ type LocalUser interface {
 type caller struct {
 	roles []role
 	found string            // what was found, for a refusal: lower case, without a name
+	id    string            // the verified SPIFFE ID, whatever it may do here; empty where there is none
 	node  string            // UID of the agent's node; empty for others
 	leaf  *x509.Certificate // the agent's; nil for others
 	asker asker             // with roleSession
@@ -175,14 +176,15 @@ func (ca *CA) callerByTLS(ctx context.Context, wanted role, now time.Time) (call
 	if err != nil {
 		return nobody("the client certificate has no SPIFFE ID")
 	}
+	if !now.Before(leaf.NotAfter) {
+		return nobody("the client's SVID has expired")
+	}
 	uid, ok := api.NodeUID(id, ca.cfg.TrustDomain)
 	if !ok {
-		return nobody("the client certificate is not that of an agent of this trust domain")
+		found := "the client certificate is not that of an agent of this trust domain"
+		return caller{roles: []role{roleAnyone}, found: found, id: id.String()}, nil
 	}
-	if !now.Before(leaf.NotAfter) {
-		return nobody("the agent's SVID has expired")
-	}
-	who := caller{roles: []role{roleAnyone, roleAgent}, node: uid, leaf: leaf}
+	who := caller{roles: []role{roleAnyone, roleAgent}, id: id.String(), node: uid, leaf: leaf}
 	if wanted == roleSession {
 		if who.asker, err = ca.sessions.asker(uid, leaf); err != nil {
 			return caller{}, err
@@ -195,11 +197,7 @@ func (ca *CA) callerByTLS(ctx context.Context, wanted role, now time.Time) (call
 // callerByUser returns who is on the other side of the admin socket. The CA's own user and root may do everything that
 // has a row; a narrower role needs a caller who is told apart by more than his user.
 func callerByUser(ctx context.Context) (caller, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return caller{found: "the call came without a connection"}, nil
-	}
-	user, ok := p.AuthInfo.(LocalUser)
+	user, ok := localUser(ctx)
 	if !ok {
 		return caller{found: "the connection does not tell which user is on its other side"}, nil
 	}
@@ -212,6 +210,16 @@ func callerByUser(ctx context.Context) (caller, error) {
 // Guard returns what services are to be registered with that stand beside Authority on the server of the agents' port: it
 // makes their calls as well guarded as its own.
 func (ca *CA) Guard(s *grpc.Server) grpc.ServiceRegistrar { return guarded{s, ca, portAgents} }
+
+// localUser returns what the credentials of the admin channel say of a caller, if he came by one.
+func localUser(ctx context.Context) (LocalUser, bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, false
+	}
+	user, ok := p.AuthInfo.(LocalUser)
+	return user, ok
+}
 
 // guarded registers services so that a call is decided about before its first message is read, and that a message which
 // is none is refused like all else: the interceptor of a unary call runs only after that.

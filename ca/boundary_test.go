@@ -1,7 +1,9 @@
 package ca_test
 
 import (
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,6 +12,8 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/catest"
 )
 
 // invent calls what there is not, and returns the refusal.
@@ -109,5 +113,21 @@ func TestStrangersKnock(t *testing.T) {
 	}
 	if got := strings.Count(log.String(), "msg=refused") - strings.Count(text, "msg=refused"); got != 4 {
 		t.Errorf("%d lines of 4", got)
+	}
+}
+
+// The operator is told what probes are told: what the process lacks beside the CA too.
+func TestStatusNotReady(t *testing.T) {
+	const lack = "a permission is missing"
+	var lacks atomic.Pointer[[]string]
+	lacks.Store(&[]string{})
+	s := start(t, catest.Options{Config: func(cfg *ca.Config) { cfg.NotReady = func() []string { return *lacks.Load() } }})
+	lacks.Store(&[]string{lack})
+	status, err := adminOf(t, s.CA()).GetStatus(t.Context(), &apiv1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(status.GetNotReady(), []string{lack}) || !slices.Equal(s.CA().NotReady(), []string{lack}) {
+		t.Errorf("the operator is told %q, probes %q", status.GetNotReady(), s.CA().NotReady())
 	}
 }

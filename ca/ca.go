@@ -53,6 +53,9 @@ type Config struct {
 	Queue      int              // SVIDs that may wait for their turn. Zero: 4096
 	Asking     int              // SVIDs that may wait for an API server at once, and agents as well. Zero: 32
 
+	// NotReady names what else the process lacks, for CA.NotReady. Nil: nothing.
+	NotReady func() []string
+
 	Log     *slog.Logger // nil: discarded
 	Metrics *Metrics     // nil: NewMetrics
 }
@@ -162,9 +165,12 @@ func (ca *CA) Run(ctx context.Context) error {
 // Bundle returns the trust bundle; nil before Run has read the record.
 func (ca *CA) Bundle() *Bundle { return ca.bundle.Load() }
 
-// NotReady names what is missing before the CA can issue; empty when it is ready.
+// NotReady names what is missing before the CA can issue; empty when it is ready. It is what probes and operators are told.
 func (ca *CA) NotReady() []string {
 	var missing []string
+	if ca.cfg.NotReady != nil {
+		missing = ca.cfg.NotReady()
+	}
 	if ca.bundle.Load() == nil {
 		missing = append(missing, "the record was not read yet")
 	}

@@ -50,15 +50,18 @@ func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time, e 
 }
 
 func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Claims, r Request, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
-	// (4) Decide: the claimed node must be the caller's, the pod must live, the policy must allow it.
+	// (4) Decide: the claimed node must be the caller's, the pod must live, the policy must allow it. The policy needs
+	// nobody's answer, so it comes first for the record: a refusal is found by the identity that was asked for, too.
+	d, denied := ca.cfg.Policy.Decide(claims)
+	if denied == nil {
+		e.SPIFFEID, e.DNSNames = d.ID.String(), d.DNSNames
+	}
 	if err := ca.authorize(ctx, who, claims, r.Volume, now); err != nil {
 		return nil, err
 	}
-	d, err := ca.cfg.Policy.Decide(claims)
-	if err != nil {
-		return nil, err
+	if denied != nil {
+		return nil, denied
 	}
-	e.SPIFFEID, e.DNSNames = d.ID.String(), d.DNSNames
 	csr, err := issuance.ParseCSR(r.CSR, ca.cfg.Policy.Keys())
 	if err != nil {
 		return nil, err

@@ -84,20 +84,20 @@ func TestIssueRefuses(t *testing.T) {
 		name     string
 		change   func(*asked)
 		want     api.Reason
-		recorded bool // the workload was attested, so its refusal says which it is
+		recorded bool // the token was signed by its cluster, so its refusal says whose it is
 	}{
-		// Who asks is not proven.
-		{"an agent's token", func(a *asked) { a.item.Evidence = n.token(n.pod, api.AgentAudience(s.TD)) }, api.TokenAudience, false},
-		{"a workload's token for agents", func(a *asked) { a.item.Evidence = n.token(a.pod, api.AgentAudience(s.TD)) }, api.TokenAudience, false},
-		{"a token for the API server", func(a *asked) { a.item.Evidence = n.token(a.pod, "https://kubernetes.default.svc") }, api.TokenAudience, false},
-		{"a token for another trust domain", func(a *asked) { a.item.Evidence = n.token(a.pod, "signet:other.org") }, api.TokenAudience, false},
-		{"a token for a longer trust domain", func(a *asked) { a.item.Evidence = n.token(a.pod, workload+".evil") }, api.TokenAudience, false},
-		{"two audiences", func(a *asked) { a.item.Evidence = token(a.pod, attestortest.Audiences(workload, "vault")) }, api.TokenAudienceNotExclusive, false},
+		// Who asks is not proven, but by the token of a pod that is known where its signature is good.
+		{"an agent's token", func(a *asked) { a.item.Evidence = n.token(n.pod, api.AgentAudience(s.TD)) }, api.TokenAudience, true},
+		{"a workload's token for agents", func(a *asked) { a.item.Evidence = n.token(a.pod, api.AgentAudience(s.TD)) }, api.TokenAudience, true},
+		{"a token for the API server", func(a *asked) { a.item.Evidence = n.token(a.pod, "https://kubernetes.default.svc") }, api.TokenAudience, true},
+		{"a token for another trust domain", func(a *asked) { a.item.Evidence = n.token(a.pod, "signet:other.org") }, api.TokenAudience, true},
+		{"a token for a longer trust domain", func(a *asked) { a.item.Evidence = n.token(a.pod, workload+".evil") }, api.TokenAudience, true},
+		{"two audiences", func(a *asked) { a.item.Evidence = token(a.pod, attestortest.Audiences(workload, "vault")) }, api.TokenAudienceNotExclusive, true},
 		{"expired", func(a *asked) {
 			a.item.Evidence = token(a.pod, attestortest.Claim("iat", time.Now().Add(-2*time.Hour).Unix()), attestortest.Claim("nbf", time.Now().Add(-2*time.Hour).Unix()),
 				attestortest.Claim("exp", time.Now().Add(-time.Second).Unix()))
-		}, api.TokenExpired, false},
-		{"of a year", func(a *asked) { a.item.Evidence = proto(s.Evidence(a.pod, workload, 365*24*time.Hour)) }, api.TokenTTLTooLong, false},
+		}, api.TokenExpired, true},
+		{"of a year", func(a *asked) { a.item.Evidence = proto(s.Evidence(a.pod, workload, 365*24*time.Hour)) }, api.TokenTTLTooLong, true},
 		{"unknown issuer", func(a *asked) { a.item.Evidence = token(a.pod, attestortest.Claim("iss", "https://evil.test")) }, api.IssuerUnknown, false},
 		{"no node in the token", func(a *asked) {
 			a.item.Evidence = token(a.pod, func(d *attestortest.Draft) { delete(d.Kubernetes(), "node") })

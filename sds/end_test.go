@@ -59,13 +59,19 @@ type stuck struct {
 }
 
 func (s *stuck) Context() context.Context { return s.ctx }
-func (s *stuck) Recv() (*discovery.DiscoveryRequest, error) {
+func (s *stuck) RecvMsg(m any) error {
 	select {
 	case r := <-s.requests:
-		return r, nil
+		proto.Merge(m.(proto.Message), r)
+		return nil
 	case <-s.ctx.Done():
-		return nil, s.ctx.Err()
+		return s.ctx.Err()
 	}
+}
+
+func (s *stuck) Recv() (*discovery.DiscoveryRequest, error) {
+	m := &discovery.DiscoveryRequest{}
+	return m, s.RecvMsg(m)
 }
 
 func (s *stuck) Send(r *discovery.DiscoveryResponse) error {

@@ -43,9 +43,9 @@ const (
 	MaxNames     = 64       // names that one stream may subscribe to
 	MaxNodeBytes = 64 << 10 // of the node's description in a request, encoded
 
-	// MaxRequestBytes is a fitting grpc.MaxRecvMsgSize for a server that serves nothing larger: a request with the most
-	// and longest names, versions for them and a node is below 512 KiB, and a node that is too large for MaxNodeBytes
-	// mostly still arrives to be told so by its own reason.
+	// MaxRequestBytes is the length of the largest request that is read, and a fitting grpc.MaxRecvMsgSize for a server that
+	// serves nothing larger: a request with the most and longest names, versions for them and a node is below 512 KiB, and a
+	// node that is too large for MaxNodeBytes mostly still arrives to be told so by its own reason.
 	MaxRequestBytes = 1 << 20
 )
 
@@ -113,8 +113,8 @@ const (
 
 // Server serves SDS. It is safe for concurrent use and may be registered with many gRPC servers, one for each socket.
 //
-// It registers no decompressor, so a compressed request is refused by gRPC; whoever makes the gRPC server sets its
-// message size (MaxRequestBytes), its streams per connection and its keepalive, which a Server cannot reach.
+// It registers no decompressor and refuses a compressed request, and one above MaxRequestBytes; whoever makes the gRPC
+// server sets its streams per connection and its keepalive, which a Server cannot reach.
 type Server struct {
 	cfg     Config
 	log     *slog.Logger
@@ -163,7 +163,7 @@ func or[T int | time.Duration](v, d T) T {
 
 // Register makes r serve SDS from s.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
-	secret.RegisterSecretDiscoveryServiceServer(r, service{s})
+	secret.RegisterSecretDiscoveryServiceServer(guarded{r, s}, service{s})
 }
 
 // Close ends every stream with AGENT_STOPPING, refuses new ones, and returns when all of them and all they started have
@@ -191,9 +191,7 @@ func (s service) DeltaSecrets(wire grpc.BidiStreamingServer[discovery.DeltaDisco
 // FetchSecrets answers once, when everything that was asked for and may be had is ready.
 func (s service) FetchSecrets(ctx context.Context, req *discovery.DiscoveryRequest) (resp *discovery.DiscoveryResponse, err error) {
 	err = s.shield(protocolFetch, func() (err error) {
-		if err = api.CheckRead(req); err == nil {
-			resp, err = fetch(ctx, s.Server, req)
-		}
+		resp, err = fetch(ctx, s.Server, req)
 		return err
 	})
 	return resp, err

@@ -1,6 +1,9 @@
 package sds
 
 import (
+	"context"
+	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,4 +31,34 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),
 	}
+}
+
+// guarded registers unary calls so that a message which is none is refused like all else: gRPC reads it before any handler
+// runs, and answers what is wrong with it itself.
+type guarded struct {
+	grpc.ServiceRegistrar
+	srv *Server
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (g guarded) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	d := *desc
+	d.Methods = slices.Clone(d.Methods)
+	for i := range d.Methods {
+		m := &d.Methods[i]
+		next := m.Handler
+		m.Handler = func(impl any, ctx context.Context, dec func(any) error, inner grpc.UnaryServerInterceptor) (any, error) {
+			return next(impl, ctx, func(m any) error { return g.srv.receive(ctx, m, dec) }, inner)
+		}
+	}
+	g.ServiceRegistrar.RegisterService(&d, impl)
+}
+
+// receive reads the request of a fetch.
+func (s *Server) receive(ctx context.Context, m any, dec func(any) error) error {
+	err := contain(func() error { return api.ReceiveOnly(ctx, m, MaxRequestBytes, dec) })
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return s.refuse(protocolFetch, "", e)
+	}
+	return err
 }

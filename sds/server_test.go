@@ -75,7 +75,7 @@ func TestNodeMetadata(t *testing.T) {
 	}{
 		{"1,000 deep", deep, ""},
 		{"64 KiB", structpb.NewStringValue(strings.Repeat("x", MaxNodeBytes)), api.NodeMetadataTooLarge},
-		{"3 MiB", structpb.NewStringValue(strings.Repeat("x", 3<<20)), api.NodeMetadataTooLarge},
+		{"3 MiB", structpb.NewStringValue(strings.Repeat("x", 3<<20)), api.MessageTooLarge},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, Config{}, func(t *testing.T, p *pod, w *world) {

@@ -173,11 +173,9 @@ func (st *stream[Req, Resp]) read() {
 	p := newPace(st.srv.cfg.RequestRate, requestBurst, time.Now())
 	for {
 		var r received[Req]
-		r.err = contain(func() (err error) {
-			if r.req, err = st.wire.Recv(); err == nil {
-				err = api.CheckRead(r.req)
-			}
-			return err
+		r.err = contain(func() error {
+			r.req = new(Req)
+			return api.Receive(st.wire.Context(), r.req, MaxRequestBytes, st.wire.RecvMsg)
 		})
 		select {
 		case st.requests <- r:

@@ -65,23 +65,16 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	authority, err := newCA(l, log, s, up, ledger, verifier, sources, func(cfg *ca.Config) {
-		cfg.Publisher = publish.Publisher
-		switch l.Directory.Kind {
-		case "file":
-			cfg.Directory = cluster.NewFileDirectory(l.Directory.Path)
-		case "kube":
-			cfg.Directory = clusters
-		}
-	})
+	watched := kubeParts{reviews, clusters, publish}
+	authority, err := newCA(l, log, s, up, ledger, verifier, sources, watched)
 	if err != nil {
 		return err
 	}
-	watched := kubeParts{reviews, clusters, publish}
 	return listen(ctx, l, log, authority, ledger, sources, watched)
 }
 
-func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor, sources map[string]*attestor.KeySource, around func(*ca.Config)) (*ca.CA, error) {
+func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor,
+	sources map[string]*attestor.KeySource, watched kubeParts) (*ca.CA, error) {
 	cfg := ca.Config{
 		TrustDomain: l.td,
 		Replica:     l.Replica,
@@ -98,6 +91,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 		Keys:        issuance.KeyKind(l.Key),
 		MintBudget:  l.MintBudget,
 		SessionAge:  l.SessionAge,
+		NotReady:    watched.notReady,
 		Log:         log,
 		Metrics:     ca.NewMetrics(),
 	}
@@ -107,7 +101,13 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 	for _, is := range l.Issuers {
 		cfg.Asking += max(1, cmp.Or(is.TokenReview.MaxInFlight, attestor.DefaultReviewInFlight)/2)
 	}
-	around(&cfg)
+	cfg.Publisher = watched.publish.Publisher
+	switch l.Directory.Kind {
+	case "file":
+		cfg.Directory = cluster.NewFileDirectory(l.Directory.Path)
+	case "kube":
+		cfg.Directory = watched.clusters
+	}
 	return ca.New(cfg)
 }
 
@@ -128,15 +128,14 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		Members: l.Connections.Agents, Log: log,
 	})
 	server := authority.NewServer()
-	notReady := func() []string { return append(authority.NotReady(), watched.notReady()...) }
 	healthServer := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(authority.Guard(server), healthServer)
 	tasks := []run.Task{
 		{Name: "ca", Run: authority.Run},
-		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, notReady) }},
+		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority.NotReady) }},
 		daemon.Serve("grpc", server, limited, log),
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
-		daemon.HTTP{Address: l.HTTP, NotReady: notReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
+		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
 	}
 	tasks = append(tasks, watched.tasks()...)
 	for issuer, source := range sources {

@@ -73,7 +73,7 @@ type Entry struct {
 	Time              time.Time `json:"time"` // of the decision, UTC
 	Kind              Kind      `json:"kind"`
 	CorrelationID     string    `json:"correlationID,omitempty"` // also in the caller's error and in the log
-	SPIFFEID          string    `json:"spiffeID,omitempty"`      // the identity; empty where it was refused before it was known
+	SPIFFEID          string    `json:"spiffeID,omitempty"`      // the identity, that was asked for where it was refused; empty where that is not known
 	Cluster           string    `json:"cluster,omitempty"`       // issuer of the token that was attested
 	Namespace         string    `json:"namespace,omitempty"`
 	ServiceAccount    string    `json:"serviceAccount,omitempty"`
@@ -90,7 +90,7 @@ type Entry struct {
 	Reason            string    `json:"reason,omitempty"`   // of a refusal, from the closed table
 	Detail            string    `json:"detail,omitempty"`   // of a refusal: what was found, in words; free of secrets
 	Method            string    `json:"method,omitempty"`   // the call that was made: "Issue", "AttestAgent", "Session"
-	Caller            string    `json:"caller,omitempty"`   // SPIFFE ID of who made the call; empty where nobody was known
+	Caller            string    `json:"caller,omitempty"`   // SPIFFE ID of who made the call, or "uid:" and a user of this machine; empty where nobody was known
 	CallerNode        string    `json:"callerNode,omitempty"`
 	CallerNodeUID     string    `json:"callerNodeUID,omitempty"`
 	Count             uint64    `json:"count,omitempty"` // of refusals that this entry stands for; 0 means 1

@@ -3,6 +3,8 @@ package audit
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io/fs"
 	"iter"
 	"math"
 	"slices"
@@ -14,6 +16,7 @@ import (
 type Query struct {
 	Since, Until time.Time          // from Since on and before Until; zero: no bound
 	Last         int                // only the newest so many; zero: all
+	ID           string             // only records of this correlation id, found from the newest on: what is older is not read
 	Values       []string           // each is the whole value of some field: most lines that lack one are not even parsed
 	Match        func(*Record) bool // decides; nil: all
 }
@@ -75,6 +78,9 @@ func find(ctx context.Context, q Query, open func(context.Context) ([]scan, []Re
 		}
 		f := finder{Query: q, needles: needles(q.Values), amend: amend}
 		switch {
+		case q.ID != "":
+			f.needles = append(f.needles, needles([]string{q.ID})...)
+			f.byID(scans, more)(yield)
 		case q.Last <= 0:
 			f.merged(scans, more)(yield)
 		case q.Last <= maxLast:
@@ -112,7 +118,7 @@ func (f *finder) matches(r *Record) bool {
 	if !f.Since.IsZero() && later(r.Time, r.Last).Before(f.Since) || !f.Until.IsZero() && !r.Time.Before(f.Until) {
 		return false
 	}
-	return f.Match == nil || f.Match(r)
+	return (f.ID == "" || r.CorrelationID == f.ID) && (f.Match == nil || f.Match(r))
 }
 
 // from yields what matches of a scan. The ring is no proof of anything: where it is damaged, its part just ends.
@@ -244,7 +250,7 @@ func (f *finder) newest(scans []scan, more []Record) iter.Seq2[Record, error] {
 					yield(Record{}, err)
 					return
 				}
-				found[s.source] = append(part, found[s.source]...)
+				found[s.source] = fold(append(part, found[s.source]...))
 			}
 		}
 		var all []Record
@@ -260,33 +266,151 @@ func (f *finder) newest(scans []scan, more []Record) iter.Seq2[Record, error] {
 	}
 }
 
-// tail returns the last of what matches in a scan.
+// tail returns the last of what matches in a scan, twice as many as are wanted: two of them may be one.
 func (f *finder) tail(s scan) ([]Record, error) {
 	var kept []Record
 	for r, err := range f.from(s) {
 		if err != nil {
 			return nil, err
 		}
-		if kept = append(kept, r); len(kept) >= 2*f.Last {
-			kept = append(kept[:0], kept[len(kept)-f.Last:]...)
+		if kept = append(kept, r); len(kept) >= 4*f.Last {
+			kept = append(kept[:0], kept[len(kept)-2*f.Last:]...)
 		}
 	}
-	return kept[max(0, len(kept)-f.Last):], nil
+	return kept[max(0, len(kept)-2*f.Last):], nil
 }
 
-// skipping yields the last many: it counts what there is, and then passes over what is too much.
-func (f *finder) skipping(scans []scan, more []Record) iter.Seq2[Record, error] {
+// fold makes one of the two records that a refusal has that came again: of when it came first, and of how often it came.
+func fold(all []Record) []Record {
+	type key struct {
+		source, id, reason string
+		kind               Kind
+		at                 time.Time
+	}
+	first := map[key]int{}
+	kept := all[:0]
+	for _, r := range all {
+		k := key{r.Source, r.CorrelationID, r.Reason, r.Kind, r.Time}
+		if i, ok := first[k]; !ok || r.Kind != KindRefuse || r.CorrelationID == "" {
+			first[k] = len(kept)
+			kept = append(kept, r)
+		} else if r.Count > kept[i].Count {
+			kept[i] = r
+		}
+	}
+	return kept
+}
+
+// byID yields the records of one correlation id. The ring and the sample are small and are read first. Of the ledger it is
+// read, from the newest segment on, up to the one that has it; where the others have it, only what is of the same time.
+func (f *finder) byID(scans []scan, more []Record) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		skip := -f.Last
-		for _, err := range f.merged(scans, more) {
+		var all []Record
+		for _, s := range scans {
+			if s.source != SourceRefusals {
+				continue
+			}
+			for r, err := range f.from(s) {
+				if err != nil {
+					yield(Record{}, err)
+					return
+				}
+				all = append(all, r)
+			}
+		}
+		for _, r := range more {
+			if f.matches(&r) {
+				all = append(all, r)
+			}
+		}
+		elsewhere := all
+		for _, s := range scans {
+			if s.source == SourceRefusals {
+				continue
+			}
+			ledger, err := f.backwards(s, elsewhere)
 			if err != nil {
 				yield(Record{}, err)
 				return
 			}
-			skip++
+			all = append(ledger, all...)
+		}
+		all = fold(all)
+		slices.SortStableFunc(all, func(a, b Record) int { return a.Time.Compare(b.Time) })
+		if f.Last > 0 {
+			all = all[max(0, len(all)-f.Last):]
+		}
+		for _, r := range all {
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
+}
+
+// backwards returns what matches of the newest part that has anything. Where something was found elsewhere, only parts that
+// may be of the time of that are looked at.
+func (f *finder) backwards(s scan, elsewhere []Record) (found []Record, err error) {
+	var from, to time.Time
+	for i, r := range elsewhere {
+		if i == 0 || r.Time.Before(from) {
+			from = r.Time
+		}
+		to = later(to, r.Time)
+	}
+	for i := len(s.parts); i > 0 && len(found) == 0; i-- {
+		one := s
+		one.parts = s.parts[i-1 : i]
+		if i < len(s.parts) {
+			one.limit, one.sealed = math.MaxInt64, true
+			at := begins(s.parts[i])
+			if f.tooOld(s.parts[i]) || len(elsewhere) > 0 && !at.IsZero() && at.Before(from.Add(-clockSlack)) {
+				break
+			}
+		}
+		if len(elsewhere) > 0 && begins(one.parts[0]).After(to.Add(clockSlack)) {
+			continue
+		}
+		for r, err := range f.from(one) {
+			if errors.Is(err, fs.ErrNotExist) {
+				break // it went because of its age
+			}
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, r)
+		}
+	}
+	return found, nil
+}
+
+// skipping yields the last many. It looks twice: first for where they begin, then for what they say. What came in between
+// is not told, and of what went no other is told instead.
+func (f *finder) skipping(scans []scan, more []Record) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		var last []place
+		next := 0 // where the oldest of them is, once there are enough
+		for r, err := range f.merged(scans, more) {
+			switch {
+			case err != nil:
+				yield(Record{}, err)
+				return
+			case len(last) < f.Last:
+				last = append(last, place{r.Source, r.Seq})
+			default:
+				last[next] = place{r.Source, r.Seq}
+				next = (next + 1) % f.Last
+			}
+		}
+		from, to := map[string]uint64{}, map[string]uint64{} // each source is in the order of its numbers
+		for _, p := range last {
+			if n, ok := from[p.source]; !ok || p.seq < n {
+				from[p.source] = p.seq
+			}
+			to[p.source] = max(to[p.source], p.seq)
 		}
 		for r, err := range f.merged(scans, more) {
-			if skip--; skip >= 0 && err == nil {
+			if n, ok := from[r.Source]; err == nil && (!ok || r.Seq < n || r.Seq > to[r.Source]) {
 				continue
 			}
 			if !yield(r, err) {
@@ -294,4 +418,10 @@ func (f *finder) skipping(scans []scan, more []Record) iter.Seq2[Record, error] 
 			}
 		}
 	}
+}
+
+// place is where a record is.
+type place struct {
+	source string
+	seq    uint64
 }

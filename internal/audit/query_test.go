@@ -202,3 +202,107 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
 }
+
+// Who looks for one correlation id finds it without what is older being read, and what is elsewhere of the same time.
+func TestRecordsByID(t *testing.T) {
+	l, start := mixed(t, 300)
+	parts := l.snapshot().parts
+	if len(parts) < 2 {
+		t.Fatalf("%d segments, want some", len(parts))
+	}
+	at := func(i int) time.Time { return start.Add(time.Duration(i) * time.Minute) }
+	if _, err := l.Refuse(t.Context(), Entry{Time: at(299), CorrelationID: "id-299", Kind: KindRefuse, PodUID: "again"}); err != nil {
+		t.Fatal(err)
+	}
+	ids := func(id string) (got []string, last error) {
+		for rec, err := range l.Records(t.Context(), Query{ID: id}) {
+			if err != nil {
+				return got, err
+			}
+			got = append(got, rec.Source+" "+rec.CorrelationID)
+		}
+		return got, nil
+	}
+	for id, want := range map[string][]string{
+		"id-0": {"ledger id-0"}, "id-298": {"ledger id-298"}, "id-293": {"refusals id-293"}, "id-295": {"sample id-295"},
+		"id-299": {"ledger id-299", "refusals id-299"}, "id-29": {"ledger id-29"}, "id-300": nil,
+	} {
+		if got, err := ids(id); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v, want %q", id, got, err, want)
+		}
+	}
+	f, err := os.OpenFile(parts[0].path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("X"), MinSegment/2); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"id-298", "id-293", "id-295", "id-299"} {
+		if got, err := ids(id); err != nil || len(got) == 0 {
+			t.Errorf("%s is newer than the damage: %q, %v", id, got, err)
+		}
+	}
+	if _, err := ids("id-300"); err == nil {
+		t.Error("nothing is told of damage, and something was missed perhaps")
+	}
+}
+
+// A refusal that came again is one record to whoever asks for the last, or for its id.
+func TestRecordsFolded(t *testing.T) {
+	l := open(t, folder(t))
+	for n := range 3 {
+		for range 4 {
+			if _, err := l.Refuse(t.Context(), refusal(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dir := l.dir
+	if err := l.Close(); err != nil { // which writes the sums
+		t.Fatal(err)
+	}
+	if got := refusalsOf(t, dir); len(got) != 6 {
+		t.Fatalf("%d lines, want 6", len(got))
+	}
+	l = open(t, dir)
+	for _, q := range []Query{{Last: 2}, {ID: refusal(2).CorrelationID}} {
+		n := 0
+		for rec, err := range l.Records(t.Context(), q) {
+			if n++; err != nil || rec.Count != 4 {
+				t.Errorf("%+v: %+v, %v", q, rec, err)
+			}
+		}
+		if want := max(1, q.Last); n != want {
+			t.Errorf("%+v: %d records, want %d", q, n, want)
+		}
+	}
+}
+
+// However many of the last are wanted, they are the last of one moment: what comes while they are read is not among them.
+func TestRecordsLastOfOneMoment(t *testing.T) {
+	l, _ := mixed(t, 10)
+	more := []Record{}
+	q := Query{Last: maxLast + 1}
+	calls := 0
+	q.Match = func(*Record) bool {
+		if calls++; calls == 10 { // the first look is nearly over
+			for n := range 3 {
+				if _, err := l.Refuse(t.Context(), Entry{Kind: KindRefuse, CorrelationID: fmt.Sprint("new-", n), PodUID: fmt.Sprint("new-", n)}); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return true
+	}
+	for rec, err := range l.Records(t.Context(), q) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		more = append(more, rec)
+	}
+	if len(more) != 10 || strings.HasPrefix(more[9].CorrelationID, "new-") {
+		t.Errorf("%d records, want the 10 that there were", len(more))
+	}
+}
