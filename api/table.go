@@ -299,7 +299,7 @@ var table = []Page{
 		"Connect each cluster's agents with tokens of their own cluster."},
 	{DirectoryUnavailable, 206, KindUnavailable, "The CA cannot see which pods live",
 		"Its directory of pods does not answer, and a new identity is never given on a guess.",
-		"Look at the CA's /readyz: it names what is missing. Known SVIDs stay valid meanwhile."},
+		"Look at the CA's /readyz, which names a permission that is missing, and at its log. Known SVIDs stay valid meanwhile."},
 	{NotAnAgent, 207, KindPermissionDenied, "The token does not belong to an agent",
 		"Only pods of the configured namespace and ServiceAccount may be agents.",
 		"Compare `agents` in the CA's configuration with the agent's DaemonSet."},

@@ -97,9 +97,18 @@ type Archive interface {
 
 // Directory knows which pods live. Implementations are in ca/cluster.
 type Directory interface {
-	// Pod returns the pod with this UID in the cluster of that issuer: PodUnknown where there is none,
-	// DirectoryUnavailable where that cannot be told now. It is called for each issuance, so it answers from memory.
-	Pod(ctx context.Context, issuer, uid string) (Pod, error)
+	// Pod returns the pod with that UID in the cluster of that issuer: PodUnknown where there is none, PodDeleted where it
+	// is known to have been there, PodMismatch where its ServiceAccount or its node is gone or is not the one that it was
+	// made under, DirectoryUnavailable where that cannot be told now. It is called for each issuance, so it answers from
+	// memory; only for a pod that it has not heard of it may ask the cluster, once and bounded.
+	Pod(ctx context.Context, id PodID) (Pod, error)
+}
+
+// PodID says which pod is meant. Issuer and UID are what counts. Namespace and Name are the token's claims, by which a
+// cluster can be asked about a pod that is a moment old; whoever asks compares them with those of the answer.
+type PodID struct {
+	Issuer, UID     string
+	Namespace, Name string
 }
 
 // Pod is a pod as the cluster sees it now.

@@ -151,7 +151,7 @@ func (ca *CA) checkPod(ctx context.Context, c attestor.Claims, now time.Time) er
 	if ca.cfg.Directory == nil {
 		return nil
 	}
-	p, err := ca.cfg.Directory.Pod(ctx, c.Issuer, c.PodUID)
+	p, err := ca.cfg.Directory.Pod(ctx, PodID{Issuer: c.Issuer, UID: c.PodUID, Namespace: c.Namespace, Name: c.PodName})
 	if err != nil {
 		return err
 	}

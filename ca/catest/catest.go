@@ -313,14 +313,14 @@ type Directory struct {
 func NewDirectory() *Directory { return &Directory{pods: map[string]ca.Pod{}} }
 
 // Pod implements ca.Directory.
-func (d *Directory) Pod(_ context.Context, issuer, uid string) (ca.Pod, error) {
+func (d *Directory) Pod(_ context.Context, id ca.PodID) (ca.Pod, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.err != nil {
 		return ca.Pod{}, d.err
 	}
-	p, ok := d.pods[uid]
-	if !ok || p.Issuer != issuer {
+	p, ok := d.pods[id.UID]
+	if !ok || p.Issuer != id.Issuer {
 		return ca.Pod{}, api.E(api.PodUnknown, "the pod is not known")
 	}
 	return p, nil

@@ -44,7 +44,7 @@ func replace(t *testing.T, path, content string) {
 // reason returns the api.Reason of asking for a pod, empty when it is there.
 func reason(t *testing.T, d *FileDirectory, issuer, uid string) api.Reason {
 	t.Helper()
-	p, err := d.Pod(t.Context(), issuer, uid)
+	p, err := d.Pod(t.Context(), ca.PodID{Issuer: issuer, UID: uid})
 	if err == nil {
 		if p.Issuer != issuer || p.UID != uid {
 			t.Errorf("asked for pod %s, got %s", uid, p.UID)
@@ -85,7 +85,7 @@ func TestDirectoryPod(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := d.Pod(t.Context(), tt.issuer, tt.uid)
+			got, err := d.Pod(t.Context(), ca.PodID{Issuer: tt.issuer, UID: tt.uid})
 			if tt.reason == "" && err != nil || tt.reason != "" && api.ReasonOf(err) != tt.reason {
 				t.Fatalf("error %v, want %q", err, tt.reason)
 			}
@@ -212,7 +212,7 @@ func TestDirectorySameSize(t *testing.T) {
 func TestDirectorySaysNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pods.json")
 	replace(t, path, `{"pods":[{"issuer":"i","uid":"secret-uid"},{"issuer":"i","uid":"secret-uid"}]}`)
-	_, err := NewFileDirectory(path).Pod(t.Context(), "i", "u1")
+	_, err := NewFileDirectory(path).Pod(t.Context(), ca.PodID{Issuer: "i", UID: "u1"})
 	text := api.AsError(err).Detail
 	if api.ReasonOf(err) != api.DirectoryUnavailable || strings.Contains(text, "secret-uid") || strings.Contains(text, path) {
 		t.Errorf("%v", err)
@@ -229,7 +229,7 @@ func TestDirectoryConcurrent(t *testing.T) {
 	for range cap(done) {
 		go func() {
 			for ctx.Err() == nil {
-				if _, err := d.Pod(ctx, issuer, "u1"); err != nil {
+				if _, err := d.Pod(ctx, ca.PodID{Issuer: issuer, UID: "u1"}); err != nil {
 					done <- err
 					return
 				}

@@ -68,14 +68,14 @@ type filePod struct {
 }
 
 // Pod implements ca.Directory.
-func (d *FileDirectory) Pod(_ context.Context, issuer, uid string) (ca.Pod, error) {
+func (d *FileDirectory) Pod(_ context.Context, id ca.PodID) (ca.Pod, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refresh()
 	if d.err != nil {
 		return ca.Pod{}, api.Wrap(api.DirectoryUnavailable, d.err, "the directory of pods cannot be read")
 	}
-	p, ok := d.pods[podKey{issuer, uid}]
+	p, ok := d.pods[podKey{id.Issuer, id.UID}]
 	if !ok {
 		return ca.Pod{}, api.E(api.PodUnknown, "the pod is not in the directory of live pods")
 	}
@@ -196,17 +196,7 @@ func (p *FilePublisher) Publish(_ context.Context, b *ca.Bundle) error {
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}
-	sb := spiffebundle.New(b.TrustDomain)
-	for _, r := range b.Roots {
-		sb.AddX509Authority(r)
-	}
-	sb.SetSequenceNumber(b.Generation.Sequence())
-	sb.SetRefreshHint(refreshHint)
-	doc, err := sb.Marshal()
-	if err != nil {
-		return err
-	}
-	pemDoc, err := sb.X509Bundle().Marshal()
+	doc, pemDoc, err := marshalBundle(b)
 	if err != nil {
 		return err
 	}
@@ -223,17 +213,37 @@ func (p *FilePublisher) refuseOlder(b *ca.Bundle) error {
 	if err != nil {
 		return nil // nothing readable is published
 	}
+	if old := publishedSequence(data); old > b.Generation.Sequence() {
+		return api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(old), b.Generation)
+	}
+	return nil
+}
+
+// publishedSequence is that of a bundle in the SPIFFE format; 0 for what is no bundle at all, which is put right.
+func publishedSequence(data []byte) uint64 {
 	var old struct {
 		Keys     []json.RawMessage `json:"keys"`
 		Sequence uint64            `json:"spiffe_sequence"`
 	}
 	if err := json.Unmarshal(data, &old); err != nil || old.Keys == nil {
-		return nil // no bundle at all: put right
+		return 0
 	}
-	if old.Sequence > b.Generation.Sequence() {
-		return api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(old.Sequence), b.Generation)
+	return old.Sequence
+}
+
+// marshalBundle returns a bundle in the SPIFFE format, and as PEM.
+func marshalBundle(b *ca.Bundle) (doc, pemDoc []byte, err error) {
+	sb := spiffebundle.New(b.TrustDomain)
+	for _, r := range b.Roots {
+		sb.AddX509Authority(r)
 	}
-	return nil
+	sb.SetSequenceNumber(b.Generation.Sequence())
+	sb.SetRefreshHint(refreshHint)
+	if doc, err = sb.Marshal(); err != nil {
+		return nil, nil, err
+	}
+	pemDoc, err = sb.X509Bundle().Marshal()
+	return doc, pemDoc, err
 }
 
 func (p *FilePublisher) write(name string, data []byte) error {

@@ -110,6 +110,8 @@ type ledgerConfig struct {
 type publishConfig struct {
 	// A folder for bundle.json (SPIFFE format, its sequence is the generation) and bundle.pem. Default: none.
 	Dir string `yaml:"dir"`
+	// A ConfigMap signet-bundle with the same two documents, instead of a folder.
+	Kube publishKubeConfig `yaml:"kube"`
 }
 
 // issuerConfig is a cluster whose tokens are believed.
@@ -120,6 +122,8 @@ type issuerConfig struct {
 	JWKS jwksConfig `yaml:"jwks"`
 	// Its API server, for a live review of each token.
 	TokenReview tokenReviewConfig `yaml:"tokenReview"`
+	// Its API server, for a directory of kind kube.
+	Watch watchConfig `yaml:"watch"`
 }
 
 // jwksConfig says where an issuer's key set is read; one of file and url.
@@ -140,11 +144,13 @@ type jwksConfig struct {
 
 // directoryConfig says how the CA knows which pods live.
 type directoryConfig struct {
-	// "file": a JSON file of pods. "none": it is not checked, and an identity lives as long as its token; only with
+	// "kube": the API server of each issuer is watched. "file": a JSON file of pods. "none": it is not checked, and an identity lives as long as its token; only with
 	// development: true. Required.
 	Kind string `yaml:"kind"`
 	// The file, for kind file. Required for kind file.
 	Path string `yaml:"path"`
+	// For kind kube: how long a watch may be cut before nothing new is issued, from 1s to 1m. Default: 5s.
+	StaleAfter time.Duration `yaml:"staleAfter"`
 }
 
 // agentsConfig says which pods are agents.
@@ -272,6 +278,7 @@ func (c *config) check() []string {
 // checkClusters says what is wrong with how pods are known, and their clusters.
 func (c *config) checkClusters(bad func(string, ...any)) {
 	switch c.Directory.Kind {
+	case "kube":
 	case "file":
 		if c.Directory.Path == "" {
 			bad("directory.path is required for kind file")
@@ -281,8 +288,9 @@ func (c *config) checkClusters(bad func(string, ...any)) {
 			bad("directory.kind none needs development: true, for it gives identities to pods that are gone")
 		}
 	default:
-		bad("directory.kind %.32q is not file or none", c.Directory.Kind)
+		bad("directory.kind %.32q is not kube, file or none", c.Directory.Kind)
 	}
+	c.checkKube(bad)
 	if len(c.Issuers) == 0 {
 		bad("issuers is empty: no token could ever be believed")
 	}

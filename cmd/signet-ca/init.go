@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
-	"github.com/signet-ca/signet/ca/cluster"
 	"github.com/signet-ca/signet/ca/store"
 	"github.com/signet-ca/signet/ca/upstream"
 	"github.com/signet-ca/signet/internal/durable"
@@ -38,16 +38,18 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 		}
 	}
 	// What must not be there is asked before anything is made.
-	var p ca.Publisher
-	if l.Publish.Dir != "" {
-		p = cluster.NewFilePublisher(l.Publish.Dir)
+	p, err := openPublisher(l, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	if p.Publisher != nil {
 		published, err := p.Published(ctx, l.td)
 		if err != nil {
 			return nil, err
 		}
 		if published {
 			if _, serr := os.Lstat(l.Store.Path); errors.Is(serr, fs.ErrNotExist) {
-				return nil, api.E(api.BundlePublished, "a bundle is published in %s already, so a root of trust domain %q exists or existed somewhere", l.Publish.Dir, l.td)
+				return nil, api.E(api.BundlePublished, "a bundle is published in %s already, so a root of trust domain %q exists or existed somewhere", p.where, l.td)
 			}
 		}
 	}
@@ -74,7 +76,7 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeStore()) }()
-	return ca.Init(ctx, l.td, s, founder, p)
+	return ca.Init(ctx, l.td, s, founder, p.Publisher)
 }
 
 // noRecord refuses a store with a record in it. A new seal key beside one would hide that the right one is lost.

@@ -65,5 +65,11 @@ func check(l *loaded) (string, error) {
 	if _, _, err := attestors(l, log, reviews); err != nil {
 		return "", err
 	}
+	if _, err := openClusters(l, log); err != nil {
+		return "", err
+	}
+	if _, err := openPublisher(l, log); err != nil {
+		return "", err
+	}
 	return fmt.Sprintf("trust domain %s, replica %s", l.td, l.Replica), nil
 }

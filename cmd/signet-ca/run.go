@@ -57,15 +57,24 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	authority, err := newCA(l, log, s, up, ledger, verifier, sources, reviews)
+	clusters, err := openClusters(l, log)
 	if err != nil {
 		return err
 	}
-	return listen(ctx, l, log, authority, ledger, sources, reviews)
+	publish, err := openPublisher(l, log)
+	if err != nil {
+		return err
+	}
+	watched := kubeParts{reviews, clusters, publish}
+	authority, err := newCA(l, log, s, up, ledger, verifier, sources, watched)
+	if err != nil {
+		return err
+	}
+	return listen(ctx, l, log, authority, ledger, sources, watched)
 }
 
 func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor,
-	sources map[string]*attestor.KeySource, reviews reviewers) (*ca.CA, error) {
+	sources map[string]*attestor.KeySource, watched kubeParts) (*ca.CA, error) {
 	cfg := ca.Config{
 		TrustDomain: l.td,
 		Replica:     l.Replica,
@@ -82,7 +91,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 		Keys:        issuance.KeyKind(l.Key),
 		MintBudget:  l.MintBudget,
 		SessionAge:  l.SessionAge,
-		NotReady:    reviews.notReady,
+		NotReady:    watched.notReady,
 		Log:         log,
 		Metrics:     ca.NewMetrics(),
 	}
@@ -92,17 +101,18 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 	for _, is := range l.Issuers {
 		cfg.Asking += max(1, cmp.Or(is.TokenReview.MaxInFlight, attestor.DefaultReviewInFlight)/2)
 	}
-	if l.Publish.Dir != "" {
-		cfg.Publisher = cluster.NewFilePublisher(l.Publish.Dir)
-	}
-	if l.Directory.Kind == "file" {
+	cfg.Publisher = watched.publish.Publisher
+	switch l.Directory.Kind {
+	case "file":
 		cfg.Directory = cluster.NewFileDirectory(l.Directory.Path)
+	case "kube":
+		cfg.Directory = watched.clusters
 	}
 	return ca.New(cfg)
 }
 
 // listen opens the three ports and runs all tasks: the agents' port, the admin socket, health and metrics.
-func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource, reviews reviewers) error {
+func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource, watched kubeParts) error {
 	agents, err := net.Listen("tcp", l.Listen)
 	if err != nil {
 		return err
@@ -127,7 +137,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
 		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
 	}
-	tasks = append(tasks, reviews.tasks()...)
+	tasks = append(tasks, watched.tasks()...)
 	for issuer, source := range sources {
 		tasks = append(tasks, run.Task{Name: "key set of " + issuer, Run: source.Run})
 	}

@@ -44,7 +44,11 @@ type ControlPlane struct {
 	SigningKey string // file of the RSA key that signs ServiceAccount tokens, PKCS#1 PEM
 
 	admin     *http.Client
+	t         testing.TB // with which all of it ends
+	binary    string
+	etcd      string // URL
 	apiserver *exec.Cmd
+	ended     <-chan error // of the API server
 }
 
 // Start starts a control plane that ends with the test. Without BinaryVariable the test is skipped.
@@ -59,16 +63,16 @@ func Start(t testing.TB) *ControlPlane {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	c := &ControlPlane{Dir: dir, CAFile: filepath.Join(dir, "ca.crt"), SigningKey: filepath.Join(dir, "sa.key")}
+	c := &ControlPlane{t: t, Dir: dir, CAFile: filepath.Join(dir, "ca.crt"), SigningKey: filepath.Join(dir, "sa.key")}
 	if err := writeKeys(dir); err != nil {
 		t.Fatal(err)
 	}
 	if c.admin, err = c.client("admin"); err != nil {
 		t.Fatal(err)
 	}
-	etcd := c.startEtcd(t, binary)
+	c.binary, c.etcd = binary, c.startEtcd(t, binary)
 	for try := 1; ; try++ { // between asking for a free port and using it somebody else may
-		if err = c.startAPIServer(t, binary, etcd); err == nil {
+		if err = c.startAPIServer(t); err == nil {
 			break
 		}
 		if try == 3 {
@@ -98,7 +102,7 @@ func (c *ControlPlane) start(t testing.TB, binary string, stdout io.Writer, args
 	}
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { ended <- cmd.Wait() })
+	wg.Go(func() { ended <- cmd.Wait(); close(ended) })
 	t.Cleanup(func() {
 		cmd.Process.Kill() // nothing of it is kept, so nothing is lost
 		wg.Wait()
@@ -142,7 +146,8 @@ func (c *ControlPlane) startEtcd(t testing.TB, binary string) string {
 	return strings.TrimSpace(url)
 }
 
-func (c *ControlPlane) startAPIServer(t testing.TB, binary, etcd string) error {
+// startAPIServer starts it on a free port.
+func (c *ControlPlane) startAPIServer(t testing.TB) error {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -153,20 +158,43 @@ func (c *ControlPlane) startAPIServer(t testing.TB, binary, etcd string) error {
 		return err
 	}
 	c.URL = "https://127.0.0.1:" + port
+	return c.runAPIServer(t, port)
+}
+
+// Restart kills the API server and starts another one in its place.
+func (c *ControlPlane) Restart(t testing.TB) {
+	t.Helper()
+	if err := c.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-c.ended
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(c.URL, "https://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.runAPIServer(c.t, port); err != nil { // a part of the test may be over before the next needs it
+		t.Fatal(err)
+	}
+}
+
+// runAPIServer returns when it is ready.
+func (c *ControlPlane) runAPIServer(t testing.TB, port string) error {
+	t.Helper()
 	file := func(name string) string { return filepath.Join(c.Dir, name) }
-	cmd, ended := c.start(t, binary, nil, "kube-apiserver",
-		"--etcd-servers="+etcd, "--bind-address=127.0.0.1", "--secure-port="+port, "--advertise-address=127.0.0.1",
+	cmd, ended := c.start(t, c.binary, nil, "kube-apiserver",
+		"--etcd-servers="+c.etcd, "--bind-address=127.0.0.1", "--secure-port="+port, "--advertise-address=127.0.0.1",
 		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/16", "--cert-dir="+file("generated"),
 		"--tls-cert-file="+file("apiserver.crt"), "--tls-private-key-file="+file("apiserver.key"), "--client-ca-file="+c.CAFile,
 		"--service-account-issuer="+Issuer, "--service-account-signing-key-file="+c.SigningKey,
 		"--service-account-key-file="+c.SigningKey, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 	)
-	c.apiserver = cmd
+	c.apiserver, c.ended = cmd, ended
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
+		var err error
 		// The role that lets the controllers in is written after /readyz is good for the first time.
 		if err = c.Do(ctx, http.MethodGet, "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:kube-controller-manager", nil, nil); err == nil {
 			if err = c.Do(ctx, http.MethodGet, "/readyz", nil, nil); err == nil {
@@ -174,7 +202,7 @@ func (c *ControlPlane) startAPIServer(t testing.TB, binary, etcd string) error {
 			}
 		}
 		select {
-		case err = <-ended:
+		case err := <-ended:
 			return fmt.Errorf("kube-apiserver ended: %w\n%s", err, c.tail("kube-apiserver"))
 		case <-ctx.Done():
 			return fmt.Errorf("kube-apiserver is not ready: %w\n%s", err, c.tail("kube-apiserver"))

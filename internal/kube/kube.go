@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -53,6 +54,9 @@ type Config struct {
 
 // Client speaks to one API server. It is safe for concurrent use.
 type Client struct {
+	base           string // URL of the API server
+	timeout        time.Duration
+	stream         *http.Client // for do: its requests have deadlines of their own
 	pace           flowcontrol.RateLimiter
 	http           *http.Client
 	authentication *rest.RESTClient
@@ -87,11 +91,15 @@ func Open(cfg Config) (*Client, error) {
 	}
 	base.NegotiatedSerializer = codecs.WithoutConversion()
 	qps := cmp.Or(cfg.QPS, DefaultQPS)
-	c := &Client{pace: flowcontrol.NewTokenBucketRateLimiter(float32(qps), 2*qps)}
+	c := &Client{
+		base: strings.TrimRight(base.Host, "/"), timeout: cfg.Timeout,
+		pace: flowcontrol.NewTokenBucketRateLimiter(float32(qps), 2*qps),
+	}
 	if c.http, err = rest.HTTPClientFor(base); err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", cfg.Kubeconfig, err)
 	}
 	c.http.CheckRedirect = noRedirects
+	c.stream = &http.Client{Transport: c.http.Transport, CheckRedirect: noRedirects} // the same connections
 	if c.authentication, err = restClient(base, c.http, authenticationv1.SchemeGroupVersion); err != nil {
 		return nil, err
 	}

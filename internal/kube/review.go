@@ -50,23 +50,49 @@ func (c *Client) ReviewToken(ctx context.Context, token []byte, audience string)
 	return review, nil
 }
 
-// ErrForbidden is what CheckReview's error wraps where the API server answered that the client lacks the permission.
+// ErrForbidden is what an error wraps where the API server answered that the client lacks the permission.
 var ErrForbidden = errors.New("the API server does not allow it")
 
-// CheckReview asks the API server whether this client may review tokens, by a SelfSubjectAccessReview. The error of a
-// client that may not wraps ErrForbidden and names the rule that is missing; any other error says that it is not known.
+// Rule is a permission that the client needs.
+type Rule struct {
+	Group, Resource, Verb string
+	Namespace, Name       string // empty: of all namespaces, of all names
+}
+
+// CheckReview asks the API server whether this client may review tokens, as CheckRules does.
 func (c *Client) CheckReview(ctx context.Context) error {
-	attributes := authorizationv1.ResourceAttributes{Verb: "create", Group: "authentication.k8s.io", Version: "v1", Resource: "tokenreviews"}
-	ask := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &attributes}}
-	answer, err := post(ctx, c.pace, c.authorization, "selfsubjectaccessreviews", ask)
-	if err != nil {
-		return err
-	}
-	if !answer.Status.Allowed || answer.Status.Denied {
-		return fmt.Errorf(`%w: a ClusterRole of the CA's ServiceAccount must have the rule {apiGroups: ["%s"], resources: ["%s"], verbs: ["%s"]}`,
-			ErrForbidden, attributes.Group, attributes.Resource, attributes.Verb)
+	return c.CheckRules(ctx, Rule{Group: "authentication.k8s.io", Resource: "tokenreviews", Verb: "create"})
+}
+
+// CheckRules asks the API server whether this client has each permission, by SelfSubjectAccessReviews. The error of a
+// client that has not wraps ErrForbidden and names the first rule that is missing; any other error says that it is not
+// known.
+func (c *Client) CheckRules(ctx context.Context, rules ...Rule) error {
+	for _, r := range rules {
+		attributes := authorizationv1.ResourceAttributes{Verb: r.Verb, Group: r.Group, Version: "v1", Resource: r.Resource, Namespace: r.Namespace, Name: r.Name}
+		ask := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &attributes}}
+		answer, err := post(ctx, c.pace, c.authorization, "selfsubjectaccessreviews", ask)
+		if err != nil {
+			return err
+		}
+		if !answer.Status.Allowed || answer.Status.Denied {
+			return fmt.Errorf("%w: %s", ErrForbidden, r)
+		}
 	}
 	return nil
+}
+
+// String is the rule as RBAC has it.
+func (r Rule) String() string {
+	role, names := "ClusterRole", ""
+	if r.Namespace != "" {
+		role = "Role in namespace " + r.Namespace
+	}
+	if r.Name != "" {
+		names = fmt.Sprintf(", resourceNames: [%q]", r.Name)
+	}
+	return fmt.Sprintf("a %s of the CA's ServiceAccount must have the rule {apiGroups: [%q], resources: [%q]%s, verbs: [%q]}",
+		role, r.Group, r.Resource, names, r.Verb)
 }
 
 // delayed is an error with the time after which the server wants to be asked again.

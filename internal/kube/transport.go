@@ -13,8 +13,11 @@ import (
 const maxAnswer = 256 << 10
 
 // bounded reads an answer whole, up to maxAnswer, before anything looks at it, and lets nothing through but success with
-// JSON and an error's status. It is for single requests: a watch has no end.
+// JSON and an error's status. The bodies of lists and watches it leaves to those who read them piece by piece.
 type bounded struct{ next http.RoundTripper }
+
+// streamed marks the context of a request whose body is bounded by its reader.
+type streamed struct{}
 
 // RoundTrip implements http.RoundTripper.
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -22,17 +25,14 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	switch class := resp.StatusCode / 100; {
-	case class == 3:
-		return nil, errRedirected
-	case class != 2 && class != 4 && class != 5:
-		return nil, fmt.Errorf("the API server answered with status %d", resp.StatusCode)
-	case class == 2:
-		if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-			return nil, errors.New("the API server's answer is not JSON by its content type")
-		}
+	if err := checkHead(resp); err != nil {
+		resp.Body.Close()
+		return nil, err
 	}
+	if r.Context().Value(streamed{}) != nil {
+		return resp, nil
+	}
+	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return nil, fmt.Errorf("the API server's answer broke off: %w", err)
@@ -42,6 +42,21 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	return resp, nil
+}
+
+// checkHead says what is wrong with an answer before its body is looked at.
+func checkHead(resp *http.Response) error {
+	switch class := resp.StatusCode / 100; {
+	case class == 3:
+		return errRedirected
+	case class != 2 && class != 4 && class != 5:
+		return fmt.Errorf("the API server answered with status %d", resp.StatusCode)
+	case class == 2:
+		if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+			return errors.New("the API server's answer is not JSON by its content type")
+		}
+	}
+	return nil
 }
 
 // CloseIdleConnections lets Client.Close through.
