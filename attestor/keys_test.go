@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/signet-ca/signet/api"
@@ -91,7 +90,7 @@ func attestorBy(t testing.TB, issuer string, keys attestor.Keys) *attestor.Servi
 }
 
 func TestKeySourceFollowsRotation(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c, h, s := bubble(t, attestor.KeySourceConfig{})
 		accepted(t, c, c.token(t)) // waits for the first read
 		before := c.token(t)
@@ -120,7 +119,7 @@ func TestKeySourceFollowsRotation(t *testing.T) {
 }
 
 func TestKeySourceReadsEachMinute(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		_, h, s := bubble(t, attestor.KeySourceConfig{})
 		time.Sleep(time.Hour)
 		if n := h.n.Load(); n < 54 || n > 68 {
@@ -133,7 +132,7 @@ func TestKeySourceReadsEachMinute(t *testing.T) {
 }
 
 func TestKeySourceMissesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c, h, s := bubble(t, attestor.KeySourceConfig{Refresh: 24 * time.Hour})
 		good := c.token(t)
 		accepted(t, c, good)
@@ -198,7 +197,7 @@ func pause(r *http.Request, d time.Duration) {
 }
 
 func TestKeySourceBeforeTheFirstSet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, "ES256")
 		h := &counted{}
 		h.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
@@ -250,7 +249,7 @@ func TestKeySourceBeforeTheFirstSet(t *testing.T) {
 }
 
 func TestKeySourceKeepsTheLastGoodSet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c, h, s := bubble(t, attestor.KeySourceConfig{})
 		token := c.token(t, in("exp", 24*time.Hour))
 		accepted(t, c, token)
@@ -337,7 +336,7 @@ func TestKeySourceConfig(t *testing.T) {
 }
 
 func TestKeySourceFile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, "ES256")
 		path := filepath.Join(t.TempDir(), "jwks.json")
 		s, _ := start(t, attestor.KeySourceConfig{Issuer: c.Name(), File: path})
@@ -391,7 +390,7 @@ func TestKeySourcePersist(t *testing.T) {
 		},
 	}
 	token := c.token(t)
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		fail.Store(true)
 		s, _ := start(t, cfg)
 		fresh(t, s)

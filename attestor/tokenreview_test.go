@@ -328,7 +328,7 @@ func TestReviewForeignWords(t *testing.T) {
 
 // A server that never answers costs its deadline and nothing more.
 func TestReviewDeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		r := &reviewer{answer: func(ctx context.Context, _ []byte, _ string) (attestor.TokenReview, error) {
 			<-ctx.Done()
 			return attestor.TokenReview{}, ctx.Err()
@@ -357,7 +357,7 @@ func TestReviewDeadline(t *testing.T) {
 //
 // threat: A04
 func TestReviewOutlivesToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		r := &reviewer{}
 		c := reviewed(t, r, attestor.ReviewConfig{})
 		r.answer = func(context.Context, []byte, string) (attestor.TokenReview, error) {
@@ -378,7 +378,7 @@ func TestReviewOutlivesToken(t *testing.T) {
 
 // A flood of good tokens is sent away at the door, and the slots are free again afterwards.
 func TestReviewInFlight(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		const most, callers = 4, 100
 		r := &reviewer{}
 		c := reviewed(t, r, attestor.ReviewConfig{InFlight: most})

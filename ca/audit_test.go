@@ -223,7 +223,7 @@ func (slowRecords) NotReady() string { return "" }
 // TestListAuditPulse says every second or two that it is looked for, tells at once what is found, and is done when nobody
 // listens.
 func TestListAuditPulse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{Config: func(cfg *ca.Config) { cfg.Archive = slowRecords{} }})
 		stream, err := adminOf(t, s.CA()).ListAudit(t.Context(), &apiv1.ListAuditRequest{CorrelationId: "id"})
 		if err != nil {

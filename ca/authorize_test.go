@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -199,7 +198,7 @@ func matrix(t *testing.T, visitors []visitor) map[string]map[string]string {
 // expiredVisitors are agents whose SVID has expired. In fake time: who has to wait for it waits for nothing.
 func expiredVisitors(t *testing.T) (names []string, all map[string]map[string]string) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, withHealth(catest.Options{}))
 		n := newNode(t, s, "node-1")
 		l := n.session()

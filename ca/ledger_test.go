@@ -61,7 +61,7 @@ func gated(t *testing.T) (*catest.Server, *gatedLedger) {
 
 // TestRecordBeforeAnswer holds an entry back: as long as it is not on disk, nothing leaves the CA.
 func TestRecordBeforeAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s, ledger := gated(t)
 		n := newNode(t, s, "node-1")
 		l := n.session()
@@ -127,7 +127,7 @@ func TestLedgerFails(t *testing.T) {
 
 // TestCallerGone does not blame the ledger for a caller who did not wait for it.
 func TestCallerGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s, ledger := gated(t)
 		n := newNode(t, s, "node-1")
 		l := n.session()

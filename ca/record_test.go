@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/signet-ca/signet/api"
@@ -33,7 +32,7 @@ func (l hungRing) Refuse(_ context.Context, e audit.Entry) (string, error) {
 
 // TestHungRing keeps no turn for a refusal that waits for its record: issuance goes on while the ring hangs.
 func TestHungRing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		ring := hungRing{waiting: make(chan struct{}, 1000), released: make(chan struct{})}
 		s := start(t, catest.Options{Config: func(cfg *ca.Config) {
 			ring.Ledger = cfg.Ledger

@@ -33,7 +33,7 @@ func (k *changingKeys) Snapshot() ([]byte, <-chan struct{}) { return k.Get() }
 
 // TestSessionPush sends the bundle before anything else, then the key sets, then each of them when it changes.
 func TestSessionPush(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		other := &changingKeys{}
 		s := catest.New(t, catest.Options{Config: func(cfg *ca.Config) { cfg.KeySets[otherIssuer] = other }})
 		time.Sleep(time.Second)
@@ -143,7 +143,7 @@ func TestSessionEnds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			catest.Bubble(t, func(t *testing.T) {
 				s := start(t, catest.Options{Config: tt.config})
 				began := time.Now()
 				l := newNode(t, s, "node-1").session()
@@ -168,7 +168,7 @@ func TestSessionEnds(t *testing.T) {
 
 // TestSessionSpread ends the sessions of agents that came together at different times.
 func TestSessionSpread(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{Config: func(c *ca.Config) { c.AgentTTL = 4 * time.Hour }})
 		ended := make(chan time.Time, 6)
 		for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
@@ -190,7 +190,7 @@ func TestSessionSpread(t *testing.T) {
 
 // TestHelloTimeout sends away who has an SVID and says nothing.
 func TestHelloTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{})
 		n := newNode(t, s, "node-1")
 		stream, err := apiv1.NewAuthorityClient(dial(t, s, n.svid)).Session(t.Context())
@@ -207,7 +207,7 @@ func TestHelloTimeout(t *testing.T) {
 
 // TestSessionsOfOneNode lets an agent change connections, and no node gather sessions without end.
 func TestSessionsOfOneNode(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{})
 		n := newNode(t, s, "node-1")
 		p := s.Pod("shop", "web", "web", "node-1")
@@ -243,7 +243,7 @@ func TestSessionsOfOneNode(t *testing.T) {
 
 // TestHoldings lists through the admin service what agents report.
 func TestHoldings(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{})
 		admin := adminOf(t, s.CA())
 		n := newNode(t, s, "node-1")
@@ -383,7 +383,7 @@ func (p *published) all() []*ca.Bundle {
 
 // TestPublish shows the bundle at the start, at each change, and once a minute; a publisher that fails stops nothing.
 func TestPublish(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		p := &published{}
 		b := newBare(t, func(cfg *ca.Config) { cfg.Publisher = p })
 		b.start()

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -31,7 +30,7 @@ func TestIntermediates(t *testing.T) {
 	if testing.Short() {
 		days = 1
 	}
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{Policy: ca.PolicyFile{TTL: 2 * time.Hour}})
 		p := s.Pod("shop", "web", "web", "node-1")
 		first := map[string]time.Time{} // intermediate to its first leaf
@@ -75,7 +74,7 @@ func TestIntermediateLifetime(t *testing.T) {
 		{"long SVIDs of agents", time.Hour, 24 * time.Hour, 4 * day},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			catest.Bubble(t, func(t *testing.T) {
 				b := newBare(t, func(cfg *ca.Config) {
 					var err error
 					cfg.AgentTTL = tt.agent
@@ -95,7 +94,7 @@ func TestIntermediateLifetime(t *testing.T) {
 // TestUpstreamAway loses the root for as long as an intermediate lives: nothing is lost before its end, new sessions
 // included, and all is well soon after the root is back.
 func TestUpstreamAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		var up *switched
 		s := start(t, catest.Options{Config: func(cfg *ca.Config) {
 			up = &switched{Upstream: cfg.Upstream}
@@ -130,7 +129,7 @@ func TestUpstreamAway(t *testing.T) {
 
 // TestUpstreamAwayAtStart has a root that is away when the CA starts. Its absence does not use up the budget.
 func TestUpstreamAwayAtStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, nil)
 		b.upstream.set(func(context.Context, ca.MintRequest) ([]*x509.Certificate, error) {
 			return nil, errors.New("connection refused")
@@ -214,7 +213,7 @@ func TestUpstreamWrong(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			catest.Bubble(t, func(t *testing.T) {
 				b := newBare(t, nil)
 				b.start()
 				before, sequence := b.intermediate(), b.ca.Bundle().Generation
@@ -243,7 +242,7 @@ func TestUpstreamWrong(t *testing.T) {
 
 // TestMintRecord has each intermediate on record, with its end, before the root is asked for it.
 func TestMintRecord(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, nil)
 		b.upstream.set(func(_ context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
 			want := []ca.Minted{{At: time.Now(), NotAfter: r.NotAfter, Root: r.Root.ID}}
@@ -271,7 +270,7 @@ func TestMintRecord(t *testing.T) {
 
 // TestMintLedger mints nothing that is not on record.
 func TestMintLedger(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, nil)
 		b.ledger.set(errors.New("no space left"), nil)
 		b.start()
@@ -286,7 +285,7 @@ func TestMintLedger(t *testing.T) {
 
 // TestMintBudget bounds the intermediates of an hour over restarts, and frees itself.
 func TestMintBudget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, func(cfg *ca.Config) { cfg.MintBudget = 3 })
 		b.start()
 		for range 2 {
@@ -314,7 +313,7 @@ func TestMintBudget(t *testing.T) {
 
 // TestMintBudgetClock does not let intermediates from a future that never came use up the budget.
 func TestMintBudgetClock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, func(cfg *ca.Config) { cfg.MintBudget = 1 })
 		future := time.Now().Add(365 * day)
 		b.store.replica = ca.Replica{Minted: []ca.Minted{{At: future, NotAfter: future.Add(day), Root: "x"}}}
@@ -329,7 +328,7 @@ func TestMintBudgetClock(t *testing.T) {
 // happen.
 func TestStoreFails(t *testing.T) {
 	t.Run("unknown outcome", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		catest.Bubble(t, func(t *testing.T) {
 			b := newBare(t, nil)
 			b.start()
 			b.store.setFail(api.E(api.StateUnknown, "the commit failed"))
@@ -338,7 +337,7 @@ func TestStoreFails(t *testing.T) {
 		})
 	})
 	t.Run("away", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		catest.Bubble(t, func(t *testing.T) {
 			b := newBare(t, nil)
 			b.start()
 			before := b.intermediate()
@@ -358,7 +357,7 @@ func TestStoreFails(t *testing.T) {
 
 // TestSealKeyWrong ends the CA at once: waiting does not make another key the right one.
 func TestSealKeyWrong(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, nil)
 		b.upstream.set(func(context.Context, ca.MintRequest) ([]*x509.Certificate, error) {
 			return nil, api.E(api.SealKeyWrong, "another key")

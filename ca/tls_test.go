@@ -8,7 +8,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -164,7 +163,7 @@ func TestClientCertificates(t *testing.T) {
 //
 // threat: J14
 func TestExpiredAgent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		// The session lasts as long as the SVID; without one, an idle connection ends before.
 		s := start(t, catest.Options{Config: func(cfg *ca.Config) { cfg.SessionAge = 2 * time.Hour }})
 		n := newNode(t, s, "node-1")
@@ -186,7 +185,7 @@ func TestExpiredAgent(t *testing.T) {
 //
 // threat: J01
 func TestHandshakeTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{})
 		c, err := s.Dial(t.Context())
 		if err != nil {
@@ -205,7 +204,7 @@ func TestHandshakeTimeout(t *testing.T) {
 
 // TestBeforeIdentity has nobody answer before there is an identity to answer with.
 func TestBeforeIdentity(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		config := newBare(t, nil).mustCA().ServerTLS()
 		client, server := net.Pipe()
 		defer client.Close()

@@ -57,7 +57,7 @@ func (s *slowly) ReviewToken(ctx context.Context, token []byte, audience string)
 func reviewed(t *testing.T, f func(t *testing.T, s *catest.Server, slow *slowly)) {
 	t.Helper()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
-	synctest.Test(t, func(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
 		slow := &slowly{after: 500 * time.Millisecond}
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup

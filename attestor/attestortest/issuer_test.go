@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -158,7 +157,7 @@ func TestRotate(t *testing.T) {
 }
 
 func TestServedWithoutASocket(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		i := newIssuer(t, attestortest.Config{})
 		client := http.Client{Transport: i.Transport()}
 		get := func(url string) (int, string, []byte) {
