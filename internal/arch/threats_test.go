@@ -3,10 +3,7 @@ package arch
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -33,55 +30,6 @@ type threatChapter struct {
 // partly tells the chapter of which only those rows are shown that something is proven of: parts of theirs are to come.
 func (c threatChapter) partly() bool { return strings.HasPrefix(c.title, "B, ") }
 
-// threatProofs collects the comments of all tests and scripts.
-func threatProofs(t *testing.T, known map[string]bool) map[string][]proof {
-	t.Helper()
-	all := make(map[string][]proof)
-	add := func(where, list string, p proof) {
-		for id := range strings.SplitSeq(list, ",") {
-			id = strings.TrimSpace(id)
-			switch {
-			case !threatName.MatchString(id):
-				t.Errorf("%s: %q is not the name of a threat", where, id)
-			case !known[id]:
-				t.Errorf("%s: no table of internal/arch/threats_table_test.go has %s", where, id)
-			case !slices.Contains(all[id], p):
-				all[id] = append(all[id], p)
-			}
-		}
-	}
-	for _, p := range packages(t) {
-		for _, f := range p.tests {
-			for _, group := range f.ast.Comments {
-				for _, c := range group.List {
-					m := threatMarker.FindStringSubmatch(c.Text)
-					if m == nil || p.rel == "internal/arch" && strings.HasPrefix(filepath.Base(f.name), "threats_") {
-						continue
-					}
-					name := testAt(f.ast, c.Pos())
-					if name == "" {
-						t.Errorf("%s: no test belongs to this comment", position(c.Pos()))
-						continue
-					}
-					add(position(c.Pos()), m[1], proof{name, f.name})
-				}
-			}
-		}
-	}
-	for _, name := range scripts(t) {
-		src, err := os.ReadFile(filepath.Join(rootDir(t), filepath.FromSlash(name)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(src)) {
-			if m := threatMarker.FindStringSubmatch(strings.TrimSpace(line)); m != nil && line[0] == '#' {
-				add(name, m[1], proof{strings.TrimSuffix(filepath.Base(name), ".txtar"), name})
-			}
-		}
-	}
-	return all
-}
-
 func TestThreats(t *testing.T) {
 	known := make(map[string]bool)
 	for _, c := range threatChapters {
@@ -95,7 +43,7 @@ func TestThreats(t *testing.T) {
 			known[r.id] = true
 		}
 	}
-	all := threatProofs(t, known)
+	all := proofsOf(t, threatMarker, threatName, known)
 	var doc bytes.Buffer
 	doc.WriteString(threatsHead)
 	for _, c := range threatChapters {
