@@ -1,104 +1,24 @@
 package ca_test
 
 import (
-	"bytes"
 	"crypto/tls"
-	"encoding/base64"
-	"encoding/binary"
 	"io"
 	"log/slog"
 	"net"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/test/bufconn"
-	pb "google.golang.org/protobuf/proto"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/api/apitest"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 )
-
-// answer is the end of a call on the wire.
-type answer struct {
-	headers map[string]string
-	info    *errdetails.ErrorInfo // nil where no reason came
-}
-
-// speak makes a call with frames of its own: more are header fields, body is what comes as data; whole says that it is all.
-func speak(t *testing.T, c net.Conn, path string, body []byte, whole bool, more ...string) answer {
-	t.Helper()
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(time.Minute))
-	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
-		t.Fatal(err)
-	}
-	f := http2.NewFramer(c, c)
-	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	var block bytes.Buffer
-	e := hpack.NewEncoder(&block)
-	fields := append([]string{":method", "POST", ":scheme", "http", ":path", path, ":authority", "ca", "content-type", "application/grpc", "te", "trailers"}, more...)
-	for i := 0; i+1 < len(fields); i += 2 {
-		e.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
-	}
-	go func() { // the other side may have said all before it has read all
-		f.WriteSettings()
-		f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: whole && len(body) == 0})
-		for len(body) > 0 {
-			n := min(len(body), 16<<10)
-			if f.WriteData(1, whole && n == len(body), body[:n]) != nil {
-				return
-			}
-			body = body[n:]
-		}
-	}()
-	for {
-		frame, err := f.ReadFrame()
-		if err != nil {
-			t.Fatalf("%s: no answer: %v", path, err)
-		}
-		h, ok := frame.(*http2.MetaHeadersFrame)
-		if !ok {
-			continue
-		}
-		a := answer{headers: map[string]string{}}
-		for _, field := range h.Fields {
-			a.headers[field.Name] = field.Value
-		}
-		if !h.StreamEnded() && a.headers["grpc-status"] == "" {
-			continue
-		}
-		if bin := a.headers["grpc-status-details-bin"]; bin != "" {
-			raw, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(bin, "="))
-			st := &statuspb.Status{}
-			if err == nil {
-				err = pb.Unmarshal(raw, st)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, d := range st.GetDetails() {
-				if info := (&errdetails.ErrorInfo{}); d.UnmarshalTo(info) == nil {
-					a.info = info
-				}
-			}
-		}
-		return a
-	}
-}
-
-func frame(flag byte, size int, message []byte) []byte {
-	return append(binary.BigEndian.AppendUint32([]byte{flag}, uint32(size)), message...)
-}
 
 // framings are ways to send what is no message of a call, with the reason that it is refused for.
 var framings = []struct {
@@ -108,16 +28,16 @@ var framings = []struct {
 	want  api.Reason
 }{
 	{"no message", nil, true, api.MessageMalformed},
-	{"a compressed message without its encoding", frame(1, 2, []byte{8, 1}), true, api.MessageMalformed},
-	{"a flag that there is not", frame(7, 2, []byte{8, 1}), true, api.MessageMalformed},
+	{"a compressed message without its encoding", apitest.Frame(1, 2, []byte{8, 1}), true, api.MessageMalformed},
+	{"a flag that there is not", apitest.Frame(7, 2, []byte{8, 1}), true, api.MessageMalformed},
 	{"half a header", []byte{0, 0}, true, api.MessageMalformed},
-	{"half a message", frame(0, 8, []byte{8, 1}), true, api.MessageMalformed},
-	{"a header and no message", frame(0, 8, nil), true, api.MessageMalformed},
-	{"bytes that do not parse", frame(0, 3, []byte{0xff, 0xff, 0xff}), true, api.MessageMalformed},
-	{"8 MiB, announced", frame(0, 8<<20, nil), false, api.MessageTooLarge},
-	{"4 GiB, announced", frame(0, 1<<32-1, nil), false, api.MessageTooLarge},
-	{"two messages", append(frame(0, 0, nil), frame(0, 0, nil)...), true, api.MessageMalformed},
-	{"a message and a bit", append(frame(0, 0, nil), 0), true, api.MessageMalformed},
+	{"half a message", apitest.Frame(0, 8, []byte{8, 1}), true, api.MessageMalformed},
+	{"a header and no message", apitest.Frame(0, 8, nil), true, api.MessageMalformed},
+	{"bytes that do not parse", apitest.Frame(0, 3, []byte{0xff, 0xff, 0xff}), true, api.MessageMalformed},
+	{"8 MiB, announced", apitest.Frame(0, 8<<20, nil), false, api.MessageTooLarge},
+	{"4 GiB, announced", apitest.Frame(0, 1<<32-1, nil), false, api.MessageTooLarge},
+	{"two messages", append(apitest.Frame(0, 0, nil), apitest.Frame(0, 0, nil)...), true, api.MessageMalformed},
+	{"a message and a bit", append(apitest.Frame(0, 0, nil), 0), true, api.MessageMalformed},
 }
 
 // TestFraming refuses what is not framed as a message by a reason, with an id under which it is found, counts it, and puts
@@ -166,15 +86,15 @@ func TestFraming(t *testing.T) {
 		for _, tt := range framings {
 			name := at.name + " calls " + at.call + " with " + tt.name
 			before := refusalsOf(t, s, tt.want)
-			a := speak(t, at.dial(), at.call, tt.body, tt.whole)
-			if a.info.GetReason() != string(tt.want) || a.headers["grpc-status"] != "3" {
-				t.Errorf("%s: status %s (%s), reason %q, want %s", name, a.headers["grpc-status"], a.headers["grpc-message"], a.info.GetReason(), tt.want)
+			a := apitest.Speak(t, at.dial(), at.call, tt.body, tt.whole)
+			if a.Info.GetReason() != string(tt.want) || a.Headers["grpc-status"] != "3" {
+				t.Errorf("%s: status %s (%s), reason %q, want %s", name, a.Headers["grpc-status"], a.Headers["grpc-message"], a.Info.GetReason(), tt.want)
 				continue
 			}
 			if got := refusalsOf(t, s, tt.want) - before; got != 1 {
 				t.Errorf("%s: %v refusals were counted", name, got)
 			}
-			found := listAudit(t, s.CA(), &apiv1.ListAuditRequest{CorrelationId: a.info.GetMetadata()["correlation_id"]})
+			found := listAudit(t, s.CA(), &apiv1.ListAuditRequest{CorrelationId: a.Info.GetMetadata()["correlation_id"]})
 			if at.source == "refusals" && (len(found) != 1 || found[0].GetSource() != at.source || found[0].GetReason() != string(tt.want) || found[0].GetCaller() == "") {
 				t.Errorf("%s: on record is %v", name, found)
 			}
@@ -235,10 +155,10 @@ func TestHeaderFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a := speak(t, tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}), apiv1.Authority_AttestAgent_FullMethodName,
-				frame(0, 0, nil), true, tt.header, tt.value)
-			if got := a.headers["grpc-status"]; got != strconv.Itoa(int(tt.want)) || a.info != nil {
-				t.Errorf("status %s, reason %v, want %d and none", got, a.info, tt.want)
+			a := apitest.Speak(t, tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}), apiv1.Authority_AttestAgent_FullMethodName,
+				apitest.Frame(0, 0, nil), true, tt.header, tt.value)
+			if got := a.Headers["grpc-status"]; got != strconv.Itoa(int(tt.want)) || a.Info != nil {
+				t.Errorf("status %s, reason %v, want %d and none", got, a.Info, tt.want)
 			}
 		})
 	}
