@@ -60,26 +60,25 @@ test: build envoy .cache/testsum ## every test that needs no cluster, with the r
 	@scripts/test.sh $(TESTFLAGS)
 
 .PHONY: race
-race: need-go ## the race detector over the packages in which goroutines meet
+race: .cache/testsum ## the race detector over the packages in which goroutines meet
 	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo 'make race: the race detector needs a C compiler' >&2; exit 1; }
-	CGO_ENABLED=1 $(GO) test -race -short -count=1 $(RACE)
+	@CGO_ENABLED=1 .cache/testsum -race -short -count=1 $(RACE)
 
 .PHONY: fips
-fips: build ## what touches keys, and the real processes, with Go's FIPS 140-3 module on
-	GODEBUG=fips140=on $(GO) test -short -count=1 $(FIPS)
-	GODEBUG=fips140=on SIGNET_BIN=$(CURDIR)/bin $(GO) test -count=1 -tags=integration ./integration/endtoend
+fips: build .cache/testsum ## what touches keys, and the real processes, with Go's FIPS 140-3 module on
+	@GODEBUG=fips140=on SIGNET_BIN=$(CURDIR)/bin .cache/testsum -short -count=1 $(FIPS) -- -count=1 -tags=integration ./integration/endtoend
 
 .PHONY: faults
-faults: build ## the CA killed and failed at every call that touches its files: all of them, where `make test` takes a part
-	SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m -tags=integration -v ./integration/faults
+faults: build .cache/testsum ## the CA killed and failed at every call that touches its files: all of them, where `make test` takes a part
+	@SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin .cache/testsum -count=1 -timeout 120m -tags=integration ./integration/faults
 
 .PHONY: e2e
-e2e: need-go ## tests on the control plane of a real Kubernetes; building that takes 5 to 12 minutes, once
-	@cluster=$$(GO="$(GO)" scripts/cluster.sh) && SIGNET_CLUSTER="$$cluster" $(GO) test -count=1 -tags=cluster -timeout 15m ./integration/controlplane
+e2e: .cache/testsum ## tests on the control plane of a real Kubernetes; building that takes 5 to 12 minutes, once
+	@cluster=$$(GO="$(GO)" scripts/cluster.sh) && SIGNET_CLUSTER="$$cluster" .cache/testsum -count=1 -tags=cluster -timeout 15m ./integration/controlplane
 
 .PHONY: images-test
-images-test: need-go ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
-	nice $(GO) test -C tools -count=1 -timeout 20m -v $(IMAGESFLAGS) ./images
+images-test: .cache/testsum ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
+	@nice .cache/testsum -C tools -count=1 -timeout 20m $(IMAGESFLAGS) ./images
 
 .PHONY: fuzz
 fuzz: need-go ## every fuzz target, FUZZTIME each (20s)
@@ -155,7 +154,7 @@ need-go:
 need-python:
 	@command -v python3 >/dev/null || { echo "make: there is no 'python3' here; Envoy and buf come as its packages" >&2; exit 1; }
 
-.cache/testsum: need-go $(wildcard scripts/testsum/*.go)
+.cache/testsum: need-go $(wildcard scripts/testsum/*.go internal/canary/*.go)
 	@mkdir -p .cache
 	@$(GO) build -o $@ ./scripts/testsum
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	cryptorand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -32,6 +31,7 @@ import (
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/attestor/attestortest"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 const domain = "example.org"
@@ -55,7 +55,7 @@ func newRoot(t testing.TB) *root {
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,6 @@ package agent_test
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	cryptorand "crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -17,6 +14,7 @@ import (
 
 	"github.com/signet-ca/signet/agent"
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 func pemOf(certs ...*x509.Certificate) []byte {
@@ -123,7 +121,7 @@ func slicesRepeat(s string, n int) []string {
 }
 
 func FuzzParseTrust(f *testing.F) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -3,8 +3,6 @@ package ca_test
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -38,6 +36,7 @@ import (
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 	"github.com/signet-ca/signet/internal/audit"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // start returns a CA that is ready.
@@ -245,7 +244,7 @@ func adminOf(t *testing.T, c *ca.CA) apiv1.AdminClient {
 
 func newKey(t testing.TB) crypto.Signer {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

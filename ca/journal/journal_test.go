@@ -2,8 +2,6 @@ package journal
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
@@ -19,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden record; only together with a new Schema")
@@ -28,7 +27,7 @@ var td = spiffeid.RequireTrustDomainFromString("example.org")
 // authority makes a root, changed as a test wants.
 func authority(t testing.TB, change ...func(*x509.Certificate)) Authority {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,6 @@ package store_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
@@ -21,6 +18,7 @@ import (
 	"github.com/signet-ca/signet/ca/issuance"
 	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/ca/store"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // setups returns, for each driver, the configuration of a store that does not exist yet.
@@ -50,7 +48,7 @@ func TestConformance(t *testing.T) {
 func newJournal(t testing.TB) journal.Journal {
 	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("example.org")
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -260,7 +258,7 @@ func (p *process) live() string {
 		p.search.Add("a token", []byte(text))
 		return &apiv1.Evidence{Kind: api.EvidenceServiceAccount, Data: []byte(text)}
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -319,7 +317,7 @@ func (p *process) live() string {
 // csr returns a request of a fresh key.
 func (p *process) csr() []byte {
 	p.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		p.t.Fatal(err)
 	}

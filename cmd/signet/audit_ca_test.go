@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"fmt"
@@ -28,6 +26,7 @@ import (
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // A realCA is a CA with its admin socket, and an agent that has a session with it.
@@ -85,7 +84,7 @@ func wire(e attestor.Evidence) *apiv1.Evidence { return &apiv1.Evidence{Kind: e.
 
 func newRequest(t *testing.T) (crypto.Signer, []byte) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,8 @@ import (
 	"math/big"
 	"testing"
 	"time"
+
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // A blueprint is a chain before it is signed. It starts as a correct one; a kind of bad chain spoils a part of it.
@@ -147,7 +149,11 @@ func rsaKey(tb testing.TB, bits int) *rsa.PrivateKey {
 
 func ecKey(tb testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
 	tb.Helper()
-	k, err := ecdsa.GenerateKey(curve, rand.Reader)
+	make := func() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(curve, rand.Reader) }
+	if curve == elliptic.P256() {
+		make = canary.NewKey
+	}
+	k, err := make()
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func texts(good string) map[string]string {
 		"NUL behind": good + "\x00", "space behind": good + " ", "space before": " " + good, "newline behind": good + "\n",
 		"slash behind": good + "/", "dots behind": good + "/..", "dots before": "../" + good, "colon behind": good + ":x",
 		"percent": good + "%2e", "query": good + "?x", "fragment": good + "#x", "two of it": good + good, "comma": good + "," + good,
-		"a letter more": good + "x", "a letter less": good[:len(good)-1], "a letter before": "x" + good, "somebody's": canary + "-1",
+		"a letter more": good + "x", "a letter less": good[:len(good)-1], "a letter before": "x" + good, "somebody's": stranger + "-1",
 		"upper case": upper(good), "hyphen behind": good + "-", "dot behind": good + ".", "underscore": good + "_x",
 		"Cyrillic": "а" + good[1:], "full width": "ｗ" + good[1:], "joiner": good + "\u200d", "right to left": "\u202e" + good,
 		"combining": good + "\u0301", "soft hyphen": good + "\u00ad", "BOM": "\ufeff" + good, "quote": good + `"`, "backslash": good + `\`,
@@ -156,8 +156,8 @@ func (r *rig) harm(c claim) {
 	set("beyond every number", c.kind, "", json.RawMessage("1e400"))
 	for what, twin := range sorted(twins(path[len(path)-1])) {
 		try("twice, "+what, malformed, "", func(m member) []member { return []member{m, {twin, m.value}} })
-		try("twice, another first, "+what, malformed, "", func(m member) []member { return []member{{twin, canary}, m} })
-		try("twice, another last, "+what, malformed, "", func(m member) []member { return []member{m, {twin, canary}} })
+		try("twice, another first, "+what, malformed, "", func(m member) []member { return []member{{twin, stranger}, m} })
+		try("twice, another last, "+what, malformed, "", func(m member) []member { return []member{m, {twin, stranger}} })
 	}
 	try("in upper case instead", c.missing, optional, func(m member) []member { return []member{{strings.ToUpper(m.name), m.value}} })
 	try("with a space in its name", c.missing, optional, func(m member) []member { return []member{{m.name + " ", m.value}} })

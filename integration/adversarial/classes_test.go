@@ -109,11 +109,11 @@ func TestRoles(t *testing.T) {
 // threat: B01, CVE-2026-39388
 func TestRenewalByAnother(t *testing.T) {
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {
-		neighbour, its := r.Pod(canary, "db-0", "db", here), newKey(t)
+		neighbour, its := r.Pod(stranger, "db-0", "db", here), newKey(t)
 		theirs := func() *apiv1.IssueItem {
 			return r.item(r.Evidence(neighbour, api.WorkloadAudience(r.TD), time.Hour).Data)
 		}
-		db := "spiffe://example.org/ns/" + canary + "/sa/db"
+		db := "spiffe://example.org/ns/" + stranger + "/sa/db"
 		item := theirs()
 		item.Csr = newCSR(t, its)
 		r.ask(variant{row: "B01", name: "the neighbour's first", item: item, is: db, key: its.Public()})

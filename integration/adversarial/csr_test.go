@@ -98,7 +98,7 @@ func TestRequestDER(t *testing.T) {
 	}
 	withCSRs(t, least, func(t *testing.T, a csrAsker) {
 		asked := 0
-		good := signed(t, a.key, tlv(0x30, []byte{2, 1, 0}, tlv(0x30, tlv(0x31, tlv(0x30, []byte{6, 3, 0x55, 4, 3}, tlv(12, []byte(canary))))),
+		good := signed(t, a.key, tlv(0x30, []byte{2, 1, 0}, tlv(0x30, tlv(0x31, tlv(0x30, []byte{6, 3, 0x55, 4, 3}, tlv(12, []byte(stranger))))),
 			spkiOf(t, a.key.Public()), tlv(0xa0, extensions(san(ownURI)))))
 		a.ask("C20", "untouched", good, "")
 		tree := parse(t, good, "", func(path string) int {
@@ -227,10 +227,10 @@ func TestRequestSignature(t *testing.T) {
 			a.ask("C17", "algorithm "+name, with(algorithm, good), "", api.CSRSignature)
 		}
 		// The keys of others. The agent's belongs to another identity, as would any other workload's.
-		neighbour, its := a.Pod(canary, "db-0", "db", here), newKey(t)
+		neighbour, its := a.Pod(stranger, "db-0", "db", here), newKey(t)
 		theirs := a.item(a.Evidence(neighbour, api.WorkloadAudience(a.TD), 3600e9).Data)
 		theirs.Csr = newCSR(t, its)
-		a.variant(variant{row: "C19", name: "a neighbour's first", item: theirs, is: "spiffe://example.org/ns/" + canary + "/sa/db", key: its.Public()})
+		a.variant(variant{row: "C19", name: "a neighbour's first", item: theirs, is: "spiffe://example.org/ns/" + stranger + "/sa/db", key: its.Public()})
 		a.ask("C19", "a neighbour's key", newCSR(t, its), "", api.KeyReused)
 		agent := newKey(t)
 		fresh := a.AgentPod("node-9")

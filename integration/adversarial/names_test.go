@@ -17,10 +17,10 @@ import (
 //
 // threat: C02, C03
 func TestRequestNames(t *testing.T) {
-	foreign := "spiffe://example.org/ns/" + canary + "/sa/db"
+	foreign := "spiffe://example.org/ns/" + stranger + "/sa/db"
 	kinds := map[string][]byte{
 		"own": ownURI, "foreign": general(6, foreign), "other name": tlv(0xa0, []byte{6, 3, 0x2a, 3, 4}, tlv(0xa0, tlv(12, []byte("x")))), "email": general(1, "a@example.org"),
-		"dns": general(2, canary+".svc"), "wildcard": general(2, "*"), "x400": tlv(0xa3), "directory": tlv(0xa4, tlv(0x30)), "edi": tlv(0xa5, tlv(0x81, []byte("x"))),
+		"dns": general(2, stranger+".svc"), "wildcard": general(2, "*"), "x400": tlv(0xa3), "directory": tlv(0xa4, tlv(0x30)), "edi": tlv(0xa5, tlv(0x81, []byte("x"))),
 		"ip": tlv(0x87, []byte{10, 0, 0, 1}), "ip6": tlv(0x87, make([]byte, 16)), "registered": tlv(0x88, []byte{0x2a, 3}), "ninth": general(9, "x"), "URI as a SEQUENCE": tlv(0xa6, ownURI),
 		"empty dns": general(2, ""), "UTF-8": tlv(12, []byte(webID)),
 	}
@@ -88,8 +88,8 @@ func TestRequestIDs(t *testing.T) {
 		"C12 not ASCII": td + "/ns/shop/sa/wéb", "C12 invalid UTF-8": webID + "\xff", "C12 backslash": td + "\\ns\\shop", "C12 star": td + "/ns/shop/sa/*", "C12 comma": webID + "," + webID, "C12 colon": td + "/ns:shop/sa/web", "C12 tilde": td + "/ns/~shop/sa/web", "C12 semicolon": webID + ";x", "C12 plus": webID + "+x",
 	}
 	foreign := map[string]string{
-		"neighbour": td + "/ns/" + canary + "/sa/db", "prefix": td + "/ns/shop/sa/we", "suffix": webID + "x", "longer": webID + "/x", "shorter": td + "/ns/shop", "case": td + "/ns/shop/sa/Web", "another trust domain": "spiffe://example.com/ns/shop/sa/web",
-		"sub-domain": "spiffe://a.example.org/ns/shop/sa/web", "super-domain": "spiffe://org/ns/shop/sa/web", "dot behind": "spiffe://example.org./ns/shop/sa/web", "agent": td + "/signet/agent/" + canary, "replica": td + "/signet/ca/ca-0", "admin": td + "/signet/admin/alice", "swapped": td + "/ns/web/sa/shop",
+		"neighbour": td + "/ns/" + stranger + "/sa/db", "prefix": td + "/ns/shop/sa/we", "suffix": webID + "x", "longer": webID + "/x", "shorter": td + "/ns/shop", "case": td + "/ns/shop/sa/Web", "another trust domain": "spiffe://example.com/ns/shop/sa/web",
+		"sub-domain": "spiffe://a.example.org/ns/shop/sa/web", "super-domain": "spiffe://org/ns/shop/sa/web", "dot behind": "spiffe://example.org./ns/shop/sa/web", "agent": td + "/signet/agent/" + stranger, "replica": td + "/signet/ca/ca-0", "admin": td + "/signet/admin/alice", "swapped": td + "/ns/web/sa/shop",
 	}
 	withCSRs(t, 200, func(t *testing.T, a csrAsker) {
 		for name, uri := range sorted(malformed) {
@@ -154,7 +154,7 @@ func TestNamesInTemplates(t *testing.T) {
 		owner := map[string]string{}
 		accounts := []string{"web", "sa", "ns", "signet", "agent", "admin", "ca", "default", "0", "10", "1e3", "null", "true", "xn--bcher-kva", "a", "b", "a-b", "web.shop", "a.b", "web.svc", "127.0.0.1",
 			"x.signet", "localhost", strings.Repeat("a", 63), strings.Repeat("a", 64), strings.Repeat("a.", 126) + "a", "a--b"}
-		for _, namespace := range append(slices.Clone(policy.Namespaces), "sho", "shopp", "shop-2", "a-bc", canary) {
+		for _, namespace := range append(slices.Clone(policy.Namespaces), "sho", "shopp", "shop-2", "a-bc", stranger) {
 			for _, account := range accounts {
 				pod, name := r.Pod(namespace, "p", account, here), namespace+" "+account
 				item := r.item(r.Evidence(pod, api.WorkloadAudience(r.TD), time.Hour).Data)

@@ -49,26 +49,26 @@ func TestPods(t *testing.T) {
 			r.Pods.Change(p, func(l *ca.Pod) { l.ServiceAccountUID = "made-anew" })
 		}, api.PodMismatch, api.PodMismatch},
 		{"A11", "its ServiceAccount is another one", func(r *rig, p attestortest.Pod) {
-			r.Pods.Change(p, func(l *ca.Pod) { l.ServiceAccount = canary })
+			r.Pods.Change(p, func(l *ca.Pod) { l.ServiceAccount = stranger })
 		}, api.PodMismatch, api.PodMismatch},
 		{"A12", "made anew under its name", func(r *rig, p attestortest.Pod) {
 			r.Pods.Remove(p)
 			r.Pods.Add(anew(p, func(p *attestortest.Pod) { p.UID = "made-anew" }))
 		}, api.PodUnknown, api.PodUnknown},
 		{"A12", "another name under its UID", func(r *rig, p attestortest.Pod) {
-			r.Pods.Change(p, func(l *ca.Pod) { l.Name = canary })
+			r.Pods.Change(p, func(l *ca.Pod) { l.Name = stranger })
 		}, api.PodMismatch, api.PodMismatch},
 		{"A12", "another namespace under its UID", func(r *rig, p attestortest.Pod) {
-			r.Pods.Change(p, func(l *ca.Pod) { l.Namespace = canary })
+			r.Pods.Change(p, func(l *ca.Pod) { l.Namespace = stranger })
 		}, api.PodMismatch, api.PodMismatch},
 		{"A12", "the UID of another cluster", func(r *rig, p attestortest.Pod) {
-			r.Pods.Change(p, func(l *ca.Pod) { l.Issuer = "https://" + canary + ".test" })
+			r.Pods.Change(p, func(l *ca.Pod) { l.Issuer = "https://" + stranger + ".test" })
 		}, api.PodUnknown, api.PodUnknown},
 		{"A17", "its node was made anew", func(r *rig, p attestortest.Pod) {
 			r.Pods.Change(p, func(l *ca.Pod) { l.NodeUID = "made-anew" })
 		}, api.PodMismatch, api.PodMismatch},
 		{"A07", "nobody can tell", func(r *rig, _ attestortest.Pod) {
-			r.Pods.Fail(api.Wrap(api.DirectoryUnavailable, errors.New(canary), "the pods cannot be seen now"))
+			r.Pods.Fail(api.Wrap(api.DirectoryUnavailable, errors.New(stranger), "the pods cannot be seen now"))
 		}, api.DirectoryUnavailable, api.DirectoryUnavailable},
 	} {
 		t.Run(c.row+" "+c.name, func(t *testing.T) {

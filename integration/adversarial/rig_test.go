@@ -3,8 +3,6 @@ package adversarial
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"fmt"
@@ -37,13 +35,14 @@ import (
 	"github.com/signet-ca/signet/ca/catest"
 	"github.com/signet-ca/signet/ca/issuance"
 	"github.com/signet-ca/signet/internal/audit"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 const (
 	here  = "node-1"
 	webID = "spiffe://example.org/ns/shop/sa/web"
-	// canary is part of every name that belongs to somebody else.
-	canary = "canary"
+	// stranger is part of every name that belongs to somebody else.
+	stranger = "stranger"
 )
 
 // rig is a CA with an agent's session on it, and the eyes to see what a request led to.
@@ -228,7 +227,7 @@ func (r *rig) checkText(name string, v variant, a answer) {
 	if a.text == "" || len(a.text) > 300 || strings.ContainsFunc(a.text, func(c rune) bool { return c < ' ' || c > '~' }) {
 		r.t.Errorf("%s: the text is %q", name, a.text)
 	}
-	if strings.Contains(a.text, canary) {
+	if strings.Contains(a.text, stranger) {
 		r.t.Errorf("%s: the text names somebody else: %q", name, a.text)
 	}
 	said := a.text + r.log.take()
@@ -424,7 +423,7 @@ func wire(e attestor.Evidence) *apiv1.Evidence { return &apiv1.Evidence{Kind: e.
 
 func newKey(t testing.TB) crypto.Signer {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,8 +63,8 @@ func (s *socket) names(protocol string, good []string) {
 	ask("D03", "star and star", []string{"*", "*"}, own[:2])
 	ask("D03", "star and own", []string{"*", webID}, own)
 	for what, name := range sorted(map[string]string{
-		"neighbour": "spiffe://example.org/ns/" + canary + "/sa/db", "prefix": "spiffe://example.org/ns/shop/sa/we", "suffix": webID + "x", "case": "spiffe://example.org/ns/shop/sa/Web", "agent": "spiffe://example.org/signet/agent/" + s.pod.NodeUID,
-		"replica": "spiffe://example.org/signet/ca/ca-0", "another trust domain": "spiffe://" + canary + ".test", "its workload": "spiffe://" + canary + ".test/ns/shop/sa/web", "a word": canary, "a kubernetes secret": "kubernetes", "a file's name": "tls.key", "default in upper case": "DEFAULT",
+		"neighbour": "spiffe://example.org/ns/" + stranger + "/sa/db", "prefix": "spiffe://example.org/ns/shop/sa/we", "suffix": webID + "x", "case": "spiffe://example.org/ns/shop/sa/Web", "agent": "spiffe://example.org/signet/agent/" + s.pod.NodeUID,
+		"replica": "spiffe://example.org/signet/ca/ca-0", "another trust domain": "spiffe://" + stranger + ".test", "its workload": "spiffe://" + stranger + ".test/ns/shop/sa/web", "a word": stranger, "a kubernetes secret": "kubernetes", "a file's name": "tls.key", "default in upper case": "DEFAULT",
 		"rootca": "rootca", "all": "all", "istio": "file-root", "a number": "1",
 	}) {
 		ask("D01", what, []string{name}, nil, api.ResourceNotAuthorized)
@@ -89,7 +89,7 @@ func (s *socket) names(protocol string, good []string) {
 	}
 	for _, n := range []int{65, 66, 128, 1000, 10_000} {
 		ask("D08", fmt.Sprint(n, " words"), many(n, "w%d"), nil, api.TooManyResources)
-		ask("D08", fmt.Sprint(n, " IDs"), many(n, "spiffe://example.org/ns/"+canary+"/sa/x%d"), nil, api.TooManyResources)
+		ask("D08", fmt.Sprint(n, " IDs"), many(n, "spiffe://example.org/ns/"+stranger+"/sa/x%d"), nil, api.TooManyResources)
 	}
 	ask("D08", "64 names, one of them own", append(many(63, "w%d"), sds.NameDefault), own[:1])
 	ask("D08", "10000 times the same", slices.Repeat([]string{sds.NameDefault}, 10_000), own[:1])
@@ -104,7 +104,7 @@ func (s *socket) kinds(protocol string, good []string) {
 	ask("", []string{sds.NameDefault})
 	for _, kind := range []string{
 		v3 + "listener.v3.Listener", v3 + "cluster.v3.Cluster", v3 + "route.v3.RouteConfiguration", v3 + "endpoint.v3.ClusterLoadAssignment", "type.googleapis.com/envoy.api.v2.auth.Secret", "type.googleapis.com/envoy.service.runtime.v3.Runtime",
-		sds.TypeURL + " ", " " + sds.TypeURL, sds.TypeURL + "\x00", strings.ToUpper(sds.TypeURL), strings.TrimPrefix(sds.TypeURL, "type.googleapis.com/"), "https://" + sds.TypeURL, sds.TypeURL + "s", sds.TypeURL[:len(sds.TypeURL)-1], "/", "*", "x", canary, strings.Repeat("a", 64<<10),
+		sds.TypeURL + " ", " " + sds.TypeURL, sds.TypeURL + "\x00", strings.ToUpper(sds.TypeURL), strings.TrimPrefix(sds.TypeURL, "type.googleapis.com/"), "https://" + sds.TypeURL, sds.TypeURL + "s", sds.TypeURL[:len(sds.TypeURL)-1], "/", "*", "x", stranger, strings.Repeat("a", 64<<10),
 		"type.googleapis.com/google.protobuf.Any", "file:///etc/passwd", "\n{}",
 	} {
 		ask(kind, nil, api.TypeURL)
@@ -129,7 +129,7 @@ func (s *socket) nodes(protocol string, good []string) {
 		s.ask("D11", what, protocol, good, q(n), nil, api.NodeMetadataTooLarge)
 	}
 	for what, n := range sorted(map[string]*corev3.Node{ // who it says to be means nothing
-		"1000 deep": {Metadata: fields(value)}, "somebody else": {Id: "spiffe://example.org/ns/" + canary + "/sa/db", Cluster: canary}, "the agent": {Id: "signet-agent"}, "control characters": {Id: "x\n{\"level\":\"error\"}\x1b[31m"}, "an ID in metadata": {Metadata: fields(structpb.NewStringValue("spiffe://example.org/ns/" + canary + "/sa/db"))},
+		"1000 deep": {Metadata: fields(value)}, "somebody else": {Id: "spiffe://example.org/ns/" + stranger + "/sa/db", Cluster: stranger}, "the agent": {Id: "signet-agent"}, "control characters": {Id: "x\n{\"level\":\"error\"}\x1b[31m"}, "an ID in metadata": {Metadata: fields(structpb.NewStringValue("spiffe://example.org/ns/" + stranger + "/sa/db"))},
 	}) {
 		s.ask("D11", what, protocol, good, q(n), own)
 		if log := s.log.take(); strings.ContainsAny(log, "\x1b") {
@@ -167,10 +167,10 @@ func (s *socket) tokens(protocol string) {
 	}{
 		{"A01", "of the API server", attestortest.Audiences("https://kubernetes.default.svc"), api.TokenAudience},
 		{"A01", "of an agent", attestortest.Audiences(api.AgentAudience(s.TD)), api.TokenAudience},
-		{"A02", "of two", attestortest.Audiences(audience, canary), api.TokenAudienceNotExclusive},
+		{"A02", "of two", attestortest.Audiences(audience, stranger), api.TokenAudienceNotExclusive},
 		{"A06", "of a year", func(d *attestortest.Draft) { d.Claims["exp"] = d.Claims["iat"].(int64) + 365*86400 }, api.TokenTTLTooLong},
 		{"A13", "not bound", func(d *attestortest.Draft) { delete(d.Kubernetes(), "pod") }, api.TokenNotPodBound},
-		{"A24", "of another cluster", attestortest.Claim("iss", "https://"+canary+".test"), api.IssuerUnknown},
+		{"A24", "of another cluster", attestortest.Claim("iss", "https://"+stranger+".test"), api.IssuerUnknown},
 		{"A20", "none", attestortest.Header("alg", "none"), api.TokenSignature},
 		{"A20", "of a key in its header", attestortest.Header("jwk", map[string]any{"kty": "oct"}), api.TokenSignature},
 	} {
@@ -196,7 +196,7 @@ func (s *socket) sequences(good []string) {
 		}
 		asked, answered, last := 0, 0, ""
 		for range 1 + rnd.IntN(30) {
-			r := &discovery.DiscoveryRequest{TypeUrl: sds.TypeURL, ResponseNonce: pick("", last, "foreign", strings.Repeat("n", 1000), "0000000000000000"), VersionInfo: pick("", "1", canary)}
+			r := &discovery.DiscoveryRequest{TypeUrl: sds.TypeURL, ResponseNonce: pick("", last, "foreign", strings.Repeat("n", 1000), "0000000000000000"), VersionInfo: pick("", "1", stranger)}
 			r.ResourceNames = [][]string{nil, {sds.NameDefault}, {sds.NameRootCA}, {sds.NameDefault, sds.NameRootCA}, {webID}, {"*"}}[rnd.IntN(6)]
 			if rnd.IntN(3) == 0 {
 				r.ErrorDetail = &rpcstatus.Status{Code: 13, Message: pick("no", "\x1b[31m", strings.Repeat("e", 5000))}

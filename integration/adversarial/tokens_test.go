@@ -244,7 +244,7 @@ func TestTokenParts(t *testing.T) {
 			r.ask(variant{row: "A20", name: "a claim more: " + name, item: r.item(r.sign([]byte(claims[:len(claims)-1] + "," + extra + "}"))), harmless: "a claim that means nothing here"})
 		}
 		// Header, payload and signature of three good tokens, in every mixture.
-		neighbour := r.Pod(canary, "db-0", "db", here)
+		neighbour := r.Pod(stranger, "db-0", "db", here)
 		tokens := [][]byte{
 			r.token(),
 			r.Evidence(neighbour, api.WorkloadAudience(r.TD), time.Hour).Data,

@@ -4,8 +4,6 @@ package controlplane_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -29,6 +27,7 @@ import (
 	"github.com/signet-ca/signet/ca/catest"
 	seen "github.com/signet-ca/signet/ca/cluster"
 	"github.com/signet-ca/signet/integration/controlplane"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // stale is the directory's bound here: less than the default, so that the tests of it are short.
@@ -120,7 +119,7 @@ func (w *watched) connect(t *testing.T) {
 
 // ask asks the CA for an SVID by that token, over gRPC, and returns why not.
 func (w *watched) ask(ctx context.Context, token []byte) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader) // each identity needs one of its own
+	key, err := canary.NewKey() // each identity needs one of its own
 	if err != nil {
 		return err
 	}

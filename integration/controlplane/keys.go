@@ -3,7 +3,6 @@ package controlplane
 import (
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -15,11 +14,13 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // writeKeys makes the cluster's CA, the certificates of its components and of its administrator, and the key of its tokens.
 func writeKeys(dir string) error {
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	caKey, err := canary.NewKey()
 	if err != nil {
 		return err
 	}
@@ -36,7 +37,7 @@ func writeKeys(dir string) error {
 		{"admin", "admin", []string{"system:masters"}},
 		{"controllers", "system:kube-controller-manager", nil},
 	} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		key, err := canary.NewKey()
 		if err != nil {
 			return err
 		}

@@ -3,7 +3,6 @@ package envoytest
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -26,6 +25,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/canary"
 	"github.com/signet-ca/signet/internal/latest"
 	"github.com/signet-ca/signet/sds"
 )
@@ -90,7 +90,7 @@ func (a *Authority) Bundle() *x509bundle.Bundle {
 // sign signs c with a new key, by itself while there is no root.
 func (a *Authority) sign(c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		a.t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ package faults
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -20,6 +19,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor/attestortest"
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // client is an agent as far as the CA can tell. It remembers the serial of every certificate that reached it.
@@ -55,7 +55,7 @@ func newClient(tokens *attestortest.Issuer) (*client, error) {
 
 // newKey returns a key and a request that names nothing.
 func newKey() (*ecdsa.PrivateKey, []byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,6 +30,7 @@ import (
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor/attestortest"
 	"github.com/signet-ca/signet/ca/catest"
+	"github.com/signet-ca/signet/internal/canary"
 	"github.com/signet-ca/signet/internal/daemon"
 )
 
@@ -136,7 +136,7 @@ func (p *port) agent(name string) *node {
 
 func newCSR(t testing.TB) (*ecdsa.PrivateKey, []byte) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

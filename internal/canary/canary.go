@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"regexp"
 	"strings"
 )
 
@@ -63,22 +64,27 @@ func (s *Search) Add(name string, secret []byte) {
 	}
 }
 
-// Find returns the names of the secrets that are in the text, each once.
+// Find returns the names of the secrets that are in the text, each once, also where lines break them, as those of PEM do.
 func (s *Search) Find(text []byte) []string {
 	var found []string
+	joined := breaks.ReplaceAll(text, nil)
 	for i, form := range s.forms {
-		if (len(found) == 0 || found[len(found)-1] != s.names[i]) && bytes.Contains(text, form) {
+		if (len(found) == 0 || found[len(found)-1] != s.names[i]) && (bytes.Contains(text, form) || bytes.Contains(joined, form)) {
 			found = append(found, s.names[i])
 		}
 	}
 	return found
 }
 
-// Longest is the length of the longest form: of what was read in pieces, so much less one has to be kept for the next.
+// breaks are the ends of lines with what indents the next, as they are and as a quoted text shows them.
+var breaks = regexp.MustCompile(`(\s|\\+[rnt])*(\n|\\+n)(\s|\\+t)*`)
+
+// Longest is the length of the longest form, with room for how it may be broken: of what was read in pieces, so much less
+// one has to be kept for the next.
 func (s *Search) Longest() int {
 	longest := 0
 	for _, form := range s.forms {
-		longest = max(longest, len(form))
+		longest = max(longest, 2*len(form))
 	}
 	return longest
 }

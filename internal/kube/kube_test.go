@@ -3,8 +3,6 @@ package kube_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
@@ -26,6 +24,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/attestor/attestortest"
 	"github.com/signet-ca/signet/ca/catest"
+	"github.com/signet-ca/signet/internal/canary"
 	"github.com/signet-ca/signet/internal/kube"
 )
 
@@ -273,7 +272,7 @@ func TestReviewForeignServer(t *testing.T) {
 // strangerCA writes the certificate of a CA that issued nothing.
 func strangerCA(t *testing.T) string {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

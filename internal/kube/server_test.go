@@ -2,8 +2,6 @@ package kube_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,6 +29,7 @@ import (
 	"github.com/signet-ca/signet/attestor/attestortest"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
+	"github.com/signet-ca/signet/internal/canary"
 	"github.com/signet-ca/signet/internal/kube"
 )
 
@@ -146,7 +145,7 @@ func newAuthority(t *testing.T, client *kube.Client, timeout time.Duration) auth
 		cfg.Attestors[api.EvidenceServiceAccount] = verifier
 	}})}
 	a.WaitReady()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,13 +4,16 @@
 //
 // Each group of arguments goes to a `go test` of its own, one after the other, and a group that fails does not keep the
 // next from running. Packages are told as they finish, failed tests with their output, skipped tests with their reason:
-// a test that did not run must not look like one that passed. The last line is "N passed, M failed, K skipped", tests
+// a test that did not run must not look like one that passed. All that they and go print is searched for the marker that
+// is in each secret of the tests, and to have shown one is a failure. The last line is "N passed, M failed, K skipped", tests
 // and subtests alike; a package that does not build or ends without a verdict counts as one that failed.
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -53,9 +56,10 @@ func run(ctx context.Context, args []string) error {
 
 // goTest runs one `go test` to its end and counts what it says.
 func goTest(ctx context.Context, s *sum, args []string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json"}, args...)...)
+	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"test"}, args, []string{"-json"})...) // last: -C has to be first
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.Stderr = os.Stderr
+	var said bytes.Buffer // little: what a build or a download has to say
+	cmd.Stderr = io.MultiWriter(os.Stderr, &said)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -64,7 +68,9 @@ func goTest(ctx context.Context, s *sum, args []string) error {
 		return err
 	}
 	rerr := s.read(out)
-	if err := cmd.Wait(); err != nil {
+	err = cmd.Wait()
+	s.search("go test", "", said.String())
+	if err != nil {
 		return fmt.Errorf("go test: %w", err)
 	}
 	return rerr

@@ -42,6 +42,7 @@ func newSum(out io.Writer) *sum {
 	s := &sum{out: out, output: make(map[[2]string][]string), running: make(map[string]bool), broken: make(map[string]bool), skips: make(map[string][]string),
 		tails: make(map[[2]string]string), shown: make(map[string]bool)}
 	s.secrets.Add("the canary", []byte(canary.Marker))
+	s.secrets.AddKeys()
 	return s
 }
 
@@ -167,7 +168,7 @@ func (s *sum) close() {
 	}
 	for _, where := range slices.Sorted(maps.Keys(s.shown)) {
 		s.failed++
-		fmt.Fprintf(s.out, "FAIL\t%s printed a secret: the marker that every token of the tests carries\n", where)
+		fmt.Fprintf(s.out, "FAIL\t%s printed a secret: the marker that every token and key of the tests carries\n", where)
 	}
 	fmt.Fprintf(s.out, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
 }

@@ -63,7 +63,7 @@ func TestSum(t *testing.T) {
 {"Action":"pass","Package":"p","Test":"A"}
 {"Action":"output","Package":"q","Output":"` + base64.StdEncoding.EncodeToString([]byte(`{"a":"`+canary.Marker+`"}`)) + `\n"}
 {"Action":"output","Package":"r","Output":"` + canary.Marker[1:] + `\n"}
-`, "FAIL\tp A printed a secret: the marker that every token of the tests carries\nFAIL\tq printed a secret: the marker that every token of the tests carries\n1 passed, 2 failed, 0 skipped\n"},
+`, "FAIL\tp A printed a secret: the marker that every token and key of the tests carries\nFAIL\tq printed a secret: the marker that every token and key of the tests carries\n1 passed, 2 failed, 0 skipped\n"},
 		{"not an event", "go: downloading x\n", "go: downloading x\n0 passed, 0 failed, 0 skipped\n"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -2,8 +2,6 @@ package demo
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,6 +23,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/signet-ca/signet/internal/canary"
 )
 
 // authority is a root with a key in memory.
@@ -46,7 +46,7 @@ func newAuthority(t *testing.T, td string) *authority {
 // issue signs c, by itself when there is no certificate yet.
 func (a *authority) issue(t *testing.T, c *x509.Certificate) (*x509.Certificate, crypto.Signer) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
