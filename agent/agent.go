@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,6 +58,7 @@ type Agent struct {
 	verifier  latest.Value[attestor.Attestor] // nil until there are key sets
 	self      latest.Value[*credential]       // the agent's own identity; nil until attested
 	link      latest.Value[*link]             // nil while there is no session
+	trouble   latest.Value[*api.Error]        // why there is none; nil before the first failure
 	changed   latest.Value[uint64]            // counts changes that the CA should hear of
 
 	mu         sync.Mutex
@@ -134,7 +136,11 @@ func (a *Agent) NotReady() []string {
 			return nil
 		}
 	}
-	return []string{"there is no session with the CA and no identity is held"}
+	missing := "there is no session with the CA and no identity is held"
+	if e := a.trouble.Load(); e != nil {
+		missing += ": " + strings.Join(strings.Fields(e.Detail), " ") + " (" + string(e.Reason) + ", " + e.Reason.Code() + ")"
+	}
+	return []string{missing}
 }
 
 // Admit says whose identity the bearer of a token may use, and keeps that identity fresh from then on. The token is
@@ -178,10 +184,15 @@ func (a *Agent) waitVerifier(ctx context.Context) (attestor.Attestor, error) {
 	}
 }
 
-// identity returns the identity of a pod, making one that is on its way where there is none, and offers it the proof. Both
-// happen under the lock that forget takes, so that nobody is handed an identity that is kept no more.
+// identity returns the identity of a pod whose token was checked, for enter's sake.
 func (a *Agent) identity(c attestor.Claims, e attestor.Evidence, volume string) (*Identity, error) {
 	k := podKey{c.Issuer, c.PodUID, c.ServiceAccountUID}
+	return a.enter(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, func(id *Identity) { id.offer(e, c.ExpireAt, volume) })
+}
+
+// enter returns the identity of a pod, making one that is on its way where there is none, and has offer give it a proof. Both
+// happen under the lock that forget takes, so that nobody is handed an identity that is kept no more.
+func (a *Agent) enter(k podKey, p Pod, offer func(*Identity)) (*Identity, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	id, ok := a.identities[k]
@@ -189,10 +200,10 @@ func (a *Agent) identity(c attestor.Claims, e attestor.Evidence, volume string) 
 		if len(a.identities) >= maxIdentities {
 			return nil, api.E(api.Overloaded, "the node holds %d identities already", maxIdentities)
 		}
-		id = newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
+		id = newIdentity(k, p, a)
 		a.identities[k] = id
 	}
-	id.offer(e, c.ExpireAt, volume)
+	offer(id)
 	if !ok {
 		a.startKeeper(id)
 	}
@@ -201,9 +212,15 @@ func (a *Agent) identity(c attestor.Claims, e attestor.Evidence, volume string) 
 
 // startKeeper runs an identity's keeper; the caller holds a.mu. Before Run nothing is started: Run does it.
 func (a *Agent) startKeeper(id *Identity) {
-	if ctx := a.running; ctx != nil {
-		a.keepers.Go(func() { a.keep(ctx, id, a.renew) })
+	if a.running == nil {
+		return
 	}
+	ctx, cancel := context.WithCancel(a.running)
+	id.stop = cancel
+	a.keepers.Go(func() {
+		defer cancel()
+		a.keep(ctx, id, a.renew)
+	})
 }
 
 // forget drops an identity whose pod is gone; false when somebody has come for it meanwhile.
@@ -215,7 +232,7 @@ func (a *Agent) forget(id *Identity) bool {
 	}
 	a.mu.Unlock()
 	if gone {
-		a.uncache(id)
+		a.uncache(id, true)
 		a.touch()
 	}
 	return gone

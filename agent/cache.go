@@ -166,13 +166,21 @@ func (a *Agent) cacheIdentity(id *Identity, h Held) {
 		SVID: s,
 	}
 	id.mu.Unlock()
-	a.put(id.entry(), c)
+	id.cacheMu.Lock()
+	defer id.cacheMu.Unlock()
+	if !id.dropped {
+		a.put(id.entry(), c)
+	}
 }
 
-func (a *Agent) uncache(id *Identity) {
+// uncache removes an identity's entry; for ever where it is kept no more, whatever its last renewal would still write.
+func (a *Agent) uncache(id *Identity, forEver bool) {
 	if a.cfg.Cache == nil {
 		return
 	}
+	id.cacheMu.Lock()
+	defer id.cacheMu.Unlock()
+	id.dropped = id.dropped || forEver
 	if err := a.cfg.Cache.Delete(id.entry()); err != nil {
 		a.log.Warn("cache entry not removed", "error", err)
 	}
@@ -340,6 +348,7 @@ func (a *Agent) restoreIdentity(data []byte, now time.Time) error {
 	id := newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
 	id.proof = proof{evidence: attestor.Evidence{Kind: c.EvidenceKind, Data: c.Evidence}, volume: c.Volume, end: c.EvidenceEnd}
 	id.held.Set(Held{SVID: s, RenewAt: c.SVID.RenewAt})
+	id.given.Store(true)
 	a.identities[k] = id
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -35,12 +36,14 @@ type Held struct {
 	SVID    *x509svid.SVID // nil while it is on its way or refused, and after it expired
 	RenewAt time.Time
 	Refusal *api.Error // the last attempt's failure; nil after a success
+
+	waits bool // for what comes by itself: a session, or kubelet's next token. So it is no refusal, and what came ends the wait
 }
 
 // Refused returns why a pod that holds nothing will not get anything either; nil while an identity is held or on its way,
 // however long the CA is away.
 func (h Held) Refused() *api.Error {
-	if h.SVID == nil && final(h.Refusal) {
+	if h.SVID == nil && !h.waits && final(h.Refusal) {
 		return h.Refusal
 	}
 	return nil
@@ -71,10 +74,17 @@ type Identity struct {
 	pod   Pod
 	held  latest.Value[Held] // written with mu held, so that no change is lost
 	wake  chan struct{}      // holds one token: a fresh proof was offered
+	began time.Time          // when it was asked for
+	given atomic.Bool        // it has held an SVID
+	stop  context.CancelFunc // ends its keeper; guarded by agent.mu, nil before Run
 
 	mu      sync.Mutex // guards what follows
 	proof   proof
 	streams map[uint64]*apiv1.Stream
+	volumes int // of its pod, each from Offer to Release: kubelet keeps bringing tokens as long as there is one
+
+	cacheMu sync.Mutex // guards what follows; held while its entry in the cache is written or removed
+	dropped bool       // it is kept no more, and has no entry any more
 }
 
 // proof is a token, and where on the node it was delivered.
@@ -97,7 +107,7 @@ const (
 const maxSleep = time.Minute
 
 func newIdentity(k podKey, p Pod, a *Agent) *Identity {
-	return &Identity{agent: a, key: k, pod: p, wake: make(chan struct{}, 1), streams: map[uint64]*apiv1.Stream{}}
+	return &Identity{agent: a, key: k, pod: p, wake: make(chan struct{}, 1), began: time.Now(), streams: map[uint64]*apiv1.Stream{}}
 }
 
 // Pod returns whose identity it is.
@@ -106,8 +116,8 @@ func (id *Identity) Pod() Pod { return id.pod }
 // Held follows what is held.
 func (id *Identity) Held() *latest.Value[Held] { return &id.held }
 
-// Report takes over what a client of this identity has acknowledged; nil removes the stream. Of its names the CA hears the
-// first KiB.
+// Report takes over what a client of this identity has acknowledged; nil removes the stream. The number is that stream's
+// alone among all of this identity, over whichever socket they came. Of its names the CA hears the first KiB.
 func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 	size := 0
 	for i, name := range s.GetNames() {
@@ -132,9 +142,13 @@ func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 func (id *Identity) offer(e attestor.Evidence, end time.Time, volume string) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if !end.After(id.proof.end) {
-		return
+	if end.After(id.proof.end) {
+		id.take(e, end, volume)
 	}
+}
+
+// take is offer without a choice; the caller holds mu.
+func (id *Identity) take(e attestor.Evidence, end time.Time, volume string) {
 	id.proof = proof{evidence: e, volume: volume, end: end, n: id.proof.n + 1}
 	if h := id.held.Load(); aboutToken(h.Refusal) {
 		id.held.Set(Held{SVID: h.SVID, RenewAt: time.Now()})
@@ -163,7 +177,7 @@ func (id *Identity) set(f func(Held) Held) {
 func (id *Identity) idle(now time.Time) bool {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return len(id.streams) == 0 && !now.Before(id.proof.end) && id.held.Load().SVID == nil
+	return id.volumes == 0 && len(id.streams) == 0 && !now.Before(id.proof.end) && id.held.Load().SVID == nil
 }
 
 // keep renews one identity until its pod is gone or ctx ends. A failure keeps the last good SVID and backs off with
@@ -197,7 +211,7 @@ func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Conte
 				}
 				continue
 			case !final(h.Refusal):
-				a.failed(id, p, api.E(api.TokenExpired, "the workload's token has expired; a fresh one comes with its next stream"), 0)
+				a.failed(id, p, api.E(api.TokenExpired, "the workload's token has expired; a fresh one comes with its next stream or from kubelet"), 0)
 				continue
 			}
 			wait = maxSleep // only a fresh proof helps, and it wakes the keeper
@@ -205,19 +219,33 @@ func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Conte
 		if h.SVID != nil { // never sleep over the end of what is held
 			wait = min(wait, time.Until(h.SVID.Certificates[0].NotAfter))
 		}
-		id.sleep(ctx, min(wait, maxSleep))
+		if a.sleep(ctx, id, h, min(wait, maxSleep)) {
+			id.set(func(h Held) Held { h.RenewAt = time.Now(); return h })
+		}
 	}
 }
 
-// sleep waits until a fresh proof is offered, and no longer than wait.
-func (id *Identity) sleep(ctx context.Context, wait time.Duration) {
+// sleep waits until a fresh proof is offered, and no longer than wait. It ends with true when there is a session for an
+// identity that holds nothing and failed for want of one: its pod waits for it, and the sessions of a fleet do not come
+// back all at once.
+func (a *Agent) sleep(ctx context.Context, id *Identity, h Held, wait time.Duration) (session bool) {
+	var linked <-chan struct{}
+	if h.SVID == nil && h.waits && h.Refusal.Reason == api.CAUnavailable {
+		l, changed := a.link.Get()
+		if l != nil {
+			return true
+		}
+		linked = changed
+	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 	case <-t.C:
 	case <-id.wake:
+	case <-linked:
 	}
+	return false
 }
 
 // newBackoff returns delays from half of MinBackoff up to MaxBackoff.
@@ -245,7 +273,8 @@ func (a *Agent) failed(id *Identity, p proof, err error, wait time.Duration) {
 		if aboutToken(e) && id.proof.n != p.n { // there is a newer token already
 			return Held{SVID: h.SVID, RenewAt: time.Now()}
 		}
-		return Held{SVID: h.SVID, RenewAt: time.Now().Add(wait), Refusal: e}
+		waits := errors.Is(err, errNoSession) || e.Reason == api.TokenExpired && id.volumes > 0
+		return Held{SVID: h.SVID, RenewAt: time.Now().Add(wait), Refusal: e, waits: waits}
 	})
 	a.log.Warn("identity not renewed, keeping what is held", attrs(e, "pod", id.pod.Namespace+"/"+id.pod.Name, "held_for", left, "retry_in", wait.String())...)
 	a.touch()
@@ -267,8 +296,8 @@ func attrs(e *api.Error, more ...any) []any {
 func (a *Agent) expire(id *Identity, h Held) {
 	a.log.Error("identity expired", "pod", id.pod.Namespace+"/"+id.pod.Name, "spiffe_id", h.SVID.ID.String())
 	a.metrics.expired.Inc()
-	id.set(func(h Held) Held { return Held{RenewAt: h.RenewAt, Refusal: h.Refusal} })
-	a.uncache(id)
+	id.set(func(h Held) Held { return Held{RenewAt: h.RenewAt, Refusal: h.Refusal, waits: h.waits} })
+	a.uncache(id, false)
 	a.touch()
 }
 
@@ -304,6 +333,9 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	}
 	h := Held{SVID: svid, RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
 	id.set(func(Held) Held { return h })
+	if !id.given.Swap(true) {
+		a.metrics.first.Observe(time.Since(id.began).Seconds())
+	}
 	a.metrics.renewals.WithLabelValues("ok").Inc()
 	a.cacheIdentity(id, h)
 	a.touch()

@@ -11,6 +11,7 @@ type Metrics struct {
 	prometheus.Collector // all of them
 
 	renewals        *prometheus.CounterVec
+	first           prometheus.Histogram
 	expired         prometheus.Counter
 	sessionFailures prometheus.Counter
 	trustRefused    prometheus.Counter
@@ -24,6 +25,9 @@ func NewMetrics() *Metrics {
 	m := &Metrics{
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_agent_renewals_total", Help: "Attempts to obtain an SVID for a workload, by result (ok, failed)."}, []string{"result"}),
+		first: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "signet_agent_first_svid_duration_seconds", Help: "Time from the first token of a pod to its first SVID.",
+			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}}),
 		expired: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "signet_agent_expired_total", Help: "SVIDs that expired because they could not be renewed."}),
 		sessionFailures: prometheus.NewCounter(prometheus.CounterOpts{
@@ -37,7 +41,7 @@ func NewMetrics() *Metrics {
 		selfEnd: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "signet_agent_own_svid_not_after_timestamp_seconds", Help: "When the agent's own SVID expires."}),
 	}
-	m.Collector = metrics.Group{m.renewals, m.expired, m.sessionFailures, m.trustRefused, m.connected, m.generation, m.selfEnd}
+	m.Collector = metrics.Group{m.renewals, m.first, m.expired, m.sessionFailures, m.trustRefused, m.connected, m.generation, m.selfEnd}
 	return m
 }
 

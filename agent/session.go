@@ -60,6 +60,7 @@ func (a *Agent) keepSession(ctx context.Context) error {
 		e := api.AsError(err)
 		wait := max(b.NextBackOff(), min(e.RetryAfter, maxRetryAfter))
 		a.metrics.sessionFailures.Inc()
+		a.trouble.Set(e)
 		a.log.WarnContext(ctx, "no session with the CA", attrs(e, "retry_in", wait.String())...)
 		select {
 		case <-ctx.Done():
@@ -363,6 +364,9 @@ func (l *link) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, e
 	return nil, api.E(api.SVIDRejected, "the CA's result is empty")
 }
 
+// errNoSession is that of acquire: it says nothing of the workload, nor of the CA's answer to it.
+var errNoSession error = api.E(api.CAUnavailable, "there is no session with the CA")
+
 // acquire waits for a session and enters a call on it, which ends with link.calls.Done.
 func (a *Agent) acquire(ctx context.Context) (*link, error) {
 	for {
@@ -372,7 +376,7 @@ func (a *Agent) acquire(ctx context.Context) (*link, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, api.E(api.CAUnavailable, "there is no session with the CA")
+			return nil, errNoSession
 		case <-changed:
 		}
 	}

@@ -117,16 +117,9 @@ func (a *ServiceAccount) AttestExpired(ctx context.Context, e Evidence, audience
 }
 
 func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string, now time.Time, grace time.Duration) (Claims, error) {
-	if e.Kind != api.EvidenceServiceAccount {
-		return Claims{}, api.E(api.EvidenceKind, "the evidence is not a ServiceAccount token")
-	}
-	jws, err := parseCompact(e.Data) // (1)
+	jws, m, err := takeApart(e) // (1)
 	if err != nil {
 		return Claims{}, err
-	}
-	m, err := parseObject(jws.payload, maxTokenValues)
-	if err != nil {
-		return Claims{}, api.E(api.TokenMalformed, "the token's payload is %s", err)
 	}
 	iss, _ := m["iss"].(string)
 	keys, ok := a.issuers[iss] // (2)
@@ -153,6 +146,22 @@ func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string
 		return Claims{}, refusedOf(c, bad)
 	}
 	return c, nil
+}
+
+// takeApart bounds a token and reads its payload. Nothing in it is verified.
+func takeApart(e Evidence) (*compact, map[string]any, error) {
+	if e.Kind != api.EvidenceServiceAccount {
+		return nil, nil, api.E(api.EvidenceKind, "the evidence is not a ServiceAccount token")
+	}
+	jws, err := parseCompact(e.Data)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := parseObject(jws.payload, maxTokenValues)
+	if err != nil {
+		return nil, nil, api.E(api.TokenMalformed, "the token's payload is %s", err)
+	}
+	return jws, m, nil
 }
 
 // checkAudience wants exactly one audience (RFC 7519 section 4.1.3: a string or a list): each further one could replay

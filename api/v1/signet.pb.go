@@ -681,13 +681,14 @@ func (x *Holding) GetStreams() []*Stream {
 	return nil
 }
 
-// Stream is one SDS stream and what it has acknowledged.
+// Stream is one stream over which a workload is served, and what it has acknowledged; one of the Workload API, which knows
+// no acknowledgement, and what was pushed to it.
 type Stream struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Id               uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Proxy            string                 `protobuf:"bytes,2,opt,name=proxy,proto3" json:"proxy,omitempty"`                                                // what the client calls itself; never trusted, at most 128 bytes
-	Protocol         string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`                                          // "sotw" or "delta"
-	Names            []string               `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"`                                                // subscribed secret names
+	Protocol         string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`                                          // "sotw" or "delta" of SDS, or "workload-api"
+	Names            []string               `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"`                                                // subscribed secret names; of the Workload API its call
 	WantsBundle      bool                   `protobuf:"varint,5,opt,name=wants_bundle,json=wantsBundle,proto3" json:"wants_bundle,omitempty"`                // it subscribed to a bundle, so its acknowledgement counts
 	AckedSerial      string                 `protobuf:"bytes,6,opt,name=acked_serial,json=ackedSerial,proto3" json:"acked_serial,omitempty"`                 // of the SVID it acknowledged last
 	AckedGeneration  uint64                 `protobuf:"varint,7,opt,name=acked_generation,json=ackedGeneration,proto3" json:"acked_generation,omitempty"`    // spiffe_sequence of the bundle it acknowledged last
@@ -695,7 +696,9 @@ type Stream struct {
 	Nack             string                 `protobuf:"bytes,9,opt,name=nack,proto3" json:"nack,omitempty"`                                                  // its last rejection, as it said it, at most 512 bytes; empty when good
 	Acks             uint64                 `protobuf:"varint,10,opt,name=acks,proto3" json:"acks,omitempty"`
 	Nacks            uint64                 `protobuf:"varint,11,opt,name=nacks,proto3" json:"nacks,omitempty"`
-	AckedHash        []byte                 `protobuf:"bytes,12,opt,name=acked_hash,json=ackedHash,proto3" json:"acked_hash,omitempty"` // of the bundle it acknowledged last
+	AckedHash        []byte                 `protobuf:"bytes,12,opt,name=acked_hash,json=ackedHash,proto3" json:"acked_hash,omitempty"`          // of the bundle it acknowledged last
+	PushedSerial     string                 `protobuf:"bytes,13,opt,name=pushed_serial,json=pushedSerial,proto3" json:"pushed_serial,omitempty"` // of the SVID that was pushed last; workload-api only
+	PushedHash       []byte                 `protobuf:"bytes,14,opt,name=pushed_hash,json=pushedHash,proto3" json:"pushed_hash,omitempty"`       // of the bundle that was pushed last; workload-api only
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -810,6 +813,20 @@ func (x *Stream) GetNacks() uint64 {
 func (x *Stream) GetAckedHash() []byte {
 	if x != nil {
 		return x.AckedHash
+	}
+	return nil
+}
+
+func (x *Stream) GetPushedSerial() string {
+	if x != nil {
+		return x.PushedSerial
+	}
+	return ""
+}
+
+func (x *Stream) GetPushedHash() []byte {
+	if x != nil {
+		return x.PushedHash
 	}
 	return nil
 }
@@ -2456,7 +2473,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	" \x01(\tR\vissuerKeyId\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\v \x01(\tR\tlastError\x12+\n" +
-	"\astreams\x18\f \x03(\v2\x11.signet.v1.StreamR\astreams\"\xdb\x02\n" +
+	"\astreams\x18\f \x03(\v2\x11.signet.v1.StreamR\astreams\"\xa1\x03\n" +
 	"\x06Stream\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05proxy\x18\x02 \x01(\tR\x05proxy\x12\x1a\n" +
@@ -2471,7 +2488,10 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	" \x01(\x04R\x04acks\x12\x14\n" +
 	"\x05nacks\x18\v \x01(\x04R\x05nacks\x12\x1d\n" +
 	"\n" +
-	"acked_hash\x18\f \x01(\fR\tackedHash\"\xaa\x01\n" +
+	"acked_hash\x18\f \x01(\fR\tackedHash\x12#\n" +
+	"\rpushed_serial\x18\r \x01(\tR\fpushedSerial\x12\x1f\n" +
+	"\vpushed_hash\x18\x0e \x01(\fR\n" +
+	"pushedHash\"\xaa\x01\n" +
 	"\x0fSessionResponse\x12.\n" +
 	"\awelcome\x18\x01 \x01(\v2\x12.signet.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x06bundle\x18\x02 \x01(\v2\x11.signet.v1.BundleH\x00R\x06bundle\x12/\n" +
