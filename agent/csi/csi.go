@@ -13,6 +13,7 @@ package csi
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -111,11 +112,15 @@ type Workload interface {
 	// Offer hands over the next token, as Identities.Offer does.
 	Offer(ctx context.Context, token []byte) error
 	// Serve serves the pod on its socket until ctx ends; then it ends its streams, within seconds, and returns. It closes l.
-	// It is called again a second after it has returned before its time.
+	// The cause of ctx is ErrUnpublished where the volume is gone, and not only the agent ends. It is called again a second
+	// after it has returned before its time.
 	Serve(ctx context.Context, l net.Listener) error
 	// Close lets go of it: the volume is gone. It is not called when only the agent ends.
 	Close()
 }
+
+// ErrUnpublished is why a socket is served no more whose volume is gone: its pod is.
+var ErrUnpublished = errors.New("the volume is gone")
 
 // Driver is the plugin. It is made by New and works while Run does.
 type Driver struct {

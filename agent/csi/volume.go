@@ -30,7 +30,7 @@ type volume struct {
 	published time.Time         // kubelet asked for it last
 	complaint string            // what was last logged about its folder
 	ending    bool              // its streams were told to end
-	cancel    context.CancelFunc
+	cancel    context.CancelCauseFunc
 	done      chan struct{} // closed when it is served no more
 }
 
@@ -179,11 +179,12 @@ func (d *Driver) leave(v *volume) {
 // start serves a volume's socket until stop, or the end of Run.
 func (d *Driver) start(v *volume) {
 	d.mu.Lock()
-	ctx, cancel := context.WithCancel(d.running)
+	ctx, cancel := context.WithCancelCause(d.running)
 	d.mu.Unlock()
 	v.cancel, v.done = cancel, make(chan struct{})
 	d.serving.Go(func() {
 		defer close(v.done)
+		defer cancel(nil)
 		defer v.socket.Close()
 		for ctx.Err() == nil {
 			err := run.All(ctx, run.Task{Name: "socket of a pod", Run: func(ctx context.Context) error { return v.workload.Serve(ctx, v.socket) }})
@@ -209,11 +210,11 @@ func wait(ctx context.Context, d time.Duration) {
 // stop ends a volume's streams and forgets it; its folder and what is remembered of it stay.
 func (d *Driver) stop(ctx context.Context, v *volume) error {
 	v.ending = true
-	v.cancel()
-	v.socket.Close()
+	v.cancel(ErrUnpublished) // whoever serves the socket closes it, when the pod's streams have been told
 	select {
 	case <-v.done:
 	case <-ctx.Done():
+		v.socket.Close()
 		return api.Wrap(api.DeadlineExceeded, ctx.Err(), "the pod's streams did not end in time")
 	}
 	d.leave(v)

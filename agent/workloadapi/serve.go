@@ -10,12 +10,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
-	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/signet-ca/signet/api"
 )
@@ -54,7 +50,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, beside ...Service) e
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.Creds(plain{insecure.NewCredentials()}),
-		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
+		grpc.ForceServerCodecV2(api.ServerCodec()), // what does not parse comes as an empty message: reflection is asked about nothing
 	)
 	s.Register(g)
 	for _, b := range beside {
@@ -106,21 +102,6 @@ func (p plain) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 // Clone implements credentials.TransportCredentials.
 func (p plain) Clone() credentials.TransportCredentials {
 	return plain{p.TransportCredentials.Clone()}
-}
-
-// codec is gRPC's own for protobuf, but for a question to reflection that does not parse: gRPC would call that an internal
-// error of ours. It arrives as a question about nothing, which reflection refuses. What stands beside the Workload API
-// answers for itself.
-type codec struct{ encoding.CodecV2 }
-
-// Unmarshal implements encoding.CodecV2.
-func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	err := c.CodecV2.Unmarshal(data, v)
-	if m, ok := v.(*reflectionpb.ServerReflectionRequest); ok && err != nil {
-		proto.Reset(m)
-		return nil
-	}
-	return err
 }
 
 // hangUp closes the connection over which a call came, where Serve accepted it. What gRPC has queued for a client that does
