@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -195,22 +196,35 @@ func (ca *CA) NotReady() []string {
 	return missing
 }
 
-// keepPublished shows the bundle at each change and once a minute, so that a foreign change is put right.
+// How often the bundle is shown while that works, and how soon again at first where it does not.
+const (
+	publishPause = time.Minute
+	publishRetry = time.Second
+)
+
+// keepPublished shows the bundle at each change and once a minute, so that a foreign change is put right. Where that fails
+// it is tried again after a second, then after twice as long each time.
 func (ca *CA) keepPublished(ctx context.Context) error {
 	if ca.cfg.Publisher == nil {
 		return nil
 	}
-	for {
+	for retry := publishRetry; ; {
 		b, changed := ca.bundle.Get()
+		wait := publishPause
 		if err := ca.cfg.Publisher.Publish(ctx, b); err != nil {
 			ca.log.ErrorContext(ctx, "bundle not published", "error", err)
 			ca.metrics.publishFailures.Inc()
+			wait = min(retry, publishPause)
+			retry = 2 * wait
+			wait = wait/2 + rand.N(wait/2)
+		} else {
+			retry = publishRetry
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-time.After(time.Minute):
+		case <-time.After(wait):
 		}
 	}
 }

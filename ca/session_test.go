@@ -381,7 +381,8 @@ func (p *published) all() []*ca.Bundle {
 	return slices.Clone(p.got)
 }
 
-// TestPublish shows the bundle at the start, at each change, and once a minute; a publisher that fails stops nothing.
+// TestPublish shows the bundle at the start, at each change, and once a minute; a publisher that fails is asked again soon,
+// then ever more seldom, and stops nothing.
 func TestPublish(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		p := &published{}
@@ -398,9 +399,19 @@ func TestPublish(t *testing.T) {
 			t.Fatalf("published %d times", len(got))
 		}
 		p.setFail(errors.New("no space left on device"))
-		time.Sleep(10*time.Minute + time.Second)
-		if n := len(p.all()); n != 12 || metric(t, b.ca, "signet_bundle_publish_failures_total") != 10 {
-			t.Errorf("published %d times in ten minutes", n)
+		time.Sleep(time.Minute + 8*time.Second) // the first failure, then after 1 s, 2 s and 4 s at most
+		if n := len(p.all()); n < 6 || n > 8 {
+			t.Errorf("published %d times in the first seconds", n)
+		}
+		time.Sleep(20 * time.Minute)
+		n := len(p.all())
+		if n < 26 || n > 50 || metric(t, b.ca, "signet_bundle_publish_failures_total") != float64(n-2) {
+			t.Errorf("published %d times in twenty minutes", n)
+		}
+		p.setFail(nil)
+		time.Sleep(10 * time.Minute)
+		if more := len(p.all()) - n; more < 9 || more > 11 {
+			t.Errorf("published %d times in ten minutes", more)
 		}
 		if len(b.ca.NotReady()) > 0 {
 			t.Error("the CA cannot issue because it cannot publish")

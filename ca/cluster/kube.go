@@ -36,6 +36,9 @@ type KubeConfig struct {
 	Client *kube.Client  // of its API server. Required.
 	Stale  time.Duration // how long the watches may be cut; zero: DefaultStale
 	Log    *slog.Logger  // required
+
+	// Metrics that the watches report to. Nil: nobody asks.
+	Metrics *Metrics
 }
 
 // KubeDirectory is a ca.Directory over watches of one cluster's pods, ServiceAccounts and nodes. Run keeps it; before its
@@ -85,24 +88,38 @@ func NewKubeDirectory(cfg KubeConfig) (*KubeDirectory, error) {
 	if cfg.Issuer == "" || cfg.Client == nil || cfg.Log == nil || cfg.Stale < MinStale || cfg.Stale > MaxStale {
 		return nil, fmt.Errorf("a directory needs an issuer, a client, a log, and a bound between %s and %s", MinStale, MaxStale)
 	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics()
+	}
 	d := &KubeDirectory{
 		cfg: cfg, lookups: make(chan struct{}, liveLookups), lastTold: map[string]time.Time{},
 		pods: map[string]kubePod{}, accounts: map[account]owner{}, nodes: map[string]string{},
 		gone: map[string]struct{}{}, goneRing: make([]string, maxGone), misses: map[string]time.Time{},
 	}
 	d.watches = []*kube.Watch{
-		d.watch(kube.Nodes, d.replaceNodes, d.applyNode),
-		d.watch(kube.ServiceAccounts, d.replaceAccounts, d.applyAccount),
-		d.watch(kube.Pods, d.replacePods, d.applyPod),
+		d.watch(kube.Nodes, d.replaceNodes, d.applyNode, func() int { return len(d.nodes) }),
+		d.watch(kube.ServiceAccounts, d.replaceAccounts, d.applyAccount, func() int { return len(d.accounts) }),
+		d.watch(kube.Pods, d.replacePods, d.applyPod, func() int { return len(d.pods) }),
 	}
 	return d, nil
 }
 
-func (d *KubeDirectory) watch(r kube.Resource, replace func([]kube.Object), apply func(kube.Object, bool)) *kube.Watch {
-	return d.cfg.Client.NewWatch(kube.WatchConfig{
+// watch makes one whose objects are counted by count, which is called while d.mu is held.
+func (d *KubeDirectory) watch(r kube.Resource, replace func([]kube.Object), apply func(kube.Object, bool), count func() int) *kube.Watch {
+	const part = "directory"
+	w := d.cfg.Client.NewWatch(kube.WatchConfig{
 		Resource: r, Stale: d.cfg.Stale, Replace: replace, Apply: apply,
-		Failed: func(err error) { d.tell(string(r), err.Error()) },
+		Failed: func(err error) {
+			d.cfg.Metrics.failed(part, d.cfg.Issuer, r, err)
+			d.tell(string(r), err.Error())
+		},
 	})
+	d.cfg.Metrics.add(watched{part, d.cfg.Issuer, r, w, func() int {
+		d.mu.RLock()
+		defer d.mu.RUnlock()
+		return count()
+	}})
+	return w
 }
 
 // tell logs a problem, of one watch at most once a minute.
@@ -176,16 +193,15 @@ func (d *KubeDirectory) NotReady() string {
 
 var errUnsynced = errors.New("its first lists are not complete")
 
-// current says whether what is known is not older than allowed. Time that the machine slept counts: the monotonic clock
-// stands still then, so both clocks must agree.
+// current says whether what is known is not older than allowed.
 func (d *KubeDirectory) current(now time.Time) error {
 	for _, w := range d.watches {
 		seen := w.Seen()
 		if seen.IsZero() {
 			return errUnsynced
 		}
-		if age := max(now.Sub(seen), now.Round(0).Sub(seen.Round(0))); age > d.cfg.Stale {
-			return fmt.Errorf("a watch has been cut for %s", age.Round(100*time.Millisecond))
+		if old := age(now, seen); old > d.cfg.Stale {
+			return fmt.Errorf("a watch has been cut for %s", old.Round(100*time.Millisecond))
 		}
 	}
 	return nil

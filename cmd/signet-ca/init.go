@@ -10,35 +10,65 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/spf13/cobra"
+
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/store"
 	"github.com/signet-ca/signet/ca/upstream"
+	"github.com/signet-ca/signet/internal/daemon"
 	"github.com/signet-ca/signet/internal/durable"
 )
 
 // initCommand makes the root and tells the operator what to keep.
-func initCommand(ctx context.Context, l *loaded, out io.Writer) error {
-	b, err := initialise(ctx, l)
-	if err != nil {
-		return err
+func initCommand() daemon.Command[*loaded] {
+	var ifNeeded bool
+	return daemon.Command[*loaded]{
+		Name:  "init",
+		Short: "Make the root of a new trust domain, once",
+		Long: `Make the root of a new trust domain, once: the record, the root, and the seal key where there is none.
+
+It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
+new root. It never replaces anything.
+
+With --if-needed it is good, and changes nothing, where there is a record: so it can run before each start, in an init
+container. A record that is lost while its bundle is published is refused all the same.`,
+		Flags: func(c *cobra.Command) {
+			c.Flags().BoolVar(&ifNeeded, "if-needed", false, "succeed, and change nothing, where there is a record already")
+		},
+		Do: func(ctx context.Context, l *loaded, out io.Writer) error {
+			b, err := initialise(ctx, l)
+			if ifNeeded && api.ReasonOf(err) == api.StateExists {
+				_, err = fmt.Fprintf(out, "trust domain  %s\nthere is a record already: nothing to do\n", l.td)
+				return err
+			}
+			if err != nil {
+				return err
+			}
+			return tellOfRoot(b, l, out)
+		},
 	}
+}
+
+func tellOfRoot(b *ca.Bundle, l *loaded, out io.Writer) error {
 	fmt.Fprintf(out, "trust domain  %s\ngeneration    %s\n", b.TrustDomain, b.Generation)
 	for _, r := range b.Roots {
 		fmt.Fprintf(out, "root          %x, until %s\n", r.SubjectKeyId, r.NotAfter.Format("2006-01-02"))
 	}
-	fmt.Fprintf(out, "seal key      %s: keep a copy apart from the store, nothing else opens the root's key\n", l.Seal.KeyFile)
-	return nil
+	_, err := fmt.Fprintf(out, "seal key      %s: keep a copy apart from the store, nothing else opens the root's key\n", l.Seal.KeyFile)
+	return err
 }
 
 func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
-	if l.Store.Path != "" {
-		if err := os.MkdirAll(filepath.Dir(l.Store.Path), 0o700); err != nil {
-			return nil, err
-		}
+	if err := makeFolders(l); err != nil {
+		return nil, err
 	}
-	// What must not be there is asked before anything is made.
-	p, err := openPublisher(l, slog.New(slog.DiscardHandler))
+	// What must not be there is asked before anything is made; this CA's own record first, so that with --if-needed it
+	// starts again while the cluster is away.
+	if err := noRecord(ctx, l.Store); err != nil {
+		return nil, err
+	}
+	p, err := openPublisher(l, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -49,12 +79,9 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 		}
 		if published {
 			if _, serr := os.Lstat(l.Store.Path); errors.Is(serr, fs.ErrNotExist) {
-				return nil, api.E(api.BundlePublished, "a bundle is published in %s already, so a root of trust domain %q exists or existed somewhere", p.where, l.td)
+				return nil, api.E(api.BundlePublished, "there is no state at %s, but a bundle is published in %s already, so a root of trust domain %q exists or existed somewhere", l.Store.Path, p.where, l.td)
 			}
 		}
-	}
-	if err := noRecord(ctx, l.Store); err != nil {
-		return nil, err
 	}
 	if err := makeSealKey(l.Seal); err != nil {
 		return nil, err
@@ -77,6 +104,23 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 	}
 	defer func() { err = errors.Join(err, closeStore()) }()
 	return ca.Init(ctx, l.td, s, founder, p.Publisher)
+}
+
+// makeFolders makes those of the files that the CA keeps: on an empty volume there are none.
+func makeFolders(l *loaded) error {
+	paths := []string{l.Store.Path}
+	for _, is := range l.Issuers {
+		paths = append(paths, is.JWKS.Persist)
+	}
+	for _, path := range paths {
+		if path == "" {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // noRecord refuses a store with a record in it. A new seal key beside one would hide that the right one is lost.

@@ -37,6 +37,12 @@ type publishKubeConfig struct {
 	Context string `yaml:"context"`
 	// The namespace of the ConfigMap: that of the agents, who read it there. Default: agents.namespace.
 	Namespace string `yaml:"namespace"`
+	// A copy of the ConfigMap in each namespace with the label signet.dev/bundle: "true". What it needs is in docs/cluster.md.
+	// Default: false.
+	Copies bool `yaml:"copies"`
+	// The ClusterTrustBundle signet.dev:bundle:TRUST-DOMAIN, from Kubernetes 1.37 on; where there are none it is done without.
+	// What it needs is in docs/cluster.md. Default: false.
+	ClusterTrustBundle bool `yaml:"clusterTrustBundle"`
 }
 
 // checkKube says what is wrong with how clusters are watched and where the bundle is shown.
@@ -57,6 +63,9 @@ func (c *config) checkKube(bad func(string, ...any)) {
 	case p.Kube.Kubeconfig != "" && p.Dir != "":
 		bad("publish has both dir and kube: one place is believed")
 	}
+	if c.Publish.Kube.ClusterTrustBundle && !cluster.TrustBundleNamed(c.TrustDomain) {
+		bad("publish.kube.clusterTrustBundle: the trust domain %.80q cannot be in the name of one, which is letters, digits, dots and dashes", c.TrustDomain)
+	}
 }
 
 // openKube makes a client, and speaks to nobody.
@@ -69,7 +78,7 @@ func openKube(kubeconfig, context, field string) (*kube.Client, error) {
 }
 
 // openClusters makes a directory for each issuer, if that is its kind, and speaks to none.
-func openClusters(l *loaded, log *slog.Logger) (cluster.Clusters, error) {
+func openClusters(l *loaded, log *slog.Logger, m *cluster.Metrics) (cluster.Clusters, error) {
 	if l.Directory.Kind != "kube" {
 		return nil, nil
 	}
@@ -79,7 +88,7 @@ func openClusters(l *loaded, log *slog.Logger) (cluster.Clusters, error) {
 		if err != nil {
 			return nil, err
 		}
-		d, err := cluster.NewKubeDirectory(cluster.KubeConfig{Issuer: is.Issuer, Client: client, Stale: l.Directory.StaleAfter, Log: log})
+		d, err := cluster.NewKubeDirectory(cluster.KubeConfig{Issuer: is.Issuer, Client: client, Stale: l.Directory.StaleAfter, Log: log, Metrics: m})
 		if err != nil {
 			return nil, err
 		}
@@ -97,7 +106,7 @@ type publisher struct {
 	forbidden    atomic.Pointer[string] // the permission that is missing; nil: none that is known of
 }
 
-func openPublisher(l *loaded, log *slog.Logger) (*publisher, error) {
+func openPublisher(l *loaded, log *slog.Logger, m *cluster.Metrics) (*publisher, error) {
 	c := l.Publish
 	switch {
 	case c.Dir != "":
@@ -113,11 +122,17 @@ func openPublisher(l *loaded, log *slog.Logger) (*publisher, error) {
 	if namespace == "" {
 		namespace = l.Agents.Namespace
 	}
-	k, err := cluster.NewKubePublisher(cluster.KubePublisherConfig{Client: client, Namespace: namespace, Log: log})
+	cfg := cluster.KubePublisherConfig{Client: client, Namespace: namespace, Log: log, Copies: c.Kube.Copies, Metrics: m}
+	where := "ConfigMap " + namespace + "/" + cluster.BundleConfigMap
+	if c.Kube.ClusterTrustBundle {
+		cfg.TrustBundle = l.td
+		where += " or ClusterTrustBundle " + cluster.TrustBundleName(l.td)
+	}
+	k, err := cluster.NewKubePublisher(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &publisher{Publisher: k, where: "ConfigMap " + namespace + "/" + cluster.BundleConfigMap, kube: k, client: client}, nil
+	return &publisher{Publisher: k, where: where, kube: k, client: client}, nil
 }
 
 // tasks keep what is published as it is.
@@ -163,6 +178,7 @@ type kubeParts struct {
 	reviews  reviewers
 	clusters cluster.Clusters
 	publish  *publisher
+	metrics  *cluster.Metrics
 }
 
 func (k kubeParts) tasks() []run.Task {

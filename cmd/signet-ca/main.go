@@ -26,15 +26,7 @@ func program() daemon.Program[*loaded] {
 		RunLong:    "Serve agents until SIGTERM. It never makes a root: where there is no record it says so and ends.",
 		Check:      check,
 		CheckShort: "Check the configuration and the policy, and change nothing",
-		Others: []daemon.Command[*loaded]{{
-			Name:  "init",
-			Short: "Make the root of a new trust domain, once",
-			Long: `Make the root of a new trust domain, once: the record, the root, and the seal key where there is none.
-
-It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
-new root. It never replaces anything.`,
-			Do: initCommand,
-		}, {
+		Others: []daemon.Command[*loaded]{initCommand(), {
 			Name:  "ledger",
 			Short: "Check and read what is on record, without the CA",
 			Others: []daemon.Command[*loaded]{{
@@ -65,10 +57,10 @@ func check(l *loaded) (string, error) {
 	if _, _, err := attestors(l, log, reviews); err != nil {
 		return "", err
 	}
-	if _, err := openClusters(l, log); err != nil {
+	if _, err := openClusters(l, log, nil); err != nil {
 		return "", err
 	}
-	if _, err := openPublisher(l, log); err != nil {
+	if _, err := openPublisher(l, log, nil); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("trust domain %s, replica %s", l.td, l.Replica), nil

@@ -57,15 +57,16 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	clusters, err := openClusters(l, log)
+	metrics := cluster.NewMetrics()
+	clusters, err := openClusters(l, log, metrics)
 	if err != nil {
 		return err
 	}
-	publish, err := openPublisher(l, log)
+	publish, err := openPublisher(l, log, metrics)
 	if err != nil {
 		return err
 	}
-	watched := kubeParts{reviews, clusters, publish}
+	watched := kubeParts{reviews, clusters, publish, metrics}
 	authority, err := newCA(l, log, s, up, ledger, verifier, sources, watched)
 	if err != nil {
 		return err
@@ -135,7 +136,7 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority.NotReady) }},
 		daemon.Serve("grpc", server, limited, log),
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
-		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited}, Log: log}.Task(),
+		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited, watched.metrics}, Log: log}.Task(),
 	}
 	tasks = append(tasks, watched.tasks()...)
 	for issuer, source := range sources {

@@ -27,16 +27,17 @@ type listMeta struct {
 
 // list reads a collection page by page and returns its objects and the version that they all are of. An object is reduced
 // as it is read, so a page of large ones costs no more memory than the largest.
-func (c *Client) list(ctx context.Context, r Resource, namespace, name string) ([]Object, string, error) {
+func (c *Client) list(ctx context.Context, w WatchConfig) ([]Object, string, error) {
 	var all []Object
+	r := w.Resource
 	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
-	selectName(query, name)
+	w.selectors(query)
 	for version := ""; ; {
-		meta, err := c.page(ctx, r, namespace, query, func(o Object) error {
+		meta, err := c.page(ctx, r, w.Namespace, query, func(o Object) error {
 			if len(all) == maxObjects {
 				return fmt.Errorf("there are more than %d %s", maxObjects, r)
 			}
-			all = append(all, o)
+			all = append(all, w.reduce(o))
 			return nil
 		})
 		if err != nil {
@@ -50,13 +51,6 @@ func (c *Client) list(ctx context.Context, r Resource, namespace, name string) (
 			return all, version, nil
 		}
 		query.Set("continue", meta.Continue)
-	}
-}
-
-// selectName narrows a collection down to one object.
-func selectName(query url.Values, name string) {
-	if name != "" {
-		query.Set("fieldSelector", "metadata.name="+name)
 	}
 }
 

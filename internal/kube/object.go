@@ -3,26 +3,36 @@ package kube
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 	"unique"
 )
 
-// Resource is a kind of object of the core API that is read here.
+// Resource is a kind of object that is read here.
 type Resource string
 
-// What can be read. Of ServiceAccounts and Nodes only the metadata is asked for.
+// What can be read. Of ServiceAccounts, Nodes and Namespaces only the metadata is asked for.
 const (
-	Pods            Resource = "pods"
-	ServiceAccounts Resource = "serviceaccounts"
-	Nodes           Resource = "nodes"
-	ConfigMaps      Resource = "configmaps"
+	Pods                Resource = "pods"
+	ServiceAccounts     Resource = "serviceaccounts"
+	Nodes               Resource = "nodes"
+	Namespaces          Resource = "namespaces"
+	ConfigMaps          Resource = "configmaps"
+	ClusterTrustBundles Resource = "clustertrustbundles" // of certificates.k8s.io/v1: Kubernetes 1.37 and later
 )
+
+// CertificatesGroup is the API group of ClusterTrustBundles and of their signers.
+const CertificatesGroup = "certificates.k8s.io"
 
 // maxObject bounds one object in an answer, in bytes. etcd keeps up to 1.5 MiB in a shorter encoding.
 const maxObject = 8 << 20
@@ -31,12 +41,50 @@ const maxObject = 8 << 20
 type Object struct {
 	Namespace, Name, UID string
 	ResourceVersion      string
-	Created              time.Time // whole seconds
-	DeleteAt             time.Time // deletionTimestamp; zero while it is not being deleted
-	NodeName             string    // of a pod
-	ServiceAccount       string    // of a pod
-	Phase                string    // of a pod
-	Data                 map[string]string
+	Created              time.Time         // whole seconds
+	DeleteAt             time.Time         // deletionTimestamp; zero while it is not being deleted
+	NodeName             string            // of a pod
+	ServiceAccount       string            // of a pod
+	Phase                string            // of a pod
+	Labels, Annotations  map[string]string // ours alone: those whose name begins with OurPrefix
+	Data                 map[string]string // of a ConfigMap, binary data (in base64) included
+	Digest               [32]byte          // of Data, where a watch keeps that alone
+	Immutable            bool              // a ConfigMap whose data can never be changed again
+	Signer, TrustBundle  string            // of a ClusterTrustBundle
+}
+
+// OurPrefix is how the names of our labels and annotations begin.
+const OurPrefix = "signet.dev/"
+
+// ours is what is ours of an object's labels or annotations: there may be many others, and large ones.
+type ours map[string]string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (o *ours) UnmarshalJSON(data []byte) error {
+	if !bytes.Contains(data, []byte(OurPrefix)) {
+		return nil
+	}
+	var all map[string]string
+	if err := json.Unmarshal(data, &all); err != nil {
+		return err
+	}
+	maps.DeleteFunc(all, func(k, _ string) bool { return !strings.HasPrefix(k, OurPrefix) })
+	*o = all
+	return nil
+}
+
+// Digest is that of a ConfigMap's data: no two have the same.
+func Digest(data map[string]string) [32]byte {
+	h := sha256.New()
+	var size [8]byte
+	for _, k := range slices.Sorted(maps.Keys(data)) {
+		for _, s := range []string{k, data[k]} {
+			binary.BigEndian.PutUint64(size[:], uint64(len(s)))
+			h.Write(size[:])
+			io.WriteString(h, s)
+		}
+	}
+	return [32]byte(h.Sum(nil))
 }
 
 // wireObject is the part of an object's JSON that is read.
@@ -48,40 +96,46 @@ type wireObject struct {
 		ResourceVersion   string    `json:"resourceVersion"`
 		CreationTimestamp time.Time `json:"creationTimestamp"`
 		DeletionTimestamp time.Time `json:"deletionTimestamp"`
+		Labels            ours      `json:"labels"`
+		Annotations       ours      `json:"annotations"`
 	} `json:"metadata"`
 	Spec struct {
 		NodeName           string `json:"nodeName"`
 		ServiceAccountName string `json:"serviceAccountName"`
+		SignerName         string `json:"signerName"`
+		TrustBundle        string `json:"trustBundle"`
 	} `json:"spec"`
 	Status struct {
 		Phase string `json:"phase"`
 	} `json:"status"`
-	Data map[string]string `json:"data"`
+	Data       map[string]string `json:"data"`
+	BinaryData map[string]string `json:"binaryData"`
+	Immutable  bool              `json:"immutable"`
 }
 
 // object reduces w. What thousands of objects have in common is kept once.
 func (w wireObject) object() Object {
 	one := func(s string) string { return unique.Make(s).Value() }
+	if len(w.BinaryData) > 0 { // a name is in one of both only
+		if w.Data == nil {
+			w.Data = map[string]string{}
+		}
+		maps.Copy(w.Data, w.BinaryData)
+	}
 	return Object{
 		Namespace: one(w.Metadata.Namespace), Name: w.Metadata.Name, UID: w.Metadata.UID, ResourceVersion: w.Metadata.ResourceVersion,
 		Created: w.Metadata.CreationTimestamp, DeleteAt: w.Metadata.DeletionTimestamp,
 		NodeName: one(w.Spec.NodeName), ServiceAccount: one(w.Spec.ServiceAccountName), Phase: one(w.Status.Phase), Data: w.Data,
+		Labels: w.Metadata.Labels, Annotations: w.Metadata.Annotations, Immutable: w.Immutable, Signer: w.Spec.SignerName, TrustBundle: w.Spec.TrustBundle,
 	}
 }
-
-// Errors of single requests.
-var (
-	// ErrNotFound: there is no such object.
-	ErrNotFound = errors.New("there is no such object")
-	// ErrConflict: the object was changed, made or deleted meanwhile; nothing was written.
-	ErrConflict = errors.New("the object was changed meanwhile")
-	// errExpired: the version that a list or a watch began from is no longer kept (410 Gone).
-	errExpired = errors.New("the API server no longer keeps that version")
-)
 
 // path of a collection, or of one object where there is a name. Namespaces and names may be a caller's claim.
 func (r Resource) path(namespace, name string) string {
 	p := "/api/v1"
+	if r == ClusterTrustBundles {
+		p = "/apis/" + CertificatesGroup + "/v1"
+	}
 	if namespace != "" {
 		p += "/namespaces/" + url.PathEscape(namespace)
 	}
@@ -98,7 +152,7 @@ const metadataList = "application/json;as=PartialObjectMetadataList;g=meta.k8s.i
 // accept asks for the metadata alone where nothing else is needed.
 func (r Resource) accept(list bool) string {
 	switch {
-	case r != ServiceAccounts && r != Nodes:
+	case r != ServiceAccounts && r != Nodes && r != Namespaces:
 		return "application/json"
 	case list:
 		return metadataList
@@ -114,45 +168,6 @@ func (c *Client) Get(ctx context.Context, r Resource, namespace, name string) (O
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	resp, err := c.do(ctx, http.MethodGet, r.path(namespace, name), nil, r.accept(false), nil)
-	if err != nil {
-		return Object{}, err
-	}
-	return readObject(resp)
-}
-
-// ConfigMap is what is written of one.
-type ConfigMap struct {
-	Namespace, Name string
-	ResourceVersion string // of the one that is replaced; empty: there is none yet
-	Labels          map[string]string
-	Annotations     map[string]string
-	Data            map[string]string
-}
-
-// WriteConfigMap replaces a ConfigMap as a whole if it still has that version, or makes it; ErrConflict where it has
-// another, is gone, or is there already.
-func (c *Client) WriteConfigMap(ctx context.Context, m ConfigMap) (Object, error) {
-	metadata := map[string]any{"name": m.Name, "namespace": m.Namespace}
-	for k, v := range map[string]map[string]string{"labels": m.Labels, "annotations": m.Annotations} {
-		if len(v) > 0 {
-			metadata[k] = v
-		}
-	}
-	method, path := http.MethodPost, ConfigMaps.path(m.Namespace, "")
-	if m.ResourceVersion != "" {
-		method, path = http.MethodPut, ConfigMaps.path(m.Namespace, m.Name)
-		metadata["resourceVersion"] = m.ResourceVersion
-	}
-	body, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": m.Data})
-	if err != nil {
-		return Object{}, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	resp, err := c.do(ctx, method, path, nil, "application/json", body)
-	if errors.Is(err, ErrNotFound) && m.ResourceVersion != "" {
-		err = fmt.Errorf("%w: %w", ErrConflict, err)
-	}
 	if err != nil {
 		return Object{}, err
 	}
@@ -204,36 +219,4 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	}
 	defer resp.Body.Close()
 	return nil, failure(resp)
-}
-
-// status is an error as the API server writes it.
-type status struct {
-	Code    int    `json:"code"`
-	Reason  string `json:"reason"`
-	Message string `json:"message"`
-}
-
-func failure(resp *http.Response) error {
-	var s status
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if err != nil || json.Unmarshal(data, &s) != nil {
-		s = status{} // the status line says enough
-	}
-	s.Code = resp.StatusCode
-	return s.err()
-}
-
-func (s status) err() error {
-	err := fmt.Errorf("the API server answered with status %d: %.200s", s.Code, s.Message)
-	switch s.Code {
-	case http.StatusNotFound:
-		return fmt.Errorf("%w: %w", ErrNotFound, err)
-	case http.StatusConflict:
-		return fmt.Errorf("%w: %w", ErrConflict, err)
-	case http.StatusForbidden:
-		return fmt.Errorf("%w: %w", ErrForbidden, err)
-	case http.StatusGone:
-		return fmt.Errorf("%w: %w", errExpired, err)
-	}
-	return err
 }

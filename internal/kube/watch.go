@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,16 @@ type WatchConfig struct {
 	Resource  Resource
 	Namespace string
 	Name      string
+
+	// Labels is a label selector that narrows it further; empty: none. What no longer matches it counts as deleted.
+	Labels string
+
+	// Digest: of an object's Data only the digest is kept, from the moment at which it was read.
+	Digest bool
+
+	// ProbeNamespace is where the server is probed, if not in Namespace: a list over all namespaces of a kind of which
+	// there are many is dear, and of one namespace it proves the same.
+	ProbeNamespace string
 
 	// Stale is how long a stream may be cut before what it said is too old. The server is probed five times in it.
 	// Required.
@@ -41,7 +52,25 @@ const (
 	watchQuiet = 150 * time.Second
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 2 * time.Second
+	retryNone  = time.Minute // where the API server knows no such kind of object
 )
+
+// selectors narrows a collection down.
+func (w WatchConfig) selectors(query url.Values) {
+	if w.Name != "" {
+		query.Set("fieldSelector", "metadata.name="+w.Name)
+	}
+	if w.Labels != "" {
+		query.Set("labelSelector", w.Labels)
+	}
+}
+
+func (w WatchConfig) reduce(o Object) Object {
+	if w.Digest {
+		o.Digest, o.Data = Digest(o.Data), nil
+	}
+	return o
+}
 
 // Watch follows a collection: a list, then a stream of changes, resumed where it broke off, and a list again only where
 // the server no longer keeps that version (410 Gone).
@@ -76,6 +105,13 @@ func (w *Watch) Seen() time.Time {
 	return w.seen
 }
 
+// Connected says whether a stream is open now.
+func (w *Watch) Connected() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.end != nil
+}
+
 // Run follows until ctx ends. Replace and Apply are called by it alone, one at a time.
 func (w *Watch) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -101,9 +137,13 @@ func (w *Watch) Run(ctx context.Context) error {
 		if time.Since(began) > retryMost {
 			delay = retryFirst
 		}
+		wait := delay
+		if errors.Is(err, ErrNotFound) {
+			wait = retryNone
+		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(delay/2 + rand.N(delay)):
+		case <-time.After(wait/2 + rand.N(wait)):
 		}
 		delay = min(2*delay, retryMost)
 	}
@@ -114,7 +154,7 @@ func (w *Watch) Run(ctx context.Context) error {
 func (w *Watch) follow(ctx context.Context, version string) (string, error) {
 	if version == "" {
 		start := time.Now()
-		all, v, err := w.client.list(ctx, w.cfg.Resource, w.cfg.Namespace, w.cfg.Name)
+		all, v, err := w.client.list(ctx, w.cfg)
 		if err != nil {
 			return "", err
 		}
@@ -140,7 +180,7 @@ func (w *Watch) streamFrom(ctx context.Context, version string) (string, error) 
 		"watch": {"1"}, "allowWatchBookmarks": {"true"}, "resourceVersion": {version},
 		"timeoutSeconds": {strconv.Itoa(int(limit / time.Second))},
 	}
-	selectName(query, w.cfg.Name)
+	w.cfg.selectors(query)
 	patience := time.AfterFunc(w.client.timeout, cancel) // for the head of the answer, then for each event
 	defer patience.Stop()
 	resp, err := w.client.do(ctx, http.MethodGet, w.cfg.Resource.path(w.cfg.Namespace, ""), query, w.cfg.Resource.accept(false), nil)
@@ -201,7 +241,7 @@ func (w *Watch) read(body io.Reader, version string, heard func()) (string, erro
 			if o.Metadata.UID == "" || o.Metadata.Name == "" {
 				return "", fmt.Errorf("the watch of %s sent something else than an object", w.cfg.Resource)
 			}
-			w.cfg.Apply(o.object(), e.Type == "DELETED")
+			w.cfg.Apply(w.cfg.reduce(o.object()), e.Type == "DELETED")
 		default:
 			return "", fmt.Errorf("the watch of %s sent an event of unknown type", w.cfg.Resource)
 		}
@@ -250,8 +290,9 @@ func (w *Watch) ask(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, min(w.client.timeout, w.cfg.Stale/2))
 	defer cancel()
 	query := url.Values{"limit": {"1"}}
-	selectName(query, w.cfg.Name)
-	resp, err := w.client.do(ctx, http.MethodGet, w.cfg.Resource.path(w.cfg.Namespace, ""), query, metadataList, nil)
+	w.cfg.selectors(query)
+	where := cmp.Or(w.cfg.ProbeNamespace, w.cfg.Namespace)
+	resp, err := w.client.do(ctx, http.MethodGet, w.cfg.Resource.path(where, ""), query, metadataList, nil)
 	if err != nil {
 		return err
 	}
