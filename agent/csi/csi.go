@@ -29,6 +29,8 @@ import (
 const (
 	// DefaultName is the name of the driver, and of the CSIDriver object.
 	DefaultName = "csi.signet.dev"
+	// DefaultKubeletDir is where kubelet has its folders unless it is told otherwise.
+	DefaultKubeletDir = "/var/lib/kubelet"
 	// SocketName is the name of the socket in a pod's volume.
 	SocketName = "agent.sock"
 )
@@ -56,7 +58,7 @@ type Config struct {
 	Name       string // of the driver. Zero: DefaultName
 	Node       string // name of the node, told to kubelet
 	Version    string // of the build, told to kubelet. Zero: "devel"
-	KubeletDir string // kubelet's --root-dir, at the same path for kubelet and for this process. Zero: /var/lib/kubelet
+	KubeletDir string // kubelet's --root-dir, at the same path for kubelet and for this process. Zero: DefaultKubeletDir
 	Audience   string // api.WorkloadAudience
 	TokenIn    TokenPlace
 
@@ -154,7 +156,7 @@ type contact struct {
 func New(cfg Config) (*Driver, error) {
 	cfg.Name = cmp.Or(cfg.Name, DefaultName)
 	cfg.Version = cmp.Or(cfg.Version, "devel")
-	cfg.KubeletDir = cmp.Or(cfg.KubeletDir, "/var/lib/kubelet")
+	cfg.KubeletDir = cmp.Or(cfg.KubeletDir, DefaultKubeletDir)
 	cfg.MaxVolumes = cmp.Or(cfg.MaxVolumes, 1024)
 	cfg.MaxPublishes = cmp.Or(cfg.MaxPublishes, 16)
 	cfg.MaxMessageBytes = cmp.Or(cfg.MaxMessageBytes, 256<<10)

@@ -40,3 +40,6 @@ func NewMetrics() *Metrics {
 	m.Collector = metrics.Group{m.calls, m.failures, m.swept, m.remade, m.forgotten, m.volumes, m.registered}
 	return m
 }
+
+// Collector returns the metrics of d.
+func (d *Driver) Collector() prometheus.Collector { return d.metrics }

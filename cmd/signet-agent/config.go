@@ -1,12 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/signet-ca/signet/agent/csi"
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/internal/strictyaml"
 )
@@ -25,7 +29,14 @@ type config struct {
 	CA caConfig `yaml:"ca"`
 	// The agent's own projected token, audience signet-agent:TRUST-DOMAIN. Required.
 	TokenFile string `yaml:"tokenFile"`
-	// A Unix socket for every proxy of the node: it sends its own token as metadata. Default: none.
+	// The name of this node, as in Kubernetes. Required for csi. Default: the environment variable NODE_NAME, which a pod gets
+	// from the downward API (spec.nodeName).
+	Node string `yaml:"node"`
+	// A socket of its own for each pod: the agent is the CSI driver of a volume with a socket in it, which serves SDS and the
+	// SPIFFE Workload API. Without this section there is none, and with `csi: {}` all is as by default.
+	CSI *csiConfig `yaml:"csi"`
+	// A Unix socket for every proxy of the node: it sends its own token as metadata. At least one of csi and sharedSocket is
+	// required. Default: none.
 	SharedSocket string `yaml:"sharedSocket"`
 	// What outlives a restart.
 	Cache cacheConfig `yaml:"cache"`
@@ -42,9 +53,18 @@ type caConfig struct {
 	BundleFile string `yaml:"bundleFile"`
 }
 
+// csiConfig is how kubelet reaches the agent.
+type csiConfig struct {
+	// kubelet's folder (--root-dir): its pods, plugins_registry and plugins/DRIVER must be at the same path for the agent.
+	// Default: /var/lib/kubelet.
+	KubeletDir string `yaml:"kubeletDir"`
+	// The name of the CSIDriver object. Default: csi.signet.dev.
+	Driver string `yaml:"driver"`
+}
+
 // cacheConfig says what outlives a restart.
 type cacheConfig struct {
-	// A folder of this agent alone on a tmpfs, on a machine without swap, for SVIDs, keys and tokens; "" for none.
+	// A folder of this agent alone on a tmpfs, on a machine without swap, for SVIDs, keys, tokens and volumes; "" for none.
 	// Default: none.
 	Dir string `yaml:"dir"`
 }
@@ -66,6 +86,7 @@ func load(path string) (*loaded, error) {
 	case "none":
 		c.HTTP = ""
 	}
+	c.Node = cmp.Or(c.Node, os.Getenv("NODE_NAME"))
 	var wrong []string
 	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	if c.APIVersion != "signet.dev/v1" || c.Kind != "AgentConfig" {
@@ -88,8 +109,26 @@ func load(path string) (*loaded, error) {
 			bad("%s: %.80q is not host:port", field.name, field.value)
 		}
 	}
+	switch {
+	case c.CSI != nil:
+		c.CSI.check(c.Node, bad)
+	case c.SharedSocket == "":
+		bad("neither csi nor sharedSocket is there, so nobody could be served")
+	}
 	if len(wrong) > 0 {
 		return nil, api.E(api.ConfigInvalid, "%s: %s", path, strings.Join(wrong, "; "))
 	}
 	return &loaded{config: c, td: td}, nil
+}
+
+// check fills in what is not there, and tells what is wrong.
+func (c *csiConfig) check(node string, bad func(format string, args ...any)) {
+	c.KubeletDir = cmp.Or(c.KubeletDir, csi.DefaultKubeletDir)
+	c.Driver = cmp.Or(c.Driver, csi.DefaultName)
+	if node == "" {
+		bad("csi needs the name of the node: set node, or the environment variable NODE_NAME")
+	}
+	if d := c.KubeletDir; !filepath.IsAbs(d) || filepath.Clean(d) != d || d == "/" {
+		bad("csi.kubeletDir: %.80q is not an absolute path as kubelet writes it", d)
+	}
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/signet-ca/signet/agent/workloadapi"
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/internal/metrics"
 	"github.com/signet-ca/signet/sds"
@@ -58,5 +59,41 @@ func (m *sdsMetrics) hooks() sds.Hooks {
 			m.answers.WithLabelValues(result).Inc()
 			m.latency.Observe(in.Seconds())
 		},
+	}
+}
+
+// podMetrics are those of the Workload API, whose sockets are the pods'.
+type podMetrics struct {
+	prometheus.Collector // all of them
+
+	streams *prometheus.GaugeVec
+	refused *prometheus.CounterVec
+	pushed  *prometheus.CounterVec
+}
+
+func newPodMetrics() *podMetrics {
+	m := &podMetrics{
+		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "signet_workloadapi_streams", Help: "Streams of the Workload API that are open now, by call."}, []string{"call"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_workloadapi_refusals_total", Help: "Calls of the Workload API that were not let in or were ended, by reason of the closed table."}, []string{"reason"}),
+		pushed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_workloadapi_pushes_total", Help: "Messages of the Workload API that were delivered, by call."}, []string{"call"}),
+	}
+	m.Collector = metrics.Group{m.streams, m.refused, m.pushed}
+	return m
+}
+
+func (m *podMetrics) hooks() workloadapi.Hooks {
+	return workloadapi.Hooks{
+		Opened: func(call string) { m.streams.WithLabelValues(call).Inc() },
+		Closed: func(call string, reason api.Reason) {
+			m.streams.WithLabelValues(call).Dec()
+			if reason != "" {
+				m.refused.WithLabelValues(string(reason)).Inc()
+			}
+		},
+		Refused: func(_ string, reason api.Reason) { m.refused.WithLabelValues(string(reason)).Inc() },
+		Pushed:  func(call string) { m.pushed.WithLabelValues(call).Inc() },
 	}
 }

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
 	"github.com/signet-ca/signet/agent"
+	"github.com/signet-ca/signet/agent/csi"
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/internal/daemon"
@@ -31,8 +33,20 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
 		return err
 	}
 	src := newSource(a, log)
+	defer src.close()
 	counted := []prometheus.Collector{a.Collector(), src.metrics}
+	ready := []func() []string{a.NotReady}
 	tasks := []run.Task{{Name: "agent", Run: a.Run}}
+	if l.CSI != nil {
+		p := newPods(src, l.Node, log)
+		driver, err := csi.New(csiConfigOf(l, p, log))
+		if err != nil {
+			return err
+		}
+		counted = append(counted, p.metrics, driver.Collector())
+		ready = append(ready, driver.NotReady)
+		tasks = append(tasks, run.Task{Name: "volumes of pods", Run: driver.Run})
+	}
 	if l.SharedSocket != "" {
 		listener, err := daemon.ListenUnix(l.SharedSocket, 0o666) // anybody may connect: who has no token gets nothing
 		if err != nil {
@@ -43,11 +57,34 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) error {
 		counted = append(counted, limited)
 		tasks = append(tasks, serveSDS(src, limited, log))
 	}
-	tasks = append(tasks, daemon.HTTP{Address: l.HTTP, NotReady: a.NotReady, Collectors: counted, Log: log}.Task())
+	notReady := func() (missing []string) {
+		for _, f := range ready {
+			missing = append(missing, f()...)
+		}
+		return missing
+	}
+	tasks = append(tasks, daemon.HTTP{Address: l.HTTP, NotReady: notReady, Collectors: counted, Log: log}.Task())
 	log.InfoContext(ctx, "starting", "version", version, "trust_domain", l.td.Name(), "ca", l.CA.Address, "development", l.Development)
 	err = run.All(ctx, tasks...)
 	log.InfoContext(context.WithoutCancel(ctx), "stopped", "error", err)
 	return err
+}
+
+// csiConfigOf returns the configuration of the volume plugin. Its sockets for kubelet are for kubelet's user alone.
+func csiConfigOf(l *loaded, p *pods, log *slog.Logger) csi.Config {
+	cfg := csi.Config{
+		Name: l.CSI.Driver, Node: l.Node, Version: version, KubeletDir: l.CSI.KubeletDir, Audience: api.WorkloadAudience(l.td),
+		Identities: p,
+		Listen:     func(path string) (net.Listener, error) { return daemon.ListenUnix(path, 0o600) },
+		Bind: func(path string) (*net.UnixListener, error) {
+			return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		},
+		Log: log,
+	}
+	if l.Cache.Dir != "" {
+		cfg.StateDir = filepath.Join(l.Cache.Dir, "volumes") // beside what the cache holds, on the same tmpfs
+	}
+	return cfg
 }
 
 // serveSDS serves SDS on the shared socket. Proxies are told apart before their tokens are believed: by the process, where

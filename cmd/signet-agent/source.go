@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/metadata"
@@ -26,6 +27,7 @@ type source struct {
 	agent   *agent.Agent
 	metrics *sdsMetrics
 	log     *slog.Logger
+	streams atomic.Uint64 // counts the streams of all sockets: the number by which the CA hears of one
 
 	mu        sync.Mutex
 	closed    bool
@@ -65,23 +67,30 @@ func (s *source) Open(ctx context.Context, md metadata.MD) (*sds.Workload, error
 	if err != nil {
 		return nil, err
 	}
+	w := s.workload(id, f)
+	w.ExpireAt = until
+	return w, nil
+}
+
+// workload describes an identity to SDS, for one stream of a follower.
+func (s *source) workload(id *agent.Identity, f *follower) *sds.Workload {
+	number := s.streams.Add(1)
 	w := &sds.Workload{
-		Name:     workload(id),
+		Name:     nameOf(id),
 		Material: &f.material,
-		ExpireAt: until,
 		Done:     f.done,
 		Err:      func() error { return f.refused },
 		Release:  func() { s.leave(id, f) },
-		Report:   func(r sds.Report) { id.Report(r.Stream, streamProto(r)) },
+		Report:   func(r sds.Report) { id.Report(number, streamProto(number, r)) },
 	}
 	if svid := id.Held().Load().SVID; svid != nil {
 		w.ID = svid.ID
 	}
-	return w, nil
+	return w
 }
 
-// workload names an identity's pod for logs.
-func workload(id *agent.Identity) string { return id.Pod().Namespace + "/" + id.Pod().Name }
+// nameOf names an identity's pod for logs.
+func nameOf(id *agent.Identity) string { return id.Pod().Namespace + "/" + id.Pod().Name }
 
 // follow enters a stream into the identity's follower; leave takes it out again.
 func (s *source) follow(id *agent.Identity) (*follower, error) {
@@ -152,7 +161,7 @@ func (s *source) run(ctx context.Context, id *agent.Identity, f *follower) {
 			if next, err := sds.NewIdentity(held.SVID); err == nil {
 				identity = next
 			} else {
-				s.log.Error("identity not served, keeping the last", "pod", workload(id), "error", err)
+				s.log.Error("identity not served, keeping the last", "pod", nameOf(id), "error", err)
 			}
 		}
 		if trust := s.encode(); trust != nil && (sds.Material{Identity: identity, Trust: trust}) != last {
@@ -186,12 +195,12 @@ func (s *source) encode() *sds.Trust {
 	return s.encoded
 }
 
-func streamProto(r sds.Report) *apiv1.Stream {
+func streamProto(number uint64, r sds.Report) *apiv1.Stream {
 	if !r.Open {
 		return nil
 	}
 	return &apiv1.Stream{
-		Id: r.Stream, Proxy: r.Proxy, Protocol: r.Protocol, Names: r.Names, WantsBundle: r.WantsBundle,
+		Id: number, Proxy: r.Proxy, Protocol: r.Protocol, Names: r.Names, WantsBundle: r.WantsBundle,
 		AckedSerial: r.AckedSerial, AckedGeneration: r.AckedGeneration, AckedHash: r.AckedHash,
 		PushedGeneration: r.PushedGeneration, Nack: r.Nack, Acks: r.Acks, Nacks: r.Nacks,
 	}

@@ -79,6 +79,8 @@ func (r *configReader) describe(dir string, e ast.Expr) (inner, innerDir, kind s
 	case *ast.ArrayType:
 		inner, innerDir, kind = r.describe(dir, e.Elt)
 		return inner, innerDir, "list of " + kind
+	case *ast.StarExpr: // a section that means something by being there
+		return r.describe(dir, e.X)
 	case *ast.Ident:
 		if r.structs[dir+"."+e.Name] != nil {
 			return e.Name, dir, "section"
