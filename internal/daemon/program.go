@@ -40,6 +40,7 @@ type Command[C any] struct {
 	Short string // one line
 	Long  string // empty: Short
 	Do    func(ctx context.Context, c C, out io.Writer) error
+	Flags func(c *cobra.Command) // adds flags of its own to Do's command; nil: there are none
 	// Look is in place of Do for a command that takes one word at most, named by Words: "[DIR]". It loads the configuration
 	// only if it needs it. Word is empty where there is none.
 	Words string
@@ -178,6 +179,9 @@ func (p Program[C]) other(parent string, o Command[C], load func() (C, error)) *
 			}
 			return o.Do(cmd.Context(), c, cmd.OutOrStdout())
 		})
+		if o.Flags != nil {
+			o.Flags(cmd)
+		}
 	}
 	return cmd
 }

@@ -1,0 +1,106 @@
+// Command chart renders the Helm chart in deploy/chart with Helm's own engine, as `helm template` would, for tests and for
+// whoever has no Helm at hand.
+//
+//	chart -set agent.sharedSocket=true | kubectl apply -f -
+//
+// It is a module of its own: Helm brings a hundred others, and none of them is to reach the product.
+package main
+
+import (
+	"cmp"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/common/util"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/engine"
+	"helm.sh/helm/v4/pkg/strvals"
+)
+
+// kubeVersion is that of the cluster that is rendered for.
+const kubeVersion = "v1.37.2"
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "chart:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("chart", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	dir := flags.String("chart", "../../deploy/chart/signet", "the chart's folder")
+	namespace := flags.String("namespace", "signet-system", "of the release")
+	values := map[string]any{}
+	flags.Func("set", "KEY=VALUE, like Helm's; may be given more than once", func(s string) error { return strvals.ParseInto(s, values) })
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	files, err := render(*dir, *namespace, values, false)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		fmt.Fprintf(stdout, "---\n%s\n", strings.Trim(f.text, "\n"))
+	}
+	return nil
+}
+
+// file is what one template yields.
+type file struct{ name, text string }
+
+// rank says which templates' objects come before those of others, since these need them.
+func (f file) rank() int {
+	switch f.name {
+	case "namespace.yaml":
+		return 0
+	case "csidriver.yaml":
+		return 2
+	case "ca.yaml":
+		return 3
+	case "agent.yaml":
+		return 4
+	}
+	return 1
+}
+
+// render returns what the chart yields with values, in the order to apply it in, without what is empty. Unchecked leaves
+// the values' schema out, for marks in the place of values.
+func render(dir, namespace string, values map[string]any, unchecked bool) ([]file, error) {
+	c, err := loader.LoadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	version, err := common.ParseKubeVersion(kubeVersion)
+	if err != nil {
+		return nil, err
+	}
+	caps := common.DefaultCapabilities.Copy()
+	caps.KubeVersion = *version
+	release := common.ReleaseOptions{Name: "signet", Namespace: namespace, Revision: 1, IsInstall: true}
+	all, err := util.ToRenderValuesWithSchemaValidation(c, values, release, caps, unchecked)
+	if err != nil {
+		return nil, err
+	}
+	texts, err := engine.Render(c, all)
+	if err != nil {
+		return nil, err
+	}
+	var files []file
+	for name, text := range texts {
+		if base := path.Base(name); strings.HasSuffix(base, ".yaml") && strings.TrimSpace(text) != "" {
+			files = append(files, file{base, text})
+		}
+	}
+	slices.SortFunc(files, func(a, b file) int {
+		return cmp.Or(a.rank()-b.rank(), strings.Compare(a.name, b.name))
+	})
+	return files, nil
+}
