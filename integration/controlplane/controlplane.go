@@ -2,7 +2,8 @@
 // ServiceAccount tokens, of the version that integration/cluster pins. It needs no root, listens on loopback only, lives in
 // a folder of the test, and is gone with it.
 //
-// There are no nodes: a pod here is an object. That is all that tokens and their reviews depend on.
+// There are no nodes unless Config asks for a control plane that can have some (integration/nodes): a pod here is an
+// object. That is all that tokens and their reviews depend on.
 package controlplane
 
 import (
@@ -17,6 +18,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,6 +38,16 @@ const BinaryVariable = "SIGNET_CLUSTER"
 // patience is how long anything here may take to start. It is for a machine that has much else to do.
 const patience = 3 * time.Minute
 
+// Services is the range of the Services' addresses, of which the API server's own is the first.
+const Services = "10.96.0.0/16"
+
+// Config says what to start.
+type Config struct {
+	// Address is where the API server listens, for nodes that are reached from there as well. Then all controllers run
+	// and the scheduler too. The zero value is loopback and a cluster without nodes.
+	Address netip.Addr
+}
+
 // ControlPlane is one that runs.
 type ControlPlane struct {
 	URL        string // of the API server
@@ -43,6 +55,7 @@ type ControlPlane struct {
 	CAFile     string // PEM, of the API server's certificate
 	SigningKey string // file of the RSA key that signs ServiceAccount tokens, PKCS#1 PEM
 
+	config    Config
 	admin     *http.Client
 	t         testing.TB // with which all of it ends
 	binary    string
@@ -51,9 +64,19 @@ type ControlPlane struct {
 	ended     <-chan error // of the API server
 }
 
-// Start starts a control plane that ends with the test. Without BinaryVariable the test is skipped.
+// Start starts a control plane without nodes that ends with the test. Without BinaryVariable the test is skipped.
 func Start(t testing.TB) *ControlPlane {
 	t.Helper()
+	return Config{}.Start(t)
+}
+
+// Start starts a control plane that ends with the test. Without BinaryVariable the test is skipped.
+func (cfg Config) Start(t testing.TB) *ControlPlane {
+	t.Helper()
+	nodes := cfg.Address.IsValid()
+	if !nodes {
+		cfg.Address = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
 	binary := os.Getenv(BinaryVariable)
 	if binary == "" {
 		t.Skip(BinaryVariable + " names no control plane; `make e2e` builds one")
@@ -63,8 +86,8 @@ func Start(t testing.TB) *ControlPlane {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	c := &ControlPlane{t: t, Dir: dir, CAFile: filepath.Join(dir, "ca.crt"), SigningKey: filepath.Join(dir, "sa.key")}
-	if err := writeKeys(dir); err != nil {
+	c := &ControlPlane{config: cfg, t: t, Dir: dir, CAFile: filepath.Join(dir, "ca.crt"), SigningKey: filepath.Join(dir, "sa.key")}
+	if err := writeKeys(dir, cfg.Address); err != nil {
 		t.Fatal(err)
 	}
 	if c.admin, err = c.client("admin"); err != nil {
@@ -79,7 +102,12 @@ func Start(t testing.TB) *ControlPlane {
 			t.Fatal(err)
 		}
 	}
-	c.startControllers(t, binary)
+	if nodes {
+		c.startControllers(t, "--controllers=*", "--use-service-account-credentials")
+		c.start(t, binary, nil, "kube-scheduler", "--kubeconfig="+c.UserKubeconfig(t, "scheduler"), "--leader-elect=false", "--secure-port=0")
+	} else {
+		c.startControllers(t, "--controllers=serviceaccount-token-controller,serviceaccount-controller")
+	}
 	return c
 }
 
@@ -149,7 +177,8 @@ func (c *ControlPlane) startEtcd(t testing.TB, binary string) string {
 // startAPIServer starts it on a free port.
 func (c *ControlPlane) startAPIServer(t testing.TB) error {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address := c.config.Address.String()
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		return err
 	}
@@ -157,7 +186,7 @@ func (c *ControlPlane) startAPIServer(t testing.TB) error {
 	if err := errors.Join(err, l.Close()); err != nil {
 		return err
 	}
-	c.URL = "https://127.0.0.1:" + port
+	c.URL = "https://" + net.JoinHostPort(address, port)
 	return c.runAPIServer(t, port)
 }
 
@@ -181,13 +210,22 @@ func (c *ControlPlane) Restart(t testing.TB) {
 func (c *ControlPlane) runAPIServer(t testing.TB, port string) error {
 	t.Helper()
 	file := func(name string) string { return filepath.Join(c.Dir, name) }
-	cmd, ended := c.start(t, c.binary, nil, "kube-apiserver",
-		"--etcd-servers="+c.etcd, "--bind-address=127.0.0.1", "--secure-port="+port, "--advertise-address=127.0.0.1",
-		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/16", "--cert-dir="+file("generated"),
-		"--tls-cert-file="+file("apiserver.crt"), "--tls-private-key-file="+file("apiserver.key"), "--client-ca-file="+c.CAFile,
-		"--service-account-issuer="+Issuer, "--service-account-signing-key-file="+c.SigningKey,
-		"--service-account-key-file="+c.SigningKey, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-	)
+	address := c.config.Address.String()
+	args := []string{
+		"kube-apiserver",
+		"--etcd-servers=" + c.etcd, "--bind-address=" + address, "--secure-port=" + port, "--advertise-address=" + address,
+		"--service-cluster-ip-range=" + Services, "--cert-dir=" + file("generated"),
+		"--tls-cert-file=" + file("apiserver.crt"), "--tls-private-key-file=" + file("apiserver.key"), "--client-ca-file=" + c.CAFile,
+		"--service-account-issuer=" + Issuer, "--service-account-signing-key-file=" + c.SigningKey,
+		"--service-account-key-file=" + c.SigningKey, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+	}
+	if c.config.Address.IsLoopback() {
+		args = append(args, "--endpoint-reconciler-type=none") // it refuses to tell anybody of an address of loopback
+	} else {
+		args = append(args, "--kubelet-certificate-authority="+c.CAFile, "--kubelet-preferred-address-types=InternalIP",
+			"--kubelet-client-certificate="+file("admin.crt"), "--kubelet-client-key="+file("admin.key"))
+	}
+	cmd, ended := c.start(t, c.binary, nil, args...)
 	c.apiserver, c.ended = cmd, ended
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -211,13 +249,17 @@ func (c *ControlPlane) runAPIServer(t testing.TB, port string) error {
 	}
 }
 
-func (c *ControlPlane) startControllers(t testing.TB, binary string) {
+func (c *ControlPlane) startControllers(t testing.TB, more ...string) {
 	t.Helper()
-	kubeconfig := c.Kubeconfig(t, "controllers", fmt.Sprintf(`{"client-certificate": %q, "client-key": %q}`,
-		filepath.Join(c.Dir, "controllers.crt"), filepath.Join(c.Dir, "controllers.key")))
-	c.start(t, binary, nil, "kube-controller-manager", "--kubeconfig="+kubeconfig, "--leader-elect=false", "--secure-port=0",
-		"--controllers=serviceaccount-token-controller,serviceaccount-controller",
-		"--service-account-private-key-file="+c.SigningKey, "--root-ca-file="+c.CAFile)
+	c.start(t, c.binary, nil, append([]string{"kube-controller-manager", "--kubeconfig=" + c.UserKubeconfig(t, "controllers"),
+		"--leader-elect=false", "--secure-port=0", "--service-account-private-key-file=" + c.SigningKey, "--root-ca-file=" + c.CAFile}, more...)...)
+}
+
+// UserKubeconfig writes the kubeconfig of one whose certificate is among the files, such as "admin", and returns its path.
+func (c *ControlPlane) UserKubeconfig(t testing.TB, name string) string {
+	t.Helper()
+	return c.Kubeconfig(t, name, fmt.Sprintf(`{"client-certificate": %q, "client-key": %q}`,
+		filepath.Join(c.Dir, name+".crt"), filepath.Join(c.Dir, name+".key")))
 }
 
 // Kubeconfig writes a kubeconfig for this API server with that user, which is JSON, and returns its path.

@@ -5,12 +5,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -19,7 +21,7 @@ import (
 )
 
 // writeKeys makes the cluster's CA, the certificates of its components and of its administrator, and the key of its tokens.
-func writeKeys(dir string) error {
+func writeKeys(dir string, address netip.Addr) error {
 	caKey, err := canary.NewKey()
 	if err != nil {
 		return err
@@ -36,12 +38,14 @@ func writeKeys(dir string) error {
 		{"apiserver", "kube-apiserver", nil},
 		{"admin", "admin", []string{"system:masters"}},
 		{"controllers", "system:kube-controller-manager", nil},
+		{"scheduler", "system:kube-scheduler", nil},
 	} {
-		key, err := canary.NewKey()
-		if err != nil {
-			return err
+		cert := template(c.name, c.groups)
+		if c.file == "apiserver" {
+			cert.IPAddresses = append(cert.IPAddresses, address.AsSlice(), netip.MustParsePrefix(Services).Addr().Next().AsSlice())
+			cert.DNSNames = []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
 		}
-		if err := writeCertificate(dir, c.file, template(c.name, c.groups), ca, key, caKey); err != nil {
+		if err := certify(dir, c.file, cert, ca, caKey); err != nil {
 			return err
 		}
 	}
@@ -50,6 +54,26 @@ func writeKeys(dir string) error {
 		return err
 	}
 	return writePEM(filepath.Join(dir, "sa.key"), "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(tokens))
+}
+
+// Certify writes a key and the certificate of a component with that name, of those groups, at that address, as FILE.key and
+// FILE.crt in the control plane's folder.
+func (c *ControlPlane) Certify(file, name string, groups []string, address netip.Addr) error {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, "ca.crt"), filepath.Join(c.Dir, "ca.key"))
+	if err != nil {
+		return err
+	}
+	cert := template(name, groups)
+	cert.IPAddresses = []net.IP{address.AsSlice()}
+	return certify(c.Dir, file, cert, pair.Leaf, pair.PrivateKey.(crypto.Signer))
+}
+
+func certify(dir, file string, cert, issuer *x509.Certificate, issuerKey crypto.Signer) error {
+	key, err := canary.NewKey()
+	if err != nil {
+		return err
+	}
+	return writeCertificate(dir, file, cert, issuer, key, issuerKey)
 }
 
 func template(name string, groups []string) *x509.Certificate {
