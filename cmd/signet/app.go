@@ -58,6 +58,7 @@ func helpGroups() []*cobra.Group {
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		inGroup(groupStart, demo.Command()),
+		inGroup(groupStart, a.installCommand()),
 		inGroup(groupLook, a.svidCommand()),
 		inGroup(groupLook, a.bundleCommand()),
 		inGroup(groupLook, a.authorityCommand()),
