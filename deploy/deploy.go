@@ -15,8 +15,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Namespace is where Install puts everything that has a namespace.
@@ -27,7 +25,7 @@ var rendering embed.FS
 
 // Options are the values that Install may set. An empty field is the chart's default.
 type Options struct {
-	TrustDomain string // as in SPIFFE IDs, lower case
+	TrustDomain string // as in SPIFFE IDs, and a DNS name, so that a ClusterTrustBundle can be named after it
 	Issuer      string // "iss" of the cluster's ServiceAccount tokens, an https URL
 	Repository  string // what the images' names begin with: HOST[:PORT][/PATH]
 	Tag         string // of both images
@@ -57,7 +55,8 @@ type value struct {
 }
 
 var (
-	trustDomains = value{"trust domain", "@TRUST_DOMAIN@", regexp.MustCompile(`^[a-z0-9._-]+$`), 255, "lower-case letters, digits, dots, dashes and underscores"}
+	// Of SPIFFE's trust domains those after which a ClusterTrustBundle can be named.
+	trustDomains = value{"trust domain", "@TRUST_DOMAIN@", regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`), 253, "a DNS name in lower case"}
 	issuers      = value{"issuer", "@ISSUER@", regexp.MustCompile(`^https://[A-Za-z0-9._~:/%-]+$`), 500, "an https URL"}
 	repositories = value{"image repository", "@REPOSITORY@", regexp.MustCompile(`^[a-z0-9]+([._-]+[a-z0-9]+)*(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$`), 200, "HOST[:PORT][/PATH] in lower case"}
 	tags         = value{"image tag", "@TAG@", regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`), 128, "letters, digits, dots, dashes and underscores"}
@@ -95,11 +94,6 @@ func Install(o Options) ([]byte, error) {
 			return nil, err
 		}
 		pairs = append(pairs, set.mark, set.given)
-	}
-	if o.TrustDomain != "" {
-		if td, err := spiffeid.TrustDomainFromString(o.TrustDomain); err != nil || td.Name() != o.TrustDomain {
-			return nil, fmt.Errorf("trust domain %.80q is none that a SPIFFE ID can have", o.TrustDomain)
-		}
 	}
 	return assemble(strings.NewReplacer(pairs...))
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"flag"
@@ -10,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"helm.sh/helm/v4/pkg/chart/common"
 
 	"github.com/signet-ca/signet/deploy"
 )
@@ -65,13 +66,38 @@ func TestInstallRendering(t *testing.T) {
 	for _, f := range files {
 		want[fmt.Sprintf("%d-%s", f.rank(), f.name)] = marks.Replace(f.text)
 	}
-	golden(t, installDir, want)
+	golden(t, installDir, ".yaml", want)
 }
 
-// golden compares the files of a folder, all of them, or writes them.
-func golden(t *testing.T, dir string, want map[string]string) {
+// What the chart yields with other values; deploy's own tests read it.
+func TestGolden(t *testing.T) {
+	given, err := filepath.Glob(filepath.Join(goldenDir, "*.values.yaml"))
+	if err != nil || len(given) == 0 {
+		t.Fatal(given, err)
+	}
+	want := map[string]string{}
+	for _, path := range given {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values, err := common.ReadValues(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := render(chartDir, deploy.Namespace, values, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want[strings.TrimSuffix(filepath.Base(path), ".values.yaml")+".rendered.yaml"] = text(files)
+	}
+	golden(t, goldenDir, ".rendered.yaml", want)
+}
+
+// golden compares the files of a folder with that suffix, all of them, or writes them.
+func golden(t *testing.T, dir, suffix string, want map[string]string) {
 	t.Helper()
-	there, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	there, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,11 +146,12 @@ func TestInstallAsHelm(t *testing.T) {
 		// What YAML would take for something else than text, were it not quoted.
 		{name: "numbers and words", o: deploy.Options{TrustDomain: "1.20", Repository: "5", Tag: "1e3", KubeletDir: "/1"}},
 		{name: "null", o: deploy.Options{TrustDomain: "null", Repository: "true", Tag: "no", PullPolicy: "Never"}},
-		{name: "dashes", o: deploy.Options{TrustDomain: "---", Tag: "_.-", KubeletDir: "/.k/-"}},
+		{name: "dashes", o: deploy.Options{TrustDomain: "a--b", Tag: "_.-", KubeletDir: "/.k/-"}},
 		{name: "a trailing slash is the issuer's", o: deploy.Options{Issuer: "https://oidc.prod-aks.azure.com/0f/"}},
-		{name: "as long as can be", o: deploy.Options{TrustDomain: long[:255], Tag: long[:128], KubeletDir: "/" + long[:63], Repository: long[:200]}},
+		{name: "as long as can be", o: deploy.Options{TrustDomain: long[:253], Tag: long[:128], KubeletDir: "/" + long[:63], Repository: long[:200]}},
 
-		{name: "too long a trust domain", o: deploy.Options{TrustDomain: long[:256]}, refused: true},
+		{name: "too long a trust domain", o: deploy.Options{TrustDomain: long[:254]}, refused: true},
+		{name: "a trust domain after which no ClusterTrustBundle can be named", o: deploy.Options{TrustDomain: "a_b"}, refused: true},
 		{name: "a trust domain in capitals", o: deploy.Options{TrustDomain: "Example.org"}, refused: true},
 		{name: "a SPIFFE ID", o: deploy.Options{TrustDomain: "spiffe://example.org"}, refused: true},
 		{name: "a quote", o: deploy.Options{TrustDomain: `a"b`}, refused: true},
@@ -161,11 +188,7 @@ func TestInstallAsHelm(t *testing.T) {
 			if tc.refused {
 				return
 			}
-			var want bytes.Buffer
-			for _, f := range files {
-				fmt.Fprintf(&want, "---\n%s\n", strings.Trim(f.text, "\n"))
-			}
-			if !bytes.Equal(got, want.Bytes()) {
+			if string(got) != text(files) {
 				t.Errorf("signet install prints another thing than Helm:\n%s", got)
 			}
 		})

@@ -39,6 +39,15 @@ func run(args []string, stdout, stderr io.Writer) error {
 	dir := flags.String("chart", "../../deploy/chart/signet", "the chart's folder")
 	namespace := flags.String("namespace", "signet-system", "of the release")
 	values := map[string]any{}
+	flags.Func("values", "a FILE with values, as a later -set would say them", func(path string) error {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		more, err := common.ReadValues(data)
+		values = util.CoalesceTables(more, values)
+		return err
+	})
 	flags.Func("set", "KEY=VALUE, like Helm's; may be given more than once", func(s string) error { return strvals.ParseInto(s, values) })
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -47,10 +56,17 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	_, err = io.WriteString(stdout, text(files))
+	return err
+}
+
+// text is what kubectl reads.
+func text(files []file) string {
+	var b strings.Builder
 	for _, f := range files {
-		fmt.Fprintf(stdout, "---\n%s\n", strings.Trim(f.text, "\n"))
+		fmt.Fprintf(&b, "---\n%s\n", strings.Trim(f.text, "\n"))
 	}
-	return nil
+	return b.String()
 }
 
 // file is what one template yields.
