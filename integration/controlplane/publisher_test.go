@@ -43,6 +43,12 @@ func (l *lines) has(s string) bool {
 	return strings.Contains(l.buf.String(), s)
 }
 
+func (l *lines) count(s string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.buf.String(), s)
+}
+
 func newBundle(t testing.TB, number uint32) *ca.Bundle {
 	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString(catest.TrustDomain)
@@ -76,11 +82,16 @@ func (w *watched) shows(t testing.TB, b *ca.Bundle) bool {
 	if err := w.Do(t.Context(), http.MethodGet, bundlePath, nil, &m); err != nil {
 		return false
 	}
-	doc, err := spiffebundle.Parse(b.TrustDomain, []byte(m.Data[seen.BundleJSON]))
+	return showsData(b, m.Data)
+}
+
+// showsData says whether a ConfigMap's data are exactly b.
+func showsData(b *ca.Bundle, data map[string]string) bool {
+	doc, err := spiffebundle.Parse(b.TrustDomain, []byte(data[seen.BundleJSON]))
 	if err != nil {
 		return false
 	}
-	pemDoc, err := x509bundle.Parse(b.TrustDomain, []byte(m.Data[seen.BundlePEM]))
+	pemDoc, err := x509bundle.Parse(b.TrustDomain, []byte(data[seen.BundlePEM]))
 	if err != nil {
 		return false
 	}
@@ -156,7 +167,7 @@ func (w *watched) becomesShown(t *testing.T, name string, b *ca.Bundle, log *lin
 }
 
 // documents are the two forms of a bundle.
-func (w *watched) documents(t testing.TB, b *ca.Bundle) [2]string {
+func (c *cluster) documents(t testing.TB, b *ca.Bundle) [2]string {
 	t.Helper()
 	doc := spiffebundle.FromX509Authorities(b.TrustDomain, b.Roots)
 	doc.SetSequenceNumber(b.Generation.Sequence())
