@@ -57,3 +57,54 @@ func TestClaimedBy(t *testing.T) {
 		})
 	}
 }
+
+// saysAlike checks that what Attest believed is what the evidence had said before it was checked.
+func saysAlike(t *testing.T, said attestor.Claimed, end time.Time, err error, c attestor.Claims) {
+	t.Helper()
+	want := attestor.Claimed{Issuer: c.Issuer, Namespace: c.Namespace, ServiceAccount: c.ServiceAccount, ServiceAccountUID: c.ServiceAccountUID,
+		PodName: c.PodName, PodUID: c.PodUID, NodeName: c.NodeName, NodeUID: c.NodeUID, TokenID: c.TokenID}
+	if err != nil || said != want || !end.Equal(c.ExpireAt) {
+		t.Errorf("unchecked: %+v until %s, %v; checked: %+v until %s", said, end, err, want, c.ExpireAt)
+	}
+}
+
+// TestUnchecked reads what nobody has checked: a signature and a time may be anything, and the rest is as Attest wants it.
+func TestUnchecked(t *testing.T) {
+	c := newCluster(t, "ES256")
+	token := c.token(t)
+	claims, err := c.attestor.Attest(t.Context(), evidence(token), audience, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, end, err := attestor.Unchecked(evidence(token), audience)
+	saysAlike(t, said, end, err, claims)
+	for _, tt := range []struct {
+		name   string
+		change func(*attestortest.Draft)
+		want   api.Reason
+	}{
+		{"another issuer", attestortest.Claim("iss", "https://evil.test"), ""},
+		{"another key", attestortest.Header("kid", "unknown"), ""},
+		{"expired", attestortest.Claim("exp", int64(1)), ""},
+		{"no issuer", attestortest.Without("iss"), api.TokenMalformed},
+		{"no end", attestortest.Without("exp"), api.TokenMalformed},
+		{"no good id", attestortest.Claim("jti", "a b"), api.TokenMalformed},
+		{"another audience", attestortest.Audiences("vault"), api.TokenAudience},
+		{"no pod", func(d *attestortest.Draft) { delete(d.Kubernetes(), "pod") }, api.TokenNotPodBound},
+		{"no node", func(d *attestortest.Draft) { delete(d.Kubernetes(), "node") }, api.NodeUnverifiable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			token := c.token(t, tt.change)
+			said, _, err := attestor.Unchecked(evidence(token), audience)
+			if (err == nil) != (tt.want == "") || err != nil && api.ReasonOf(err) != tt.want {
+				t.Fatalf("error %v, want %q", err, tt.want)
+			}
+			if err == nil && said.PodUID != c.pod.UID || err != nil && said != (attestor.Claimed{}) {
+				t.Errorf("it says %+v", said)
+			}
+		})
+	}
+	if _, _, err := attestor.Unchecked(attestor.Evidence{Kind: "x", Data: []byte(token)}, audience); api.ReasonOf(err) != api.EvidenceKind {
+		t.Errorf("another kind: %v", err)
+	}
+}

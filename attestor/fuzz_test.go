@@ -117,6 +117,10 @@ func FuzzToken(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		said, end, serr := attestor.Unchecked(evidence(token), audience)
+		if serr != nil && (api.ReasonOf(serr) == api.Internal || said != (attestor.Claimed{}) || !end.IsZero()) {
+			t.Errorf("unchecked: %v, %+v, %s", serr, said, end)
+		}
 		got, err := c.attestor.Attest(t.Context(), evidence(token), audience, now)
 		if err != nil {
 			if r := api.ReasonOf(err); r == api.Internal || got != (attestor.Claims{}) {
@@ -125,6 +129,7 @@ func FuzzToken(f *testing.F) {
 			return
 		}
 		agrees(t, set, token, got)
+		saysAlike(t, said, end, serr, got)
 	})
 }
 

@@ -118,8 +118,6 @@ func (w *world) awaitBundle() {
 }
 
 // A token that the pod's author supplies, and one that is not of this very pod, gets a volume nothing.
-//
-// threat: A22
 func TestTokensOfOthers(t *testing.T) {
 	w := newWorld(t)
 	w.startCA()
@@ -175,7 +173,7 @@ func TestTokensOfOthers(t *testing.T) {
 
 // The agent is killed while the CA is away: the next one serves what that one held at once, and lets new pods wait.
 //
-// threat: D15
+// threat: D16
 func TestAgentKilledWhileTheCAIsAway(t *testing.T) {
 	w := newWorld(t)
 	w.startCA()
