@@ -72,9 +72,16 @@ fips: build .cache/testsum ## what touches keys, and the real processes, with Go
 faults: build .cache/testsum ## the CA killed and failed at every call that touches its files: all of them, where `make test` takes a part
 	@SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin .cache/testsum -count=1 -timeout 120m -tags=integration ./integration/faults
 
+# The tests on an existing cluster: its kubeconfig, said on the command line (the environment's could be anybody's), and
+# where it finds the images, under the names that are printed when one is missing. NODES=skip leaves out what needs root.
+e2e_kubeconfig := $(if $(filter command,$(firstword $(origin KUBECONFIG))),$(abspath $(KUBECONFIG)))
+
 .PHONY: e2e
-e2e: .cache/testsum ## tests on the control plane of a real Kubernetes; building that takes 5 to 12 minutes, once
-	@cluster=$$(GO="$(GO)" scripts/cluster.sh) && SIGNET_CLUSTER="$$cluster" .cache/testsum -count=1 -tags=cluster -timeout 15m ./integration/controlplane
+e2e: build images envoy .cache/testsum ## tests on a real Kubernetes of two nodes (root); building that takes 10 to 15 minutes, once
+	@cluster=$$(GO="$(GO)" scripts/cluster.sh $(if $(filter skip,$(NODES))$(e2e_kubeconfig),,nodes)) && \
+	SIGNET_CLUSTER="$$cluster" SIGNET_BIN="$(CURDIR)/bin" SIGNET_IMAGES="$(CURDIR)/bin/images" SIGNET_NODES="$(NODES)" \
+	SIGNET_KUBECONFIG="$(e2e_kubeconfig)" SIGNET_REGISTRY="$(REGISTRY)" SIGNET_ENVOY="$$(ls -d "$(CURDIR)"/.cache/envoy/*/envoy 2>/dev/null | tail -n 1)" \
+	.cache/testsum -count=1 -p=1 -tags=cluster -timeout 15m ./integration/controlplane ./integration/nodes
 
 .PHONY: images-test
 images-test: .cache/testsum ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)

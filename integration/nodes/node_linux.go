@@ -335,6 +335,26 @@ func (n *Node) Stop() {
 	})
 }
 
+// Volume makes a folder on the node's disk and returns the YAML of a PersistentVolume that is this folder.
+func (n *Node) Volume(t testing.TB, name string) string {
+	t.Helper()
+	dir := n.file("volumes/" + name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: %s-%s}
+spec:
+  capacity: {storage: 10Gi}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  local: {path: %q}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}]}}
+`, n.Name, name, dir, n.Name)
+}
+
 // Import puts images into the node's containerd, from an archive of Docker's or of OCI.
 func (n *Node) Import(ctx context.Context, archive string) error {
 	if out, err := n.Command(ctx, "ctr", "-n", "k8s.io", "images", "import", archive).CombinedOutput(); err != nil {

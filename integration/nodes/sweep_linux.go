@@ -61,7 +61,7 @@ func cgroupHierarchies() ([]string, error) {
 	}
 	var list []string
 	for _, e := range entries {
-		if e.IsDir() && e.Name() != "unified" { // the links are other names of the same
+		if e.IsDir() { // the links are other names of the same
 			list = append(list, filepath.Join(cgroupRoot, e.Name()))
 		}
 	}
