@@ -12,7 +12,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -25,6 +24,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/signet-ca/signet/internal/daemon/daemontest"
 )
 
 // Issuer is the "iss" of the cluster's tokens.
@@ -149,12 +150,12 @@ func (c *ControlPlane) startEtcd(t testing.TB, binary string) string {
 // startAPIServer starts it on a free port.
 func (c *ControlPlane) startAPIServer(t testing.TB) error {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := daemontest.FreeAddress()
 	if err != nil {
 		return err
 	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err := errors.Join(err, l.Close()); err != nil {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
 		return err
 	}
 	c.URL = "https://127.0.0.1:" + port
