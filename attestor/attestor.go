@@ -46,7 +46,25 @@ type Prover interface {
 	Prove(ctx context.Context) (Evidence, error)
 }
 
-type asideKey struct{}
+type (
+	asideKey   struct{}
+	refusalKey struct{}
+)
+
+// WithRefusal returns a context for Attest that has it call refuse with the claims of evidence that is good by itself,
+// before it asks somebody else about it, if it does. An error is the answer, and nobody is asked: whose claims are worth
+// nothing to the caller may not cost others the time of an API server. The claims are not yet reviewed.
+func WithRefusal(ctx context.Context, refuse func(Claims) error) context.Context {
+	return context.WithValue(ctx, refusalKey{}, refuse)
+}
+
+// refusal calls what WithRefusal has put into ctx.
+func refusal(ctx context.Context, c Claims) error {
+	if refuse, ok := ctx.Value(refusalKey{}).(func(Claims) error); ok {
+		return refuse(c)
+	}
+	return nil
+}
 
 // WithAside returns a context for Attest that has it run, by aside, whatever waits for somebody else: an API server that
 // reviews a token, a key set that is read anew. So the caller can let others have his place meanwhile: what he bounds is

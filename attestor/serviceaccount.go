@@ -86,8 +86,8 @@ func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
 
 // Attest checks a token. In this order, it (1) bounds it and takes it apart, (2) looks up its issuer, before anything is
 // spent on its signature, (3) verifies the signature, (4) reads its Kubernetes claims, (5) checks that audience is its
-// only audience, (6) checks its times, and, where its issuer has a review, (7) asks the API server, which may take as long
-// as the review's timeout. Claims are always those of the token itself; the review can only refuse them. What fails from
+// only audience, (6) checks its times, and, where its issuer has a review and the caller may use such claims (WithRefusal), (7)
+// asks the API server, which may take as long as the review's timeout. Claims are always those of the token itself; the review can only refuse them. What fails from
 // (5) on is refused with an error that ClaimedBy knows.
 func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
 	start := time.Now()
@@ -98,6 +98,9 @@ func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string
 	r, ok := a.reviews[c.Issuer]
 	if !ok {
 		return c, nil
+	}
+	if err := refusal(ctx, c); err != nil {
+		return Claims{}, refusedOf(c, err)
 	}
 	if err := r.check(ctx, e.Data, c, audience); err != nil { // (7)
 		return Claims{}, refusedOf(c, err)

@@ -231,6 +231,27 @@ func TestReviewSparesTheServer(t *testing.T) {
 	}
 }
 
+// What the caller has no use for is refused before the API server is asked, and the refusal tells whose it was.
+func TestReviewSparedByCaller(t *testing.T) {
+	r := &reviewer{}
+	c := reviewed(t, r, attestor.ReviewConfig{})
+	r.answer = says(yes(c.pod), nil)
+	for _, no := range []error{nil, api.E(api.NotAnAgent, "not this one")} {
+		var seen []attestor.Claims
+		ctx := attestor.WithRefusal(t.Context(), func(c attestor.Claims) error {
+			seen = append(seen, c)
+			return no
+		})
+		got, err := c.attestor.Attest(ctx, evidence(c.token(t, attestortest.Claim("jti", testJTI))), audience, time.Now())
+		claimed, _ := attestor.ClaimedBy(err)
+		if n := r.asked.Swap(0); len(seen) != 1 || seen[0].PodUID != c.pod.UID || (n == 0) != (no != nil) || (err == nil) != (no == nil) || (got.PodUID == "") != (no != nil) {
+			t.Errorf("refused with %v: %v, %v after %d questions", no, got, err, n)
+		} else if no != nil && (claimed.PodUID != c.pod.UID || api.AsError(err).Reason != api.NotAnAgent) {
+			t.Errorf("%v of %v", err, claimed)
+		}
+	}
+}
+
 type later struct {
 	error
 	after time.Duration

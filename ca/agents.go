@@ -75,17 +75,31 @@ func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte
 // attestNode checks an agent's own token: audience of agents, our agents' ServiceAccount, a node that it is bound to. Where
 // it is a good token of somebody who is no agent, the claims come with the error.
 func (ca *CA) attestNode(ctx context.Context, e attestor.Evidence, now time.Time) (attestor.Claims, error) {
+	// Any pod can have a token for this audience, so who is no agent is told so before an API server is asked about it.
+	var refused attestor.Claims
+	ctx = attestor.WithRefusal(ctx, func(c attestor.Claims) error {
+		err := ca.checkIsAgent(c)
+		if err != nil {
+			refused = c
+		}
+		return err
+	})
 	c, err := ca.attest(ctx, e, api.AgentAudience(ca.cfg.TrustDomain), now)
 	if err != nil {
-		return attestor.Claims{}, err
+		return refused, err
 	}
-	if c.Namespace != ca.cfg.Agents.Namespace || c.ServiceAccount != ca.cfg.Agents.ServiceAccount {
-		return c, api.E(api.NotAnAgent, "the token belongs to a pod that is not an agent")
+	return c, ca.checkIsAgent(c)
+}
+
+// checkIsAgent wants the ServiceAccount of our agents, and a node.
+func (ca *CA) checkIsAgent(c attestor.Claims) error {
+	switch {
+	case c.Namespace != ca.cfg.Agents.Namespace || c.ServiceAccount != ca.cfg.Agents.ServiceAccount:
+		return api.E(api.NotAnAgent, "the token belongs to a pod that is not an agent")
+	case c.NodeUID == "":
+		return api.E(api.NodeUnverifiable, "the agent's token does not say on which node it runs")
 	}
-	if c.NodeUID == "" {
-		return c, api.E(api.NodeUnverifiable, "the agent's token does not say on which node it runs")
-	}
-	return c, nil
+	return nil
 }
 
 // verifyPeer returns the identity of a client certificate that verifies now against the bundle as it is now.

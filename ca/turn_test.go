@@ -27,6 +27,7 @@ type slowly struct {
 	pods  sync.Map // by token
 	jwks  []byte
 	read  atomic.Bool // the key set; after that it hangs
+	asked atomic.Int64
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -40,6 +41,7 @@ func (s *slowly) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // ReviewToken implements attestor.TokenReviewer.
 func (s *slowly) ReviewToken(ctx context.Context, token []byte, audience string) (attestor.TokenReview, error) {
+	s.asked.Add(1)
 	select {
 	case <-time.After(s.after):
 	case <-ctx.Done():
@@ -82,6 +84,24 @@ func reviewed(t *testing.T, f func(t *testing.T, s *catest.Server, slow *slowly)
 		s.WaitReady()
 		f(t, s, slow)
 		s.Stop()
+	})
+}
+
+// TestNoAgentNoReview sends tokens of pods that are no agents, which any pod can have as many of as it likes: they are
+// refused and recorded before the API server is asked, or agents would wait for its slots behind them.
+//
+// threat: J08
+func TestNoAgentNoReview(t *testing.T) {
+	reviewed(t, func(t *testing.T, s *catest.Server, slow *slowly) {
+		n := &node{t: t, s: s, pod: s.Pod("shop", "web", "web", "node-1")}
+		for range 10 {
+			_, _, err := n.attest(nil)
+			wantReason(t, err, api.NotAnAgent)
+		}
+		entries := listAudit(t, s.CA(), &apiv1.ListAuditRequest{Namespace: "shop"})
+		if asked := slow.asked.Load(); asked != 0 || len(entries) != 1 || entries[0].GetReason() != string(api.NotAnAgent) || entries[0].GetPodUid() != n.pod.UID {
+			t.Errorf("asked %d times, on record: %v", asked, entries)
+		}
 	})
 }
 

@@ -204,7 +204,7 @@ func certificate(s *x509svid.SVID) *tls.Certificate {
 // run starts Envoy and waits for its listeners.
 func (r *rig) run(binary, config, admin string) {
 	var log bytes.Buffer
-	cmd := exec.Command(binary, "-c", config, "--use-dynamic-base-id", "--admin-address-path", admin, "--concurrency", "1", "--log-level", "warning")
+	cmd := exec.Command(binary, "-c", config, "--disable-hot-restart", "--admin-address-path", admin, "--concurrency", "1", "--log-level", "warning")
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)

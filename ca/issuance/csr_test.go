@@ -358,7 +358,7 @@ func TestParseCSRKeys(t *testing.T) {
 			began := time.Now()
 			_, err := ParseCSR(p.der(), Keys{Ed25519: true})
 			wantReason(t, err, tt.want)
-			if d := time.Since(began); d > time.Second {
+			if d := time.Since(began); d > 10*time.Second { // a big number may take minutes
 				t.Errorf("refusing it took %s", d)
 			}
 		})

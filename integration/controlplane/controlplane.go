@@ -13,7 +13,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -27,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/signet-ca/signet/internal/daemon/daemontest"
 )
 
 // Issuer is the "iss" of the cluster's tokens.
@@ -177,16 +178,15 @@ func (c *ControlPlane) startEtcd(t testing.TB, binary string) string {
 // startAPIServer starts it on a free port.
 func (c *ControlPlane) startAPIServer(t testing.TB) error {
 	t.Helper()
-	address := c.config.Address.String()
-	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	free, err := daemontest.FreeAddress()
 	if err != nil {
 		return err
 	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err := errors.Join(err, l.Close()); err != nil {
+	_, port, err := net.SplitHostPort(free)
+	if err != nil {
 		return err
 	}
-	c.URL = "https://" + net.JoinHostPort(address, port)
+	c.URL = "https://" + net.JoinHostPort(c.config.Address.String(), port)
 	return c.runAPIServer(t, port)
 }
 

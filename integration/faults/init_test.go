@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"github.com/signet-ca/signet/attestor/attestortest"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/store"
+	"github.com/signet-ca/signet/internal/daemon/daemontest"
 	"github.com/signet-ca/signet/internal/durable"
 )
 
@@ -58,13 +58,11 @@ directory: {kind: none}
 // configure writes the configuration of a CA into dir, its state below state, and returns the address that it will serve.
 func configure(t testing.TB, dir, state string, tokens *attestortest.Issuer) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := daemontest.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().String()
 	err = errors.Join(
-		l.Close(),
 		os.WriteFile(filepath.Join(dir, "ca.yaml"), fmt.Appendf(nil, caConfig, address, dir, state), 0o600),
 		os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("apiVersion: signet.dev/v1\nkind: Policy\nnamespaces: [shop]\n"), 0o600),
 		os.WriteFile(filepath.Join(dir, "jwks.json"), tokens.JWKS(), 0o600),

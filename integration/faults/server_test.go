@@ -188,6 +188,9 @@ func TestServerKilled(t *testing.T) {
 			killed++
 		}
 		s.judge(fmt.Sprintf("life %d, killed at write %d", life, at))
+		if exhaustive() && life%100 == 0 {
+			t.Logf("%d lives", life) // this takes an hour and more
+		}
 		if t.Failed() || err == nil && exhaustive() {
 			break
 		}

@@ -4,9 +4,11 @@ package daemontest
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -31,20 +33,25 @@ type Command = func(ts *testscript.TestScript, neg bool, args []string)
 //	edit FILE OLD NEW                    replaces OLD, which must be there once; \n in NEW begins a line
 //	mode FILE MODE                       the file has exactly that mode
 //	exit CODE COMMAND [ARG ...]          the command ends with that code
+//	says FILE PATTERN ...                waits until every pattern matches what is in the file
 //	term                                 sends SIGTERM to all that runs in the background
 func Commands(own map[string]Command) map[string]Command {
-	all := map[string]Command{"http": get, "edit": edit, "mode": mode, "exit": Exit, "term": term}
+	all := map[string]Command{"http": get, "edit": edit, "mode": mode, "exit": Exit, "says": says, "term": term}
 	maps.Copy(all, own)
 	return all
 }
 
-// FreeAddress returns an address on loopback whose TCP port was free a moment ago.
+// FreeAddress returns an address on loopback whose TCP port was free a moment ago. It is none of those that the kernel
+// gives to connections: what else runs here would take one of those before long.
 func FreeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(22000))); err == nil {
+			return l.Addr().String(), l.Close()
+		}
 	}
-	return l.Addr().String(), l.Close()
+	return "", err
 }
 
 func get(ts *testscript.TestScript, neg bool, args []string) {
@@ -57,6 +64,18 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("%s answered last:\n%s", args[0], last)
+}
+
+func says(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, !neg && len(args) > 1, "says FILE PATTERN ...")
+	var last []byte
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		data, err := os.ReadFile(ts.MkAbs(args[0]))
+		if last = data; err == nil && matches(ts, string(data), args[1:]) {
+			return
+		}
+	}
+	ts.Fatalf("%s said:\n%s", args[0], last)
 }
 
 func ask(target string) (ok bool, body string) {
