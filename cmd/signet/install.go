@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,24 +20,32 @@ cluster. It is the Helm chart's default rendering; for all else that can be set,
 
 The same line again, with a newer signet, upgrades. The trust domain cannot be changed: a renamed one is a new one.
 
-To remove Signet, first delete every pod that has the volume: without the agent the others would hang in Terminating.
-Then pipe the same manifests into "kubectl delete -f -". That deletes the namespace with the CA's root in it; no SVID
-can be renewed from then on.`,
+"signet uninstall" removes it: first the pods that have the volume, then the agents, since without them those would
+hang in Terminating.`,
 		Example: `  signet install | kubectl apply -f -
   signet install --trust-domain prod.example.org --image-repository registry.example.org/signet | kubectl apply -f -
-  signet install | kubectl diff -f -     # what an upgrade would change`,
+  signet install | kubectl diff -f -     # what an upgrade would change
+  signet check --wait                    # once it is applied: is all well?`,
 		Args: noArgs,
 	}
 	var o deploy.Options
 	f := c.Flags()
 	f.StringVar(&o.TrustDomain, "trust-domain", d.TrustDomain, "`NAME` of the trust domain, part of every SPIFFE ID")
-	f.StringVar(&o.Issuer, "issuer", d.Issuer, "`URL` that the cluster's tokens name as their issuer")
+	f.StringVar(&o.Issuer, "issuer", d.Issuer, "`URL` of the cluster's tokens, as in kubectl get --raw /.well-known/openid-configuration")
 	f.StringVar(&o.Repository, "image-repository", d.Repository, "`PREFIX` of the images' names, as in PREFIX/signet-ca")
 	f.StringVar(&o.Tag, "image-tag", imageTag(a.version), "`TAG` of the images")
 	f.StringVar(&o.PullPolicy, "image-pull-policy", d.PullPolicy, "`POLICY`: Always, IfNotPresent or Never")
 	f.StringVar(&o.KubeletDir, "kubelet-dir", d.KubeletDir, "`FOLDER` of kubelet on the nodes, its --root-dir")
 	c.RegisterFlagCompletionFunc("image-pull-policy", cobra.FixedCompletions([]string{"Always", "IfNotPresent", "Never"}, cobra.ShellCompDirectiveNoFileComp))
 	c.RunE = func(*cobra.Command, []string) error {
+		for name, value := range map[string]string{
+			"trust-domain": o.TrustDomain, "issuer": o.Issuer, "image-repository": o.Repository, "image-tag": o.Tag,
+			"image-pull-policy": o.PullPolicy, "kubelet-dir": o.KubeletDir,
+		} {
+			if value == "" { // of a variable that is not set, probably
+				return usageError{fmt.Errorf("--%s is empty", name)}
+			}
+		}
 		manifests, err := deploy.Install(o)
 		if err != nil {
 			return usageError{err}
