@@ -81,7 +81,9 @@ type Identity struct {
 	mu      sync.Mutex // guards what follows
 	proof   proof
 	streams map[uint64]*apiv1.Stream
-	volumes int // of its pod, each from Offer to Release: kubelet keeps bringing tokens as long as there is one
+
+	volumes  int  // of its pod, each from Offer to Release: kubelet keeps bringing tokens as long as there is one
+	released bool // there were volumes, and all are gone
 
 	cacheMu sync.Mutex // guards what follows; held while its entry in the cache is written or removed
 	dropped bool       // it is kept no more, and has no entry any more
@@ -133,8 +135,12 @@ func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 	} else {
 		id.streams[stream] = s
 	}
+	released := id.released
 	id.mu.Unlock()
 	id.agent.touch()
+	if s == nil && released {
+		id.drop()
+	}
 }
 
 // offer hands over a proof; one that expires later replaces an earlier one. What was said of the earlier token is not true

@@ -85,22 +85,31 @@ func (id *Identity) deliver(e attestor.Evidence, end time.Time, volume string) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	id.volumes++
+	id.released = false
 	refused := aboutToken(id.held.Load().Refusal) && !bytes.Equal(e.Data, id.proof.evidence.Data)
 	if end.After(id.proof.end) || refused {
 		id.take(e, end, volume)
 	}
 }
 
-// Release lets go of what one Offer took. With the last of them the identity is dropped, from the cache too, unless a stream
-// still uses it: the pod is gone.
+// Release lets go of what one Offer took. With the last of them the identity is dropped, from the cache too, as soon as no
+// stream uses it: the pod is gone.
 func (id *Identity) Release() {
+	id.mu.Lock()
+	id.volumes--
+	id.released = id.volumes == 0
+	id.mu.Unlock()
+	id.drop()
+}
+
+// drop drops an identity whose volumes are gone, unless a stream uses it; whose last stream ends calls it again.
+func (id *Identity) drop() {
 	a := id.agent
 	a.mu.Lock()
 	id.mu.Lock()
-	id.volumes--
-	gone := id.volumes == 0 && len(id.streams) == 0
+	gone := id.released && len(id.streams) == 0 && a.identities[id.key] == id
 	id.mu.Unlock()
-	if gone = gone && a.identities[id.key] == id; gone {
+	if gone {
 		delete(a.identities, id.key)
 		if id.stop != nil {
 			id.stop()

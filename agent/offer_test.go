@@ -215,8 +215,11 @@ func TestRelease(t *testing.T) {
 		if next := offer(); next != id {
 			t.Error("it is another identity, though a stream has it")
 		}
-		id.Report(7, nil)
 		id.Release()
+		if held() != 1 {
+			t.Error("dropped under an open stream")
+		}
+		id.Report(7, nil) // it ends
 		if held() != 0 || n.metric("signet_agent_svids") != 0 {
 			t.Errorf("without a volume %d entries are left", held())
 		}
