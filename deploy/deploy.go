@@ -120,7 +120,7 @@ func assemble(values *strings.Replacer) ([]byte, error) {
 	var out bytes.Buffer
 	all := strings.NewReplacer(digests...)
 	for _, text := range texts {
-		fmt.Fprintf(&out, "---\n%s\n", strings.Trim(all.Replace(text), "\n"))
+		fmt.Fprintf(&out, "---\n%s\n", strings.TrimPrefix(strings.Trim(all.Replace(text), "\n"), "---\n"))
 	}
 	return out.Bytes(), nil
 }

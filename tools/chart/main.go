@@ -64,7 +64,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 func text(files []file) string {
 	var b strings.Builder
 	for _, f := range files {
-		fmt.Fprintf(&b, "---\n%s\n", strings.Trim(f.text, "\n"))
+		fmt.Fprintf(&b, "---\n%s\n", strings.TrimPrefix(strings.Trim(f.text, "\n"), "---\n"))
 	}
 	return b.String()
 }
