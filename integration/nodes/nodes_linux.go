@@ -32,8 +32,9 @@ type Cluster struct {
 	Nodes      []*Node // ours, none on an existing cluster
 	Registry   string  // what images' names begin with
 
+	Probe string // file of the program of the probe's image
+
 	binary string
-	probe  string // file
 }
 
 // Start starts a cluster that ends with the test, or finds the one that KubeconfigVariable names. TestMain has to be Main.
@@ -69,17 +70,16 @@ func (c *Cluster) start(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	var probe string
-	wg.Go(func() { probe = buildProbe(t) })
+	wg.Go(func() { c.Probe = buildProbe(t) })
 	for _, n := range c.Nodes {
 		n.Boot(t)
 	}
 	wg.Wait()
-	if probe == "" {
+	if c.Probe == "" {
 		t.FailNow()
 	}
 	dns := filepath.Join(filepath.Dir(c.binary), "dns")
-	c.Import(t, Image{Name: probeImage, Entrypoint: []string{"/probe"}, Files: map[string]string{"/probe": probe}})
+	c.Import(t, Image{Name: probeImage, Entrypoint: []string{"/probe"}, Files: map[string]string{"/probe": c.Probe}})
 	c.Import(t, Image{Name: dnsImage, Entrypoint: []string{"/dns"}, Files: map[string]string{"/dns": dns}})
 	c.Apply(t, dnsObjects)
 	c.Wait(t, "node", "--all", "--for=condition=Ready")
@@ -120,9 +120,14 @@ func (c *Cluster) ImportArchive(t testing.TB, archive string) {
 	}
 }
 
+// Command is a kubectl as the cluster's administrator.
+func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, c.binary, append([]string{"kubectl", "--kubeconfig=" + c.Kubeconfig}, args...)...)
+}
+
 // Kubectl runs kubectl as the cluster's administrator, and returns what it printed. The error has what it complained of.
 func (c *Cluster) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, c.binary, append([]string{"kubectl", "--kubeconfig=" + c.Kubeconfig}, args...)...)
+	cmd := c.Command(ctx, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

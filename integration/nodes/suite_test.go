@@ -41,6 +41,7 @@ func TestCluster(t *testing.T) {
 		{"Services", true, (*suite).services},
 		{"Install", true, (*suite).install},
 		{"WorkloadAPI", false, (*suite).workloadAPI},
+		{"Envoy", false, (*suite).envoy},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { t.Cleanup(func() { failed(t) }); test.run(s, t) }) && test.prepare {
 			return
@@ -86,6 +87,8 @@ type pod struct {
 	more                  string // of the pod's spec, as JSON fields with a comma at the end
 	volume                string // replaces the volume, JSON without braces
 	noVolume              bool
+	restart               string // policy; "" is Never
+	beside, volumes       string // another container and its volumes, JSON
 }
 
 // json is the object.
@@ -96,7 +99,11 @@ func (p pod) json(s *suite) string {
 		if source == "" {
 			source = `"driver": "csi.signet.dev", "readOnly": true`
 		}
-		volume = `"volumes": [{"name": "signet", "csi": {` + source + `}}],`
+		more := ""
+		if p.volumes != "" {
+			more = ", " + p.volumes
+		}
+		volume = `"volumes": [{"name": "signet", "csi": {` + source + `}}` + more + `],`
 		mount = `"volumeMounts": [{"name": "signet", "mountPath": "/run/signet-workload", "readOnly": true}],`
 	}
 	if p.account != "" {
@@ -106,22 +113,30 @@ func (p pod) json(s *suite) string {
 	if args == "" {
 		args = "[]"
 	}
+	beside := ""
+	if p.beside != "" {
+		beside = ", " + p.beside
+	}
+	restart := p.restart
+	if restart == "" {
+		restart = "Never"
+	}
 	node := ""
 	if p.node != "" {
 		node = `"nodeSelector": {"kubernetes.io/hostname": "` + p.node + `"},`
 	}
 	return fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": %q, "name": %q, "labels": {"app": %q}},
-		"spec": {%s %s %s %s "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
+		"spec": {%s %s %s %s "restartPolicy": %q, "terminationGracePeriodSeconds": 1,
 		"securityContext": {"runAsUser": 1000, "runAsNonRoot": true},
 		"containers": [{"name": "main", "image": "%s/signet-probe:1", "imagePullPolicy": "IfNotPresent", %s "args": %s,
-		"env": [{"name": "SPIFFE_ENDPOINT_SOCKET", "value": "unix:///run/signet-workload/agent.sock"}]}]}}
-`, p.namespace, p.name, p.app, node, account, volume, p.more, s.Registry, mount, args)
+		"env": [{"name": "SPIFFE_ENDPOINT_SOCKET", "value": "unix:///run/signet-workload/agent.sock"}]}%s]}}
+`, p.namespace, p.name, p.app, node, account, volume, p.more, restart, s.Registry, mount, args, beside)
 }
 
 // answer is what `probe get` prints.
 type answer struct {
-	Failed int
-	Last   string
+	Sent, Failed int
+	Last         string
 }
 
 // get has the probe in a pod send requests, each on a connection of its own.

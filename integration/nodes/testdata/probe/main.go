@@ -3,6 +3,9 @@
 //	probe                wait for a signal, and for children that lost their parents: also the pause container
 //	probe serve ADDR     answer HTTP requests with what the client was told to be
 //	probe get N URL      send N requests, each on a connection of its own, and print how many failed and the last answer
+//	probe load URL       the same until standard input ends, fifty a second
+//	probe quit URL       have the Envoy with that admin interface end
+//	probe watch          fetch the X.509 SVID again and again, and say when that begins to fail or to succeed
 //	probe svid           fetch the X.509 SVID over the Workload API, say how long it took, and end
 package main
 
@@ -32,6 +35,12 @@ func main() {
 		err = serve(args[1])
 	case args[0] == "get" && len(args) == 3:
 		err = get(args[1], args[2])
+	case args[0] == "load" && len(args) == 2:
+		err = load(args[1])
+	case args[0] == "quit" && len(args) == 2:
+		err = quit(args[1])
+	case args[0] == "watch" && len(args) == 1:
+		err = watch()
 	case args[0] == "svid" && len(args) == 1:
 		err = svid()
 	default:
@@ -66,27 +75,79 @@ func serve(address string) error {
 	return server.ListenAndServe()
 }
 
+// tally is how requests went.
+type tally struct {
+	Sent   int    `json:"sent"`
+	Failed int    `json:"failed"`
+	Last   string `json:"last"` // answer, or of the first that failed
+}
+
+var client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+func (c *tally) send(url string) {
+	c.Sent++
+	resp, err := client.Get(url)
+	if err != nil {
+		c.Failed, c.Last = c.Failed+1, err.Error()
+		return
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+	if c.Failed == 0 {
+		c.Last = fmt.Sprintf("%s: %s", resp.Status, body)
+	}
+	if err != nil || resp.StatusCode != http.StatusOK {
+		c.Failed++
+	}
+}
+
 func get(times, url string) error {
 	n, err := strconv.Atoi(times)
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	failed, last := 0, ""
+	var c tally
 	for range n {
-		resp, err := client.Get(url)
-		if err != nil {
-			failed, last = failed+1, err.Error()
-			continue
-		}
-		body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
-		resp.Body.Close()
-		if err != nil || resp.StatusCode != http.StatusOK {
-			failed++
-		}
-		last = fmt.Sprintf("%s: %s", resp.Status, body)
+		c.send(url)
 	}
-	return json.NewEncoder(os.Stdout).Encode(map[string]any{"failed": failed, "last": last})
+	return json.NewEncoder(os.Stdout).Encode(c)
+}
+
+func load(url string) error {
+	ended := make(chan struct{})
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); close(ended) }()
+	var c tally
+	tick := time.NewTicker(20 * time.Millisecond)
+	for {
+		select {
+		case <-ended:
+			return json.NewEncoder(os.Stdout).Encode(c)
+		case <-tick.C:
+			c.send(url)
+		}
+	}
+}
+
+func quit(admin string) error {
+	resp, err := client.Post(admin+"/quitquitquit", "", nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+func watch() error {
+	go func() { wait(); os.Exit(0) }()
+	for was, first := false, true; ; first = false {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_, err := workloadapi.FetchX509SVID(ctx)
+		cancel()
+		if ok := err == nil; first || ok != was {
+			was = ok
+			fmt.Printf("{\"at\": %d, \"ok\": %t}\n", time.Now().UnixMicro(), ok)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // svid says in its log and in the container's message of termination what it got.
