@@ -191,7 +191,11 @@ func (w *world) start(name, config string) *process {
 	}
 	defer log.Close()
 	p := &process{t: w.t, done: make(chan struct{})}
-	p.cmd = exec.Command(binary(w.t, name), "run", "--config", filepath.Join(w.dir, config), "--log-level", "debug")
+	args := []string{binary(w.t, name), "run", "--config", filepath.Join(w.dir, config), "--log-level", "debug"}
+	if setpriv, err := exec.LookPath("setpriv"); err == nil && os.Getuid() == 0 {
+		args = append([]string{setpriv, "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"}, args...) // as in its container
+	}
+	p.cmd = exec.Command(args[0], args[1:]...)
 	p.cmd.Stderr, p.cmd.Env = log, append(os.Environ(), "NODE_NAME="+nodeName)
 	if err := p.cmd.Start(); err != nil {
 		w.t.Fatal(err)
