@@ -208,6 +208,8 @@ const (
 	InputUnreadable Reason = "INPUT_UNREADABLE"
 	// OutputFailed: what the command has to say cannot be written.
 	OutputFailed Reason = "OUTPUT_FAILED"
+	// ClusterUnavailable: the cluster cannot be asked.
+	ClusterUnavailable Reason = "CLUSTER_UNAVAILABLE"
 	// Internal: something is wrong inside Signet.
 	Internal Reason = "INTERNAL"
 )
@@ -522,6 +524,9 @@ var table = []Page{
 	{OutputFailed, 908, KindNotReady, "What the command has to say cannot be written",
 		"The disk is full or failed, or whoever read the output went away.",
 		"Make room or name another place, and give the command again: a file that is not whole was removed."},
+	{ClusterUnavailable, 909, KindUnavailable, "The cluster cannot be asked",
+		"The kubeconfig names no cluster, or its API server does not answer or does not take the credentials in it.",
+		"Try `kubectl cluster-info` with the same kubeconfig and context; what helps there helps here."},
 	{Internal, 999, KindInternal, "Something is wrong inside Signet",
 		"This should not happen.",
 		"Report it with the correlation id and the log around it."},

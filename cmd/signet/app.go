@@ -59,6 +59,8 @@ func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		inGroup(groupStart, demo.Command()),
 		inGroup(groupStart, a.installCommand()),
+		inGroup(groupStart, a.checkCommand()),
+		inGroup(groupStart, a.uninstallCommand()),
 		inGroup(groupLook, a.svidCommand()),
 		inGroup(groupLook, a.bundleCommand()),
 		inGroup(groupLook, a.authorityCommand()),
@@ -107,8 +109,10 @@ func (a *app) root() *cobra.Command {
 		Use:   "signet",
 		Short: "Look at and operate a Signet CA",
 		Long: "Signet gives each workload of a Kubernetes cluster a short-lived SPIFFE identity. This is its operator's tool;\n" +
-			"it speaks to the CA over the CA's admin socket.",
+			"it speaks to the CA over the CA's admin socket, and to a cluster as kubectl does.",
 		Example: "  signet demo                   # see it work, on this machine\n" +
+			"  signet install | kubectl apply -f -\n" +
+			"  signet check --wait           # is it working in the cluster? If not, what to do?\n" +
 			"  signet svid list              # which pod holds which SVID, and who acknowledged it\n" +
 			"  signet svid inspect web.pem   # is this certificate a correct SVID?\n" +
 			"  signet why 4be1f0a7c2d95e38   # why was this request refused?\n" +

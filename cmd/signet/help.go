@@ -122,7 +122,8 @@ func exitCodesTopic() *cobra.Command {
   2    usage: the command line is wrong, nothing was done
   3    findings: the command worked, and something is not as it should be
        (svid inspect: the certificate breaks a rule; svid list --check: an
-       SVID has expired, its renewal fails, or a proxy rejected it)
+       SVID has expired, its renewal fails, or a proxy rejected it; check:
+       something is bad or unknown; uninstall: pods have the volume)
   124  timed out; safe to run again
 
 A command that a signal ends, ends by that signal. With --watch, Ctrl-C is

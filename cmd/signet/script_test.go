@@ -87,13 +87,14 @@ func TestScripts(t *testing.T) {
 			return false, errors.New("unknown condition")
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ca":    cmdCA,
-			"await": cmdAwait,
-			"files": cmdFiles,
-			"looks": cmdLooks,
-			"exits": daemontest.Exit,
-			"mint":  cmdMint,
-			"tls":   cmdTLS,
+			"ca":      cmdCA,
+			"cluster": cmdCluster,
+			"await":   cmdAwait,
+			"files":   cmdFiles,
+			"looks":   cmdLooks,
+			"exits":   daemontest.Exit,
+			"mint":    cmdMint,
+			"tls":     cmdTLS,
 		},
 	})
 }

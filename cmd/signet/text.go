@@ -74,10 +74,10 @@ func (p pen) words(text []byte) []byte {
 	if !p.on {
 		return text
 	}
-	loud := regexp.MustCompile(`\b(ERROR|EXPIRED|NACK|FAILED|WARNING|OVERDUE|WAIT)\b`)
+	loud := regexp.MustCompile(`\b(ERROR|EXPIRED|NACK|FAILED|BAD|WARNING|OVERDUE|WAIT|UNKNOWN)\b`)
 	return loud.ReplaceAllFunc(text, func(w []byte) []byte {
 		switch string(w) {
-		case "WARNING", "OVERDUE", "WAIT":
+		case "WARNING", "OVERDUE", "WAIT", "UNKNOWN":
 			return []byte(p.yellow(string(w)))
 		}
 		return []byte(p.red(string(w)))
