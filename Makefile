@@ -87,6 +87,10 @@ e2e: build images envoy .cache/testsum ## tests on a real Kubernetes of two node
 images-test: .cache/testsum ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
 	@nice .cache/testsum -C tools -count=1 -timeout 20m $(IMAGESFLAGS) ./images
 
+.PHONY: chart-test
+chart-test: .cache/testsum ## the Helm chart yields what is on record, and what `signet install` prints
+	@.cache/testsum -C tools/chart -count=1 .
+
 .PHONY: fuzz
 fuzz: need-go ## every fuzz target, FUZZTIME each (20s)
 	@grep -rE --include='*_test.go' --exclude-dir=.cache -o '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file func; do \
@@ -114,23 +118,27 @@ vet: need-go
 	$(GO) vet ./...
 	$(GO) vet -tags=$(TAGS) ./...
 	$(GO) vet -C tools ./...
+	$(GO) vet -C tools/chart ./...
 
 .PHONY: fix
 fix: need-go
 	$(GO) fix -diff ./...
 	$(GO) fix -diff -tags=$(TAGS) ./...
 	$(GO) fix -C tools -diff ./...
+	$(GO) fix -C tools/chart -diff ./...
 
 .PHONY: tidy
 tidy: need-go
 	$(GO) mod tidy -diff
 	$(GO) mod verify
 	$(GO) mod tidy -C tools -diff
+	$(GO) mod tidy -C tools/chart -diff
 
 .PHONY: staticcheck
 staticcheck: need-go
 	$(STATICCHECK) -tags=$(TAGS) ./...
 	$(GO) tool -C tools staticcheck ./...
+	cd tools/chart && $(GO) tool -modfile=../go.mod staticcheck ./...
 
 .PHONY: warnings
 warnings: need-go # sizes and reasons: alarms that do not fail
@@ -143,10 +151,11 @@ vuln: need-go
 # ---- generated code and documents
 
 .PHONY: generate
-generate: need-go need-python ## the code of api/v1 and the generated pages of docs/
+generate: need-go need-python ## the code of api/v1, the generated pages of docs/, the renderings of the Helm chart
 	buf=$$(scripts/fetch.py buf --require) && BUF_CACHE_DIR=$(CURDIR)/.cache/buf-cache "$$buf" generate
 	$(GO) test -count=1 -run 'TestConformance|TestReasons|TestThreats|TestConfig' ./internal/arch -update
 	$(GO) test -count=1 -run TestAuthorization ./ca -update
+	$(GO) test -C tools/chart -count=1 -run 'TestInstallRendering|TestGolden' . -update
 
 # ---- the rest
 
