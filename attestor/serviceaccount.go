@@ -239,7 +239,7 @@ func tokenID(m map[string]any, jws *compact) (string, error) {
 		return jws.hash(), nil
 	}
 	id, ok := v.(string)
-	if !ok || !isUID(id) {
+	if !ok || !api.IsUID(id) {
 		return "", api.E(api.TokenMalformed, "the token's jti is malformed")
 	}
 	return id, nil
@@ -265,13 +265,13 @@ func kubernetesClaims(m map[string]any) (Claims, error) {
 	if _, pod := k["pod"]; !pod || secret {
 		return Claims{}, api.E(api.TokenNotPodBound, "the token is not bound to a pod")
 	}
-	if c.PodName, c.PodUID, ok = reference(k["pod"]); !ok || !isSubdomain(c.PodName) || !isUID(c.PodUID) {
+	if c.PodName, c.PodUID, ok = reference(k["pod"]); !ok || !api.IsSubdomain(c.PodName) || !api.IsUID(c.PodUID) {
 		return Claims{}, api.E(api.SubjectMalformed, "the token's pod is malformed")
 	}
 	if c.NodeName, c.NodeUID, ok = reference(k["node"]); !ok || c.NodeName == "" || c.NodeUID == "" {
 		return Claims{}, api.E(api.NodeUnverifiable, "the token does not name its pod's node and the node's UID")
 	}
-	if !isSubdomain(c.NodeName) || !isUID(c.NodeUID) {
+	if !api.IsSubdomain(c.NodeName) || !api.IsUID(c.NodeUID) {
 		return Claims{}, api.E(api.SubjectMalformed, "the token's node is malformed")
 	}
 	return c, nil
@@ -285,7 +285,7 @@ func subject(m, k map[string]any) (Claims, error) {
 	if c.ServiceAccount, c.ServiceAccountUID, ok = reference(k["serviceaccount"]); !ok {
 		return Claims{}, api.E(api.SubjectMalformed, "the token does not name its ServiceAccount")
 	}
-	if !isLabel(c.Namespace) || !isSubdomain(c.ServiceAccount) || !isUID(c.ServiceAccountUID) {
+	if !api.IsLabel(c.Namespace) || !api.IsSubdomain(c.ServiceAccount) || !api.IsUID(c.ServiceAccountUID) {
 		return Claims{}, api.E(api.SubjectMalformed, "the token's namespace or ServiceAccount is malformed")
 	}
 	if sub, _ := m["sub"].(string); sub != "system:serviceaccount:"+c.Namespace+":"+c.ServiceAccount {
@@ -300,42 +300,4 @@ func reference(v any) (name, uid string, ok bool) {
 	name, _ = m["name"].(string)
 	uid, _ = m["uid"].(string)
 	return name, uid, ok
-}
-
-// isLabel reports whether s is a DNS label as Kubernetes has them (RFC 1123, lower case).
-func isLabel(s string) bool { return len(s) <= 63 && isDNSPart(s) }
-
-// isSubdomain reports whether s is a DNS subdomain as Kubernetes has them: parts may be longer than a DNS label.
-func isSubdomain(s string) bool {
-	if len(s) > 253 {
-		return false
-	}
-	for part := range strings.SplitSeq(s, ".") {
-		if !isDNSPart(part) {
-			return false
-		}
-	}
-	return true
-}
-
-func isDNSPart(s string) bool {
-	for i := range len(s) {
-		b := s[i]
-		alnum := 'a' <= b && b <= 'z' || '0' <= b && b <= '9'
-		if !alnum && (b != '-' || i == 0 || i == len(s)-1) {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// isUID reports whether s can stand for a UID or a jti: 1 to 64 letters, digits and hyphens. Kubernetes writes UUIDs, but
-// does not promise to.
-func isUID(s string) bool {
-	for i := range len(s) {
-		if b := s[i]; b == '_' || !isBase64URL(b) {
-			return false
-		}
-	}
-	return 0 < len(s) && len(s) <= 64
 }

@@ -169,7 +169,7 @@ func New(cfg Config) (*Driver, error) {
 		return nil, api.E(api.ConfigInvalid, "the volume plugin needs the name of the node and the audience of tokens")
 	case cfg.Identities == nil || cfg.Listen == nil || cfg.Bind == nil:
 		return nil, api.E(api.ConfigInvalid, "the volume plugin needs identities and ways to listen")
-	case len(cfg.Name) > 63 || !isSubdomain(cfg.Name):
+	case len(cfg.Name) > 63 || !api.IsSubdomain(cfg.Name):
 		return nil, api.E(api.ConfigInvalid, "the name of the volume plugin is not a DNS name of at most 63 bytes")
 	case !filepath.IsAbs(cfg.KubeletDir) || filepath.Clean(cfg.KubeletDir) != cfg.KubeletDir || cfg.KubeletDir == "/":
 		return nil, api.E(api.ConfigInvalid, "kubelet's folder must be an absolute path as kubelet writes it, and not /")

@@ -428,7 +428,7 @@ func (p pods) leftovers() ([]target, error) {
 	}
 	var all []target
 	for _, uid := range uids {
-		if !isUID(uid) {
+		if !api.IsUID(uid) {
 			continue
 		}
 		volumes, err := names(root, uid+"/"+csiFolder)
@@ -436,7 +436,7 @@ func (p pods) leftovers() ([]target, error) {
 			continue // it has none
 		}
 		for _, name := range volumes {
-			if t := (target{uid, name}); isLabel(name) && p.leftover(t) {
+			if t := (target{uid, name}); api.IsLabel(name) && p.leftover(t) {
 				all = append(all, t)
 			}
 		}

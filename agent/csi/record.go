@@ -90,8 +90,8 @@ func (d *Driver) restoreOne(ctx context.Context, id string) error {
 	}
 	t := target{r.Volume.Pod.UID, r.Volume.Name}
 	switch p := r.Volume.Pod; {
-	case r.Volume.ID != id || !isUID(p.UID) || !isLabel(t.name) || !isLabel(p.Namespace) || !isSubdomain(p.Name) ||
-		!isSubdomain(p.ServiceAccount) || len(r.Token) == 0:
+	case r.Volume.ID != id || !api.IsUID(p.UID) || !api.IsLabel(t.name) || !api.IsLabel(p.Namespace) || !api.IsSubdomain(p.Name) ||
+		!api.IsSubdomain(p.ServiceAccount) || len(r.Token) == 0:
 		return errors.New("its record is damaged")
 	case r.Audience != d.cfg.Audience:
 		return errors.New("it belongs to another trust domain")

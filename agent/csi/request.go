@@ -95,7 +95,7 @@ func (d *Driver) parseTarget(id, path string) (target, error) {
 			t.name, ok = strings.CutSuffix(rest, "/"+mountFolder)
 		}
 	}
-	if !ok || !isUID(t.podUID) || !isLabel(t.name) {
+	if !ok || !api.IsUID(t.podUID) || !api.IsLabel(t.name) {
 		return target{}, api.E(api.VolumeTarget, "the volume's path is not one that kubelet makes")
 	}
 	return t, nil
@@ -141,7 +141,7 @@ func parsePod(attributes map[string]string) (Pod, error) {
 		}
 	}
 	p := Pod{attributes[keyPodUID], attributes[keyNamespace], attributes[keyPodName], attributes[keyAccount]}
-	if !isUID(p.UID) || !isLabel(p.Namespace) || !isSubdomain(p.Name) || !isSubdomain(p.ServiceAccount) {
+	if !api.IsUID(p.UID) || !api.IsLabel(p.Namespace) || !api.IsSubdomain(p.Name) || !api.IsSubdomain(p.ServiceAccount) {
 		return Pod{}, api.E(api.VolumeRefused, "kubelet does not say which pod the volume is for: the CSIDriver object needs podInfoOnMount")
 	}
 	return p, nil
@@ -262,42 +262,4 @@ func key(dec *json.Decoder) (string, bool) {
 func isVolumeID(s string) bool {
 	digits, ok := strings.CutPrefix(s, "csi-")
 	return ok && len(digits) == 64 && strings.Trim(digits, "0123456789abcdef") == ""
-}
-
-// isUID reports whether s can be a UID: 1 to 64 letters, digits and hyphens.
-func isUID(s string) bool {
-	for i := range len(s) {
-		b := s[i]
-		if !('a' <= b && b <= 'z' || 'A' <= b && b <= 'Z' || '0' <= b && b <= '9' || b == '-') {
-			return false
-		}
-	}
-	return 0 < len(s) && len(s) <= 64
-}
-
-// isLabel reports whether s is a DNS label as Kubernetes has them (RFC 1123, lower case).
-func isLabel(s string) bool { return len(s) <= 63 && isDNSPart(s) }
-
-// isSubdomain reports whether s is a DNS subdomain as Kubernetes has them.
-func isSubdomain(s string) bool {
-	if len(s) > 253 {
-		return false
-	}
-	for part := range strings.SplitSeq(s, ".") {
-		if !isDNSPart(part) {
-			return false
-		}
-	}
-	return true
-}
-
-func isDNSPart(s string) bool {
-	for i := range len(s) {
-		b := s[i]
-		alnum := 'a' <= b && b <= 'z' || '0' <= b && b <= '9'
-		if !alnum && (b != '-' || i == 0 || i == len(s)-1) {
-			return false
-		}
-	}
-	return s != ""
 }
