@@ -252,7 +252,8 @@ func (c *ControlPlane) runAPIServer(t testing.TB, port string) error {
 func (c *ControlPlane) startControllers(t testing.TB, more ...string) {
 	t.Helper()
 	c.start(t, c.binary, nil, append([]string{"kube-controller-manager", "--kubeconfig=" + c.UserKubeconfig(t, "controllers"),
-		"--leader-elect=false", "--secure-port=0", "--service-account-private-key-file=" + c.SigningKey, "--root-ca-file=" + c.CAFile}, more...)...)
+		"--leader-elect=false", "--secure-port=0", "--service-account-private-key-file=" + c.SigningKey, "--root-ca-file=" + c.CAFile,
+		"--flex-volume-plugin-dir=" + filepath.Join(c.Dir, "flexvolumes")}, more...)...)
 }
 
 // UserKubeconfig writes the kubeconfig of one whose certificate is among the files, such as "admin", and returns its path.

@@ -84,7 +84,7 @@ func newNode(t testing.TB, c *controlplane.ControlPlane, number int) *Node {
 		Name: name, Address: netip.AddrFrom4([4]byte{192, 168, 77, byte(number)}), Dir: filepath.Join(c.Dir, name),
 		t: t, binary: os.Getenv(controlplane.BinaryVariable), number: number, parts: make(map[string]*process),
 	}
-	for _, dir := range []string{"kubelet", "cni", "leases", "containerd", "volumes"} {
+	for _, dir := range []string{"kubelet", "cni", "leases", "log", "containerd", "volumes"} {
 		if err := os.MkdirAll(filepath.Join(n.Dir, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -153,6 +153,7 @@ evictionHard: {imagefs.available: "0%%", nodefs.available: "0%%", nodefs.inodesF
 imageGCHighThresholdPercent: 100
 enforceNodeAllocatable: []
 resolvConf: %q
+volumePluginDir: /var/lib/kubelet/volume-plugins
 clusterDNS: [%s]
 clusterDomain: cluster.local
 `, n.cgroup(), c.CAFile, filepath.Join(c.Dir, n.Name+".crt"), filepath.Join(c.Dir, n.Name+".key"), n.file("resolv.conf"), dnsAddress),
@@ -220,7 +221,7 @@ func serveNode(dir string) error {
 	if err := ready(); err != nil {
 		return err
 	}
-	for _, m := range []struct{ from, to string }{{"kubelet", "/var/lib/kubelet"}, {"leases", "/var/lib/cni"}} {
+	for _, m := range []struct{ from, to string }{{"kubelet", "/var/lib/kubelet"}, {"leases", "/var/lib/cni"}, {"log", "/var/log"}} {
 		if err := os.MkdirAll(m.to, 0o755); err != nil {
 			return err
 		}

@@ -41,7 +41,12 @@ func TestCluster(t *testing.T) {
 		{"Services", true, (*suite).services},
 		{"Install", true, (*suite).install},
 		{"WorkloadAPI", false, (*suite).workloadAPI},
-		{"Envoy", false, (*suite).envoy},
+		{"Latency", false, (*suite).latency},
+		{"Envoy", true, (*suite).envoy},
+		{"Replace", false, (*suite).replace},
+		{"KillKubelet", false, (*suite).killKubelet},
+		{"Reboot", false, (*suite).reboot},
+		{"Crowd", false, (*suite).crowd},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { t.Cleanup(func() { failed(t) }); test.run(s, t) }) && test.prepare {
 			return
@@ -69,13 +74,22 @@ func (s *suite) story(ctx context.Context) string {
 func (s *suite) namespace(t *testing.T, name string) {
 	t.Helper()
 	s.Apply(t, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "`+name+`"}}`)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if _, err := s.Kubectl(ctx, "", "delete", "namespace", name, "--wait=false"); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { s.deleteNamespace(t, name) })
+}
+
+func (s *suite) deleteNamespace(t *testing.T, name string) {
+	t.Helper()
+	s.afterwards(t, "delete", "namespace", name, "--wait=false", "--ignore-not-found")
+}
+
+// afterwards is Must for what puts things right again when a test is over.
+func (s *suite) afterwards(t *testing.T, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if _, err := s.Kubectl(ctx, "", args...); err != nil {
+		t.Error(err)
+	}
 }
 
 // pod is what tests say of a pod; the rest is the same for all.
@@ -133,6 +147,14 @@ func (p pod) json(s *suite) string {
 `, p.namespace, p.name, p.app, node, account, volume, p.more, restart, s.Registry, mount, args, beside)
 }
 
+// node is the name of one of our nodes; of an existing cluster's nothing is known.
+func (s *suite) node(i int) string {
+	if len(s.Nodes) == 0 {
+		return ""
+	}
+	return s.Nodes[i].Name
+}
+
 // answer is what `probe get` prints.
 type answer struct {
 	Sent, Failed int
@@ -152,17 +174,11 @@ func (s *suite) get(ctx context.Context, namespace, pod string, times int, url s
 // services proves that the cluster is one: pods reach a Service by name, from beside it and from the other node.
 func (s *suite) services(t *testing.T) {
 	s.namespace(t, "plain")
-	node := func(i int) string { // of an existing cluster nothing is known
-		if len(s.Nodes) == 0 {
-			return ""
-		}
-		return s.Nodes[i].Name
-	}
 	s.Apply(t, `{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "server", "namespace": "plain"},
 		"spec": {"selector": {"app": "server"}, "ports": [{"port": 80, "targetPort": 8080}]}}`+"\n---\n"+
-		pod{namespace: "plain", name: "server", app: "server", node: node(0), noVolume: true, args: `["serve", ":8080"]`}.json(s)+"---\n"+
-		pod{namespace: "plain", name: "beside", node: node(0), noVolume: true}.json(s)+"---\n"+
-		pod{namespace: "plain", name: "across", node: node(1), noVolume: true}.json(s))
+		pod{namespace: "plain", name: "server", app: "server", node: s.node(0), noVolume: true, args: `["serve", ":8080"]`}.json(s)+"---\n"+
+		pod{namespace: "plain", name: "beside", node: s.node(0), noVolume: true}.json(s)+"---\n"+
+		pod{namespace: "plain", name: "across", node: s.node(1), noVolume: true}.json(s))
 	s.Wait(t, "pod", "-n", "plain", "--all", "--for=condition=Ready")
 	for _, from := range []string{"beside", "across"} {
 		nodes.Eventually(t, from, func(ctx context.Context) error {
@@ -201,6 +217,8 @@ type report struct {
 	UID           int
 	ID            string
 	Authorities   int
+
+	created time.Time // of the pod, in whole seconds
 }
 
 // reports waits for the pods with that label to end and returns what they said, by the pod's name.
@@ -210,8 +228,11 @@ func (s *suite) reports(t *testing.T, namespace, app string, n int) map[string]r
 	nodes.Eventually(t, "pods "+app, func(ctx context.Context) error {
 		var list struct {
 			Items []struct {
-				Metadata struct{ Name string }
-				Status   struct {
+				Metadata struct {
+					Name              string
+					CreationTimestamp time.Time
+				}
+				Status struct {
 					Phase             string
 					ContainerStatuses []struct {
 						State struct {
@@ -233,6 +254,7 @@ func (s *suite) reports(t *testing.T, namespace, app string, n int) map[string]r
 				if err := json.Unmarshal([]byte(p.Status.ContainerStatuses[0].State.Terminated.Message), &r); err != nil {
 					t.Fatal(err)
 				}
+				r.created = p.Metadata.CreationTimestamp
 				got[p.Metadata.Name] = r
 			}
 		}

@@ -1,0 +1,78 @@
+//go:build cluster && linux
+
+package nodes_test
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// latency prints how long programs wait for their first SVID in namespaces, and under ServiceAccounts, that were created
+// a moment before. What it fails for is far above what it prints: it is a guard against seconds, not a measurement.
+func (s *suite) latency(t *testing.T) {
+	const namespaces, each = 3, 10
+	var objects strings.Builder
+	for i := range namespaces {
+		ns := fmt.Sprintf("fresh-%d", i)
+		t.Cleanup(func() { s.deleteNamespace(t, ns) })
+		fmt.Fprintf(&objects, "{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": %q}}\n---\n", ns)
+		fmt.Fprintf(&objects, "{\"apiVersion\": \"v1\", \"kind\": \"ServiceAccount\", \"metadata\": {\"name\": \"fresh\", \"namespace\": %q}}\n---\n", ns)
+		for n := range each {
+			objects.WriteString(pod{namespace: ns, name: fmt.Sprintf("%s-pod-%d", ns, n), app: "fresh", account: "fresh", args: `["svid"]`}.json(s) + "---\n")
+		}
+	}
+	s.Apply(t, objects.String())
+	var all []report
+	for i := range namespaces {
+		got := s.reports(t, fmt.Sprintf("fresh-%d", i), "fresh", each)
+		all = slices.AppendSeq(all, maps.Values(got))
+	}
+	s.tell(t, all)
+}
+
+// crowd creates many pods at once: SIGNET_PODS of them, or a number that suits a small machine.
+func (s *suite) crowd(t *testing.T) {
+	n := 60
+	if text := os.Getenv("SIGNET_PODS"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.namespace(t, "crowd")
+	var objects strings.Builder
+	for i := range n {
+		objects.WriteString(pod{namespace: "crowd", name: fmt.Sprintf("crowd-%d", i), app: "crowd", args: `["svid"]`}.json(s) + "---\n")
+	}
+	s.Apply(t, objects.String())
+	s.tell(t, slices.Collect(maps.Values(s.reports(t, "crowd", "crowd", n))))
+	if log := s.Must(t, "logs", "-n", signetNamespace, "signet-ca-0", "-c", "ca"); strings.Contains(log, "throttl") {
+		t.Error("the API server throttles the CA")
+	}
+}
+
+// tell prints the latencies of these pods.
+func (s *suite) tell(t *testing.T, all []report) {
+	t.Helper()
+	var started, created []time.Duration
+	for _, r := range all {
+		started = append(started, time.Duration(r.SVID-r.Started)*time.Microsecond)
+		created = append(created, time.UnixMicro(r.SVID).Sub(r.created))
+	}
+	slices.Sort(started)
+	slices.Sort(created)
+	at := func(d []time.Duration, percent int) time.Duration {
+		return d[(len(d)-1)*percent/100].Round(100 * time.Microsecond)
+	}
+	t.Logf("from the program's start to its SVID, %d pods: p50 %v, p99 %v, at most %v", len(all), at(started, 50), at(started, 99), at(started, 100))
+	t.Logf("from the pod's creation (whole seconds) to its SVID: p50 %v, p99 %v, at most %v", at(created, 50), at(created, 99), at(created, 100))
+	if most := at(started, 50); most > 2*time.Second {
+		t.Errorf("half of the programs waited %v and more", most)
+	}
+}
