@@ -37,8 +37,8 @@ func (c config) goEnv(ctx context.Context) (goEnvironment, error) {
 // third of the size, and neither the stack traces of a panic nor what scanners read is in them.
 func (c config) compile(ctx context.Context, arch, dir string, e goEnvironment) error {
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", "-s -w -X main.version=" + c.version, "-o", dir + "/"}
-	for _, spec := range c.images {
-		args = append(args, "./cmd/"+spec.name)
+	for _, name := range c.binaries() {
+		args = append(args, "./cmd/"+name)
 	}
 	cmd := exec.CommandContext(ctx, c.goCommand, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.root, os.Stderr, os.Stderr
@@ -49,12 +49,22 @@ func (c config) compile(ctx context.Context, arch, dir string, e goEnvironment) 
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("go build for %s: %w", arch, err)
 	}
-	for _, spec := range c.images {
-		if err := checkBinary(filepath.Join(dir, spec.name), arch, slices.Concat(e.folders(), []string{c.root, c.out, dir})); err != nil {
-			return fmt.Errorf("%s for %s: %w", spec.name, arch, err)
+	for _, name := range c.binaries() {
+		if err := checkBinary(filepath.Join(dir, name), arch, slices.Concat(e.folders(), []string{c.root, c.out, dir})); err != nil {
+			return fmt.Errorf("%s for %s: %w", name, arch, err)
 		}
 	}
 	return nil
+}
+
+// binaries are those of all images, each once.
+func (c config) binaries() []string {
+	var names []string
+	for _, spec := range c.images {
+		names = append(names, spec.binaries()...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 func (e goEnvironment) folders() []string {

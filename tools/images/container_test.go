@@ -107,23 +107,25 @@ func TestContainers(t *testing.T) {
 			if err != nil || !strings.Contains(listed, image) || !strings.Contains(listed, "linux/"+runtime.GOARCH) {
 				t.Fatalf("%v: %s", err, listed)
 			}
-			version := []string{"/usr/bin/" + spec.name, "--version"}
-			if spec.name == "signet" {
-				version[1] = "version"
-			}
-			stdout, stderr, err := c.run(image, spec.name+"-version", nil, version...)
-			if err != nil || !strings.Contains(stdout, "v0.0.0-test+build") {
-				t.Errorf("version: %v: %s%s", err, stdout, stderr)
+			for _, name := range spec.binaries() {
+				version := []string{name, "--version"}
+				if name == "signet" {
+					version[1] = "version"
+				}
+				stdout, stderr, err := c.run(image, spec.name+"-version-"+name, nil, version...)
+				if err != nil || !strings.Contains(stdout, "v0.0.0-test+build") {
+					t.Errorf("version of %s: %v: %s%s", name, err, stdout, stderr)
+				}
 			}
 			if _, stderr, err := c.run(image, spec.name+"-shell", nil, "/bin/sh", "-c", "true"); err == nil || !strings.Contains(stderr, "no such file") {
 				t.Errorf("a shell: %v: %s", err, stderr)
 			}
-			_, stderr, err = c.run(image, spec.name+"-usage", nil, spec.name, "no-such-command")
+			_, stderr, err := c.run(image, spec.name+"-usage", nil, spec.name, "no-such-command")
 			if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 {
 				t.Errorf("a wrong command: %v: %s", err, stderr)
 			}
 			mount := []string{"--mount", "type=bind,src=" + probe + ",dst=/probe,options=rbind:ro"}
-			stdout, stderr, err = c.run(image, spec.name+"-probe", mount, "/probe")
+			stdout, stderr, err := c.run(image, spec.name+"-probe", mount, "/probe")
 			if err != nil {
 				t.Fatalf("probe: %v: %s%s", err, stdout, stderr)
 			}
@@ -135,8 +137,12 @@ func TestContainers(t *testing.T) {
 			if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 				t.Fatalf("%v: %s", err, stdout)
 			}
+			executable := []string{"/probe"}
+			for _, name := range slices.Sorted(slices.Values(spec.binaries())) {
+				executable = append(executable, "/usr/bin/"+name)
+			}
 			if got.UID != 65532 || got.GID != 65532 || got.Shell != "" || len(got.Writable) > 0 ||
-				!slices.Equal(got.Executable, []string{"/probe", "/usr/bin/" + spec.name}) {
+				!slices.Equal(got.Executable, executable) {
 				t.Errorf("the probe found %+v", got)
 			}
 		})

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,11 +55,15 @@ func (c config) archive(spec imageSpec, binaries string, e goEnvironment) (strin
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	var sboms []v1.Image
 	for _, arch := range c.platforms {
-		binary, err := os.ReadFile(filepath.Join(binaries, arch, spec.name))
-		if err != nil {
-			return "", err
+		contents := make(map[string][]byte)
+		size := 0
+		for _, name := range spec.binaries() {
+			if contents[name], err = os.ReadFile(filepath.Join(binaries, arch, name)); err != nil {
+				return "", err
+			}
+			size += len(contents[name])
 		}
-		img, err := c.image(spec, arch, binary)
+		img, err := c.image(spec, arch, contents)
 		if err != nil {
 			return "", err
 		}
@@ -66,7 +72,7 @@ func (c config) archive(spec imageSpec, binaries string, e goEnvironment) (strin
 			return "", err
 		}
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}}})
-		doc, err := c.sbom(spec, arch, filepath.Join(binaries, arch, spec.name), e)
+		doc, err := c.sbom(spec, arch, contents, e)
 		if err != nil {
 			return "", err
 		}
@@ -78,7 +84,7 @@ func (c config) archive(spec imageSpec, binaries string, e goEnvironment) (strin
 			return "", err
 		}
 		sboms = append(sboms, artifact)
-		if err := describe(&platformLines, spec, arch, img, artifact, len(binary)); err != nil {
+		if err := describe(&platformLines, spec, arch, img, artifact, size); err != nil {
 			return "", err
 		}
 	}
@@ -144,8 +150,8 @@ func (c config) labels(spec imageSpec) map[string]string {
 }
 
 // image is one platform's image.
-func (c config) image(spec imageSpec, arch string, binary []byte) (v1.Image, error) {
-	files, err := rootFS(spec.name, binary)
+func (c config) image(spec imageSpec, arch string, binaries map[string][]byte) (v1.Image, error) {
+	files, err := rootFS(binaries)
 	if err != nil {
 		return nil, err
 	}
@@ -184,21 +190,25 @@ type noArtifact struct{ v1.Image }
 func (noArtifact) ArtifactType() (string, error) { return "", nil }
 
 // rootFS is the whole of an image's files, as a tar: parents first, then by name, all root's and none writable.
-func rootFS(name string, binary []byte) ([]byte, error) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, f := range []struct {
+func rootFS(binaries map[string][]byte) ([]byte, error) {
+	type file struct {
 		name string
 		mode int64
 		body string
-	}{
+	}
+	files := []file{
 		{"etc/", 0o755, ""},
 		{"etc/group", 0o444, group},
 		{"etc/passwd", 0o444, passwd},
 		{"usr/", 0o755, ""},
 		{"usr/bin/", 0o755, ""},
-		{"usr/bin/" + name, 0o555, string(binary)},
-	} {
+	}
+	for _, name := range slices.Sorted(maps.Keys(binaries)) {
+		files = append(files, file{"usr/bin/" + name, 0o555, string(binaries[name])})
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
 		h := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.body)), Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}
 		if strings.HasSuffix(f.name, "/") {
 			h.Typeflag = tar.TypeDir

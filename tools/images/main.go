@@ -2,7 +2,8 @@
 //
 //	images -root . -out bin/images -version v1.2.3 -created 1767225600
 //
-// Each image has two files for a runtime to read, /etc/passwd and /etc/group, and one static binary. It has no shell, no
+// Each image has two files for a runtime to read, /etc/passwd and /etc/group, and its static binary, that of the CA the
+// operator's tool as well. It has no shell, no
 // package manager and no CA certificates: whoever breaks into the process finds nothing to go on with, scanners have
 // nothing to report but the binary's own modules, and whom a process believes is what its configuration names.
 //
@@ -29,18 +30,23 @@ import (
 // platforms are what each image is made for; the operating system is always Linux.
 var platforms = []string{"amd64", "arm64"}
 
-// An imageSpec is one image: a binary of cmd/ under its name.
+// An imageSpec is one image: a binary of cmd/ under its name, and perhaps others beside it.
 type imageSpec struct {
 	name        string
 	title       string
 	description string
+	also        []string
 }
+
+// binaries are all that are in the image, the one that it starts first.
+func (s imageSpec) binaries() []string { return append([]string{s.name}, s.also...) }
 
 // imageSpecs are all images, in the order in which they are told.
 var imageSpecs = []imageSpec{
-	{"signet-ca", "Signet CA", "The certificate authority of a SPIFFE trust domain"},
-	{"signet-agent", "Signet agent", "Keeps the SVIDs of a node's workloads fresh and serves them"},
-	{"signet", "Signet", "The operator's tool"},
+	// The operator's tool lies where the admin socket is: `kubectl exec` needs no way to that socket from elsewhere.
+	{"signet-ca", "Signet CA", "The certificate authority of a SPIFFE trust domain", []string{"signet"}},
+	{"signet-agent", "Signet agent", "Keeps the SVIDs of a node's workloads fresh and serves them", nil},
+	{"signet", "Signet", "The operator's tool", nil},
 }
 
 // config is what the images are made from. All of it ends up in them, the folders aside.

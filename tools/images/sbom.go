@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -70,32 +71,56 @@ type (
 	}
 )
 
-// sbom tells what the binary consists of, by what the Go linker wrote into it and not by what go.mod would allow: SPDX 2.3
-// as JSON, with the licence of each module where its text is known.
-func (c config) sbom(spec imageSpec, arch, path string, e goEnvironment) ([]byte, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	info, err := buildinfo.Read(bytes.NewReader(data))
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(data)
-	digest := hex.EncodeToString(sum[:])
-	main := newPackage(module, c.version, "Apache-2.0")
-	main.Name, main.SPDXID, main.Purpose = spec.name, "SPDXRef-Binary", "APPLICATION"
-	main.Checksums = []spdxChecksum{{"SHA256", digest}}
-	main.ExternalRefs[0].Locator += "#cmd/" + spec.name
+// sbom tells what the binaries of an image consist of, by what the Go linker wrote into them and not by what go.mod would
+// allow: SPDX 2.3 as JSON, with the licence of each module where its text is known.
+func (c config) sbom(spec imageSpec, arch string, binaries map[string][]byte, e goEnvironment) ([]byte, error) {
+	all := sha256.New()
 	doc := spdxDocument{
-		SPDXVersion:       "SPDX-2.3",
-		DataLicense:       "CC0-1.0",
-		SPDXID:            "SPDXRef-DOCUMENT",
-		Name:              spec.name + " " + c.version + " linux/" + arch,
-		DocumentNamespace: "https://" + module + "/spdx/" + spec.name + "-" + digest, // a name only: unique, as the binary is
-		CreationInfo:      spdxCreation{c.created.Format(time.RFC3339), []string{"Tool: signet-images"}},
-		Packages:          []spdxPackage{main, newPackage("stdlib", strings.TrimPrefix(info.GoVersion, "go"), "BSD-3-Clause")},
+		SPDXVersion:  "SPDX-2.3",
+		DataLicense:  "CC0-1.0",
+		SPDXID:       "SPDXRef-DOCUMENT",
+		Name:         spec.name + " " + c.version + " linux/" + arch,
+		CreationInfo: spdxCreation{c.created.Format(time.RFC3339), []string{"Tool: signet-images"}},
 	}
+	modules := make(map[string]spdxPackage) // by identifier
+	var dependencies []spdxRelationship
+	for _, name := range spec.binaries() {
+		sum := sha256.Sum256(binaries[name])
+		all.Write(sum[:])
+		main := newPackage(module, c.version, "Apache-2.0")
+		main.Name, main.SPDXID, main.Purpose = name, "SPDXRef-Binary-"+name, "APPLICATION"
+		main.Checksums = []spdxChecksum{{"SHA256", hex.EncodeToString(sum[:])}}
+		main.ExternalRefs[0].Locator += "#cmd/" + name
+		doc.Packages = append(doc.Packages, main)
+		doc.Relationships = append(doc.Relationships, spdxRelationship{doc.SPDXID, main.SPDXID, "DESCRIBES"})
+		linked, err := linkedModules(binaries[name], e)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range linked {
+			if other, ok := modules[p.SPDXID]; ok && other.Name+other.VersionInfo != p.Name+p.VersionInfo {
+				return nil, fmt.Errorf("two modules have the SPDX identifier %s", p.SPDXID)
+			}
+			modules[p.SPDXID] = p
+			dependencies = append(dependencies, spdxRelationship{main.SPDXID, p.SPDXID, "DEPENDS_ON"})
+		}
+	}
+	doc.DocumentNamespace = "https://" + module + "/spdx/" + spec.name + "-" + hex.EncodeToString(all.Sum(nil)) // a name only: unique, as the binaries are
+	for _, id := range slices.Sorted(maps.Keys(modules)) {
+		doc.Packages = append(doc.Packages, modules[id])
+	}
+	doc.Relationships = append(doc.Relationships, dependencies...)
+	out, err := json.MarshalIndent(doc, "", " ")
+	return append(out, '\n'), err
+}
+
+// linkedModules are those in a binary, with the standard library as one of them, by their identifiers.
+func linkedModules(binary []byte, e goEnvironment) ([]spdxPackage, error) {
+	info, err := buildinfo.Read(bytes.NewReader(binary))
+	if err != nil {
+		return nil, err
+	}
+	all := []spdxPackage{newPackage("stdlib", strings.TrimPrefix(info.GoVersion, "go"), "BSD-3-Clause")}
 	for _, dep := range info.Deps {
 		m := replaced(dep)
 		license, err := declaredLicense(e.GOMODCACHE, m)
@@ -106,18 +131,15 @@ func (c config) sbom(spec imageSpec, arch, path string, e goEnvironment) ([]byte
 		if m.Sum != "" {
 			p.SourceInfo = "go.sum " + m.Sum
 		}
-		doc.Packages = append(doc.Packages, p)
+		all = append(all, p)
 	}
-	slices.SortFunc(doc.Packages[1:], func(a, b spdxPackage) int { return strings.Compare(a.SPDXID, b.SPDXID) })
-	doc.Relationships = []spdxRelationship{{doc.SPDXID, main.SPDXID, "DESCRIBES"}}
-	for i, p := range doc.Packages[1:] {
-		if p.SPDXID == doc.Packages[i].SPDXID {
+	slices.SortFunc(all, func(a, b spdxPackage) int { return strings.Compare(a.SPDXID, b.SPDXID) })
+	for i, p := range all[1:] {
+		if p.SPDXID == all[i].SPDXID {
 			return nil, fmt.Errorf("two modules have the SPDX identifier %s", p.SPDXID)
 		}
-		doc.Relationships = append(doc.Relationships, spdxRelationship{main.SPDXID, p.SPDXID, "DEPENDS_ON"})
 	}
-	out, err := json.MarshalIndent(doc, "", " ")
-	return append(out, '\n'), err
+	return all, nil
 }
 
 func replaced(m *debug.Module) *debug.Module {
