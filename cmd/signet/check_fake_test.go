@@ -135,7 +135,10 @@ func newCluster(t testing.TB) *fakeCluster {
 	c := &fakeCluster{
 		objects: map[string]object{}, answers: map[string]func(http.ResponseWriter){}, now: testNow, minor: "37", onLoss: map[string]func(){},
 	}
-	needed := map[string]bool{"tokenreviews": true, "pods": true, "serviceaccounts": true, "nodes": true, "configmaps": true}
+	needed := map[string]bool{
+		"tokenreviews": true, "pods": true, "serviceaccounts": true, "nodes": true, "configmaps": true, "namespaces": true,
+		"clustertrustbundles": true, "signers": true,
+	}
 	c.may = func(a map[string]string) bool { // what RBAC gives to the CA alone
 		return strings.HasSuffix(a["user"], ":signet-ca") && needed[a["resource"]] && a["subresource"] == "" && (a["resource"] != "pods" || a["verb"] != "create")
 	}

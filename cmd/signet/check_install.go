@@ -26,7 +26,9 @@ type caFile struct {
 	TrustDomain string `json:"trustDomain"`
 	Publish     struct {
 		Kube *struct {
-			Kubeconfig string `json:"kubeconfig"`
+			Kubeconfig         string `json:"kubeconfig"`
+			Copies             bool   `json:"copies"`
+			ClusterTrustBundle bool   `json:"clusterTrustBundle"`
 		} `json:"kube"`
 	} `json:"publish"`
 	Issuers []struct {

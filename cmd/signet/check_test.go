@@ -204,6 +204,15 @@ func TestCheckBroken(t *testing.T) {
 		{"foreign copy", func(_ *testing.T, c *fakeCluster) {
 			c.set("/api/v1/namespaces/shop/configmaps/signet-bundle", nil, "metadata", "annotations")
 		}, "copies", resultBad, "no copy of ours", ""},
+		{"copies are off", func(_ *testing.T, c *fakeCluster) {
+			c.remove("/api/v1/namespaces/shop/configmaps/signet-bundle")
+			c.set(sys+"/configmaps/signet-ca", "trustDomain: cluster.local", "data", "ca.yaml")
+		}, "copies", resultWarning, "told to make no copies", "copies: true"},
+		{"no trust bundle", func(_ *testing.T, c *fakeCluster) {
+			c.answer("/apis/certificates.k8s.io/v1", func(w http.ResponseWriter) {
+				c.send(w, 200, object{"resources": []any{object{"name": "clustertrustbundles"}}})
+			})
+		}, "trust-bundle", resultBad, "there is none", "logs"},
 		{"another trust bundle", func(t *testing.T, c *fakeCluster) {
 			c.mu.Lock()
 			defer c.mu.Unlock()

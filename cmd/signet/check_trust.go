@@ -24,6 +24,12 @@ const (
 	bundlePEM  = "bundle.pem"
 )
 
+// What a ClusterTrustBundle of ours is known by.
+const (
+	certificatesGroup = "certificates.k8s.io"
+	bundleSigner      = "signet.dev/bundle"
+)
+
 // trustBundleName is that of the trust domain's ClusterTrustBundle.
 func trustBundleName(td spiffeid.TrustDomain) string { return "signet.dev:bundle:" + td.Name() }
 
@@ -183,6 +189,9 @@ func (i *checkup) checkCopies(ctx context.Context) {
 		var m configMap
 		err := i.get(ctx, in("v1", namespace, "configmaps", bundleName), &m)
 		switch {
+		case errors.Is(err, kube.ErrNotFound) && (i.config.ca.Publish.Kube == nil || !i.config.ca.Publish.Kube.Copies):
+			rows = append(rows, &checkRow{Result: resultWarning, Object: object, Found: "the namespace has the label " + labelCopy + "=true, and the CA is told to make no copies",
+				Do: "in ca.yaml: publish.kube.copies: true"})
 		case errors.Is(err, kube.ErrNotFound):
 			rows = append(rows, &checkRow{Result: resultBad, Object: object, Found: "the namespace has the label " + labelCopy + "=true, and there is no copy of the bundle",
 				Do: i.kf.kubectl("-n", i.kf.namespace, "logs", "statefulset/"+caName)})
@@ -238,8 +247,9 @@ func (i *checkup) checkTrustBundle(ctx context.Context) {
 		} `json:"spec"`
 	}
 	err := i.get(ctx, in("certificates.k8s.io/v1", "", "clustertrustbundles", name), &b)
+	do := i.kf.kubectl("-n", i.kf.namespace, "logs", "statefulset/"+caName)
 	if errors.Is(err, kube.ErrNotFound) {
-		i.good("trust-bundle", object, "there is none, and agents do not need it")
+		i.noTrustBundle(ctx, object, do)
 		return
 	}
 	if err != nil {
@@ -248,17 +258,41 @@ func (i *checkup) checkTrustBundle(ctx context.Context) {
 	}
 	shown, err := x509bundle.Parse(i.config.td, []byte(b.Spec.TrustBundle))
 	ours, parseErr := x509bundle.Parse(i.config.td, []byte(i.bundle[bundlePEM]))
-	do := i.kf.kubectl("-n", i.kf.namespace, "logs", "statefulset/"+caName)
 	switch {
 	case err != nil || parseErr != nil:
 		i.add("trust-bundle", resultBad, object, "it does not parse", do)
-	case b.Spec.SignerName != "signet.dev/bundle":
+	case b.Spec.SignerName != bundleSigner:
 		i.add("trust-bundle", resultBad, object, fmt.Sprintf("it is of the signer %.80q, which is not ours", b.Spec.SignerName), do)
 	case !sameRoots(shown.X509Authorities(), ours.X509Authorities()):
 		i.add("trust-bundle", resultBad, object, "its roots are not those of the published bundle: it is outdated, or somebody changed it", do)
 	default:
 		i.good("trust-bundle", object, "it holds the published roots")
 	}
+}
+
+// noTrustBundle says what it means that there is none: the CA may not be told to keep one, or the API server not know any.
+func (i *checkup) noTrustBundle(ctx context.Context, object, do string) {
+	if k := i.config.ca.Publish.Kube; k == nil || !k.ClusterTrustBundle {
+		i.good("trust-bundle", object, "there is none, and the CA is told to keep none")
+		return
+	}
+	var kinds struct {
+		Resources []struct {
+			Name string `json:"name"`
+		} `json:"resources"`
+	}
+	err := i.get(ctx, "/apis/"+certificatesGroup+"/v1", &kinds)
+	if err != nil && !errors.Is(err, kube.ErrNotFound) {
+		i.cannot("trust-bundle", object, "say which kinds of objects it knows", err)
+		return
+	}
+	for _, k := range kinds.Resources {
+		if k.Name == "clustertrustbundles" {
+			i.add("trust-bundle", resultBad, object, "the CA is told to keep one, and there is none", do)
+			return
+		}
+	}
+	i.good("trust-bundle", object, "this API server knows no ClusterTrustBundles (certificates.k8s.io/v1), and agents need none")
 }
 
 // sameRoots compares sets: an API server may give certificates back in another order.
@@ -315,10 +349,26 @@ func (i *checkup) needs() []right {
 			}
 		}
 	}
-	if k := i.config.ca.Publish.Kube; k != nil && inCluster(k.Kubeconfig) {
-		all = append(all, right{resource: "configmaps", verb: "create", namespace: i.kf.namespace})
-		for _, verb := range []string{"get", "list", "watch", "update"} {
-			all = append(all, right{resource: "configmaps", name: bundleName, verb: verb, namespace: i.kf.namespace})
+	k := i.config.ca.Publish.Kube
+	if k == nil || !inCluster(k.Kubeconfig) {
+		return all
+	}
+	everywhere := i.kf.namespace
+	if k.Copies {
+		everywhere = ""
+		for _, verb := range []string{"list", "watch"} {
+			all = append(all, right{resource: "namespaces", verb: verb})
+		}
+	}
+	all = append(all, right{resource: "configmaps", verb: "create", namespace: everywhere})
+	for _, verb := range []string{"get", "list", "watch", "update"} {
+		all = append(all, right{resource: "configmaps", name: bundleName, verb: verb, namespace: everywhere})
+	}
+	if k.ClusterTrustBundle && !i.config.td.IsZero() {
+		all = append(all, right{group: certificatesGroup, resource: "clustertrustbundles", verb: "create"},
+			right{group: certificatesGroup, resource: "signers", name: bundleSigner, verb: "attest"})
+		for _, verb := range []string{"get", "update"} {
+			all = append(all, right{group: certificatesGroup, resource: "clustertrustbundles", name: trustBundleName(i.config.td), verb: verb})
 		}
 	}
 	return all

@@ -165,6 +165,7 @@ type uninstaller struct {
 	f       *uninstallFlags
 	now     time.Time
 	driver  string
+	ours    bool // something says that this namespace has an installation
 	plan    *uninstallPlan
 }
 
@@ -181,12 +182,14 @@ var chartKinds = []struct {
 	{"v1", "Service", "services", false},
 	{"networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", false},
 	{"v1", "ConfigMap", "configmaps", false},
-	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", true},
-	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", true},
 	{"rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", false},
 	{"rbac.authorization.k8s.io/v1", "Role", "roles", false},
 	{"rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", true},
 	{"rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", true},
+	// After the rights that they narrow down.
+	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", true},
+	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", true},
+	// Last, for the same command again finds by it that what is left is of this namespace.
 	{"v1", "ServiceAccount", "serviceaccounts", false},
 }
 
@@ -211,6 +214,9 @@ func (u *uninstaller) look(ctx context.Context) error {
 		if err := u.find(ctx, k.apiVersion, k.kind, k.resource, k.cluster); err != nil {
 			return u.failed("list "+k.resource, err)
 		}
+	}
+	if !u.ours { // a mistyped namespace must not take another's driver away
+		u.plan.Delete = []*objectRef{}
 	}
 	if err := u.findState(ctx, td); err != nil {
 		return u.failed("find the state", err)
@@ -239,8 +245,17 @@ func (u *uninstaller) find(ctx context.Context, apiVersion, kind, resource strin
 		namespace = ""
 	}
 	query := map[string][]string{"labelSelector": {labelPartOf + "=signet," + labelName + " in (" + caName + "," + agentName + ")"}}
-	err := kube.Each(ctx, u.cluster, in(apiVersion, namespace, resource, ""), query, func(o kObject) error {
+	type object struct {
+		Metadata kMeta `json:"metadata"`
+		Subjects []struct {
+			Namespace string `json:"namespace"`
+		} `json:"subjects"` // of a ClusterRoleBinding
+	}
+	err := kube.Each(ctx, u.cluster, in(apiVersion, namespace, resource, ""), query, func(o object) error {
 		m := o.Metadata
+		for _, s := range o.Subjects {
+			u.ours = u.ours || s.Namespace == u.f.namespace
+		}
 		switch {
 		case kind == "CSIDriver" && m.Name != u.driver:
 			return nil // of another installation
@@ -249,6 +264,7 @@ func (u *uninstaller) find(ctx context.Context, apiVersion, kind, resource strin
 		case kind == "ConfigMap" && (m.Name == bundleName || m.Labels[labelBundleCopy] != ""):
 			return nil // state
 		}
+		u.ours = u.ours || !clusterWide
 		if release := m.Annotations["meta.helm.sh/release-name"]; release != "" {
 			u.plan.HelmRelease = release
 		}
@@ -290,14 +306,24 @@ func (u *uninstaller) findState(ctx context.Context, td spiffeid.TrustDomain) er
 		}
 		return nil
 	})
-	if err != nil || td.IsZero() {
+	if err != nil {
 		return err
 	}
-	var b kObject
-	_, err = u.cluster.Read(ctx, in("certificates.k8s.io/v1", "", "clustertrustbundles", trustBundleName(td)), &b)
-	if err == nil {
-		add("certificates.k8s.io/v1", "ClusterTrustBundle", "clustertrustbundles", b.Metadata)
-	}
+	// It outlives the namespace, so it may be all that is left, and all that says which trust domain it was.
+	found := 0
+	query = map[string][]string{"fieldSelector": {"spec.signerName=" + bundleSigner}}
+	err = kube.Each(ctx, u.cluster, in(certificatesGroup+"/v1", "", "clustertrustbundles", ""), query, func(o kObject) error {
+		left, ours := strings.CutPrefix(o.Metadata.Name, "signet.dev:bundle:")
+		if found++; ours && td.IsZero() && found == 1 {
+			u.plan.TrustDomain = left
+		} else if td.IsZero() {
+			u.plan.TrustDomain = "" // it may be either
+		}
+		if ours && (td.IsZero() || td.Name() == left) {
+			add(certificatesGroup+"/v1", "ClusterTrustBundle", "clustertrustbundles", o.Metadata)
+		}
+		return nil
+	})
 	if errors.Is(err, kube.ErrNotFound) {
 		return nil
 	}

@@ -166,3 +166,22 @@ func TestUninstallWait(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, talk)
 	}
 }
+
+// A mistyped namespace does not take the cluster's objects of another one; one whose namespace was deleted by hand does.
+func TestUninstallNamespace(t *testing.T) {
+	c := newCluster(t)
+	defer c.Close()
+	c.play("free")
+	if p, code, talk := remove(t, c, "-n", "elsewhere", "--yes"); code != exitGood || len(p.Delete)+len(c.deleted) > 0 {
+		t.Fatalf("exit code %d, deleted %v: %s", code, c.deleted, talk)
+	}
+	for path, o := range c.objects {
+		if o["metadata"].(object)["namespace"] == "signet-system" {
+			delete(c.objects, path)
+		}
+	}
+	p, code, talk := remove(t, c, "--yes")
+	if code != exitGood || len(p.Delete) < 5 || len(c.deleted) != len(p.Delete) || p.TrustDomain != "" {
+		t.Errorf("exit code %d, deleted %v: %s", code, c.deleted, talk)
+	}
+}
