@@ -268,6 +268,10 @@ func TestAckOf(t *testing.T) {
 		{"both", &apiv1.Stream{Names: []string{"default", "ROOTCA"}, WantsBundle: true, AckedSerial: serial, AckedGeneration: 5, PushedGeneration: 5, Acks: 2}, ackGood},
 		{"rejected", &apiv1.Stream{Names: []string{"default"}, AckedSerial: serial, Acks: 1, Nack: "no"}, ackBad},
 		{"subscribed to nothing yet", &apiv1.Stream{}, ackWait},
+		{"Workload API, sent nothing", &apiv1.Stream{Protocol: protocolWorkloadAPI, Names: []string{"FetchX509SVID"}}, ackWait},
+		{"Workload API, sent an older SVID", &apiv1.Stream{Protocol: protocolWorkloadAPI, PushedGeneration: 5, PushedSerial: "99"}, ackWait},
+		{"Workload API, sent the SVID", &apiv1.Stream{Protocol: protocolWorkloadAPI, PushedGeneration: 5, PushedSerial: serial}, ackSent},
+		{"Workload API, sent bundles", &apiv1.Stream{Protocol: protocolWorkloadAPI, PushedGeneration: 5}, ackSent},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -287,6 +291,11 @@ func TestSumAcks(t *testing.T) {
 		{[]ackState{ackGood}, "ACK 1/1"},
 		{[]ackState{ackGood, ackWait}, "WAIT 1/2"},
 		{[]ackState{ackWait, ackGood}, "WAIT 1/2"},
+		{[]ackState{ackSent}, "SENT 0/1"},
+		{[]ackState{ackSent, ackGood}, "SENT 1/2"},
+		{[]ackState{ackGood, ackSent}, "SENT 1/2"},
+		{[]ackState{ackSent, ackWait}, "WAIT 0/2"},
+		{[]ackState{ackWait, ackSent}, "WAIT 0/2"},
 		{[]ackState{ackBad, ackWait, ackGood}, "NACK 1/3"},
 		{[]ackState{ackWait, ackBad}, "NACK 0/2"},
 	}

@@ -62,7 +62,7 @@ type ackView struct {
 	Streams int      `json:"streams"` // streams there are
 }
 
-// A streamView is one SDS stream and what it has acknowledged.
+// A streamView is one stream and what it has acknowledged.
 type streamView struct {
 	ID               string   `json:"id"`
 	Proxy            string   `json:"proxy,omitempty"` // what the client calls itself; never trusted
@@ -73,6 +73,7 @@ type streamView struct {
 	AckedSerial      string   `json:"ackedSerial,omitempty"`
 	AckedGeneration  string   `json:"ackedGeneration,omitempty"`  // EPOCH.NUMBER
 	PushedGeneration string   `json:"pushedGeneration,omitempty"` // EPOCH.NUMBER
+	PushedSerial     string   `json:"pushedSerial,omitempty"`     // of the Workload API, which acknowledges nothing
 	AckedHash        string   `json:"ackedHash,omitempty"`
 	Nack             string   `json:"nack,omitempty"` // its last rejection, as it said it
 	Acks             uint64   `json:"acks"`
@@ -161,6 +162,10 @@ func newStreamView(h *apiv1.Holding, s *apiv1.Stream) streamView {
 		v.PushedGeneration = api.FromSequence(s.GetPushedGeneration()).String()
 		v.AckedHash = fmt.Sprintf("%x", s.GetAckedHash())
 	}
+	if s.GetProtocol() == protocolWorkloadAPI {
+		v.PushedSerial = s.GetPushedSerial()
+		v.PushedGeneration = api.FromSequence(s.GetPushedGeneration()).String()
+	}
 	return v
 }
 
@@ -171,13 +176,23 @@ type ackState string
 const (
 	ackNone ackState = "NONE" // there is no stream
 	ackGood ackState = "ACK"  // it acknowledged the newest of all that it subscribed to
-	ackWait ackState = "WAIT" // it has not answered yet
+	ackSent ackState = "SENT" // it was sent the newest and cannot answer: the Workload API has no acknowledgement
+	ackWait ackState = "WAIT" // it has not answered yet, or was not sent the newest
 	ackBad  ackState = "NACK" // it rejected something and has not taken it back
 )
 
+// protocolWorkloadAPI is what agents call a stream of the Workload API.
+const protocolWorkloadAPI = "workload-api"
+
 // ackOf judges one stream of the SVID with this serial. A stream owes an acknowledgement for each kind of secret that
-// it subscribed to: the SVID, the bundle, or both.
+// it subscribed to: the SVID, the bundle, or both. One of the Workload API owes none, whatever it was sent.
 func ackOf(serial string, s *apiv1.Stream) ackState {
+	if s.GetProtocol() == protocolWorkloadAPI {
+		if s.GetPushedGeneration() == 0 || s.GetPushedSerial() != "" && s.GetPushedSerial() != serial {
+			return ackWait
+		}
+		return ackSent
+	}
 	wantsSVID := slices.ContainsFunc(s.GetNames(), func(name string) bool { return !isBundleName(name) })
 	switch {
 	case s.GetNack() != "":
@@ -207,6 +222,8 @@ func sumAcks(streams []streamView) ackView {
 		switch {
 		case s.State == ackBad, s.State == ackWait && sum.State != ackBad:
 			sum.State = s.State
+		case s.State == ackSent && (sum.State == ackNone || sum.State == ackGood):
+			sum.State = ackSent
 		case s.State == ackGood:
 			sum.Acked++
 			if sum.State == ackNone {
@@ -217,7 +234,7 @@ func sumAcks(streams []streamView) ackView {
 	return sum
 }
 
-// String is "ACK 2/2", "WAIT 1/2", "NACK 0/1", or "-" without streams.
+// String is "ACK 2/2", "SENT 0/1", "WAIT 1/2", "NACK 0/1", or "-" without streams.
 func (v ackView) String() string {
 	if v.State == ackNone {
 		return "-"

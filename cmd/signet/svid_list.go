@@ -21,8 +21,9 @@ func (a *app) svidListCommand() *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List the SVIDs that agents hold, and who acknowledged them",
 		Long: "List the SVIDs that agents with a live session say they hold, of all namespaces unless -n names one.\n" +
-			"ACK sums up the SDS streams of the pod: ACK when each took the newest of all it subscribed to, WAIT while one\n" +
-			"has not answered, NACK when one rejected something. With -o wide each stream has a row, with its own words.",
+			"ACK sums up the streams of the pod: ACK when each took the newest of all it subscribed to, SENT when one of the\n" +
+			"Workload API, which cannot answer, was sent it, WAIT while one has not answered, NACK when one rejected something.\n" +
+			"With -o wide each stream has a row, with its own words.",
 		Example: "  signet svid list                        # all of them\n" +
 			"  signet svid list -n shop -o wide        # one row a stream, with what it acknowledged or rejected\n" +
 			"  signet svid list --check > /dev/null    # exit code 3 when one is expired, failing or rejected\n" +
@@ -127,12 +128,13 @@ func svidTable(items []*svidView, now time.Time, wide bool) *metav1.Table {
 	return table(svidColumns(), rows)
 }
 
-// generation is that of the bundle it acknowledged, "1.5"; "1.4/1.5" when another was pushed; "-" without a bundle.
+// generation is that of the bundle it acknowledged, "1.5"; "1.4/1.5" when another was pushed, "-/1.5" where it acknowledges
+// nothing; "-" without a bundle.
 func (s streamView) generation() string {
 	if s.AckedGeneration == s.PushedGeneration {
 		return dash(s.AckedGeneration)
 	}
-	return s.AckedGeneration + "/" + s.PushedGeneration
+	return dash(s.AckedGeneration) + "/" + s.PushedGeneration
 }
 
 // svidItems prepares a listing for watching. When it was reported is no change worth a line.
