@@ -41,7 +41,6 @@ type world struct {
 	ca      *process // nil while it is away
 	agent   *process
 	http    string // of the agent
-	logs    []string
 }
 
 const caConfig = `apiVersion: signet.dev/v1
