@@ -82,8 +82,19 @@ type copyState struct {
 	good      [sha256.Size]byte // the digest of what it last held rightly
 	fails     int               // in a row
 	after     time.Time         // when it may be looked at again
-	alarmed   time.Time         // when the log was last told of a change by somebody else
+	alarmed   time.Time         // when the log was last told of something
 	told      string            // UID of the foreign ConfigMap that the log was told of
+}
+
+// quiet says whether the log was told of this namespace a moment ago: whoever owns it must not fill the log. If not, it is
+// being told now.
+func (s *copyState) quiet() bool {
+	now := time.Now()
+	if !s.alarmed.IsZero() && now.Sub(s.alarmed) < alarmPause {
+		return true
+	}
+	s.alarmed = now
+	return false
 }
 
 type dueCopy struct {
@@ -326,7 +337,7 @@ func (c *copies) done(namespace string, err error) (general bool) {
 	s.fails++
 	s.after = time.Now().Add(backoff(s.fails, retryRefused))
 	c.add(namespace, s.after, true)
-	if cause != kube.CauseConflict && s.fails == 3 {
+	if s.fails == 3 { // replicas that are in each other's way are not so for long
 		c.log.Warn("a copy of the bundle cannot be written", "namespace", namespace, "error", err)
 	}
 	return false
@@ -366,11 +377,7 @@ func (c *copies) held() int {
 func (c *copies) alarm(ctx context.Context, namespace, what string, reason error) {
 	c.metrics.reverts.WithLabelValues(kindCopy).Inc()
 	c.mu.Lock()
-	s := c.space(namespace)
-	quiet := !s.alarmed.IsZero() && time.Since(s.alarmed) < alarmPause
-	if !quiet {
-		s.alarmed = time.Now()
-	}
+	quiet := c.space(namespace).quiet()
 	c.mu.Unlock()
 	if !quiet {
 		c.log.ErrorContext(ctx, what, "namespace", namespace, "configmap", BundleConfigMap, "error", reason)

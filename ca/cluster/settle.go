@@ -120,10 +120,10 @@ func (c *copies) write(ctx context.Context, namespace, version string, want *wan
 func (c *copies) foreign(ctx context.Context, namespace, uid string) {
 	c.mu.Lock()
 	s := c.space(namespace)
-	told := s.told == uid
+	quiet := s.told == uid || s.quiet()
 	s.told = uid
 	c.mu.Unlock()
-	if !told {
+	if !quiet {
 		c.log.WarnContext(ctx, "a namespace that asks for a copy of the bundle has a ConfigMap of its name that is not ours; it is left alone",
 			"namespace", namespace, "configmap", BundleConfigMap)
 	}

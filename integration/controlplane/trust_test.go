@@ -410,7 +410,7 @@ func (w *trust) testAbsent(t *testing.T, b *ca.Bundle) {
 	log, one := &lines{}, &trust{cluster: w.cluster, log: w.log, metrics: seen.NewMetrics()}
 	p := w.publisher(t, client, system, log, one.metrics)
 	background(t, p.Run)
-	if there, err := w.publisher(t, client, "empty", log, nil).Published(t.Context(), b.TrustDomain); there || err != nil {
+	if there, err := w.publisher(t, client, "kube-public", log, nil).Published(t.Context(), b.TrustDomain); there || err != nil {
 		t.Errorf("init: %t, %v", there, err)
 	}
 	if err := p.Publish(t.Context(), b); err != nil {
@@ -441,6 +441,7 @@ func (w *trust) testMany(t *testing.T) {
 	if err := w.p.Publish(t.Context(), next); err != nil {
 		t.Fatal(err)
 	}
+	w.change(t, copyPath("shop"), func(o object) { o["data"] = object{} })
 	w.becomes(t, "a change of one while all are behind", func() bool { return w.holds(t, "shop", next) })
 	w.becomes(t, "all have the next", func() bool { return current() && w.holds(t, "many-7", next) })
 	if took := time.Since(start); took < n*time.Second/50 {
