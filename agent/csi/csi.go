@@ -74,7 +74,7 @@ type Config struct {
 	Bind func(path string) (*net.UnixListener, error)
 
 	MaxVolumes      int // of the node. Zero: 1024
-	MaxPublishes    int // at once; more are told to come back. Zero: 16
+	MaxPublishes    int // at once; more wait for two seconds and are told to come back. Zero: 16
 	MaxMessageBytes int // of one call from kubelet. Zero: 256 KiB
 
 	Log     *slog.Logger // nil: discarded

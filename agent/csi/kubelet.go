@@ -19,6 +19,7 @@ import (
 
 const (
 	handshakeTime = 5 * time.Second
+	turnTime      = 2 * time.Second // until a volume is made: each takes milliseconds, and kubelet, sent away, comes back late
 	graceTime     = 5 * time.Second // for calls under way when the agent ends
 	maxStreams    = 256             // calls of one connection at once; kubelet makes one for each
 	csiVersion    = "1.0.0"         // what kubelet asks for: any 1.x
@@ -211,10 +212,14 @@ func (s *nodeServer) NodePublishVolume(ctx context.Context, req *csipb.NodePubli
 	if err != nil {
 		return nil, err
 	}
+	turn := time.NewTimer(turnTime)
+	defer turn.Stop()
 	select {
 	case s.d.slots <- struct{}{}:
 		defer func() { <-s.d.slots }()
-	default:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-turn.C:
 		return nil, api.E(api.Overloaded, "%d volumes are being made at once already", cap(s.d.slots))
 	}
 	if err := s.d.publish(ctx, r); err != nil {

@@ -252,3 +252,31 @@ func TestAgentBeforeTheCA(t *testing.T) {
 	watch.next(t)
 	w.awaitGet("/readyz", "ok")
 }
+
+// The node was switched off: the tmpfs is empty, and the sockets are files that nobody listens on. kubelet asks again for each
+// volume, and the pods get their identities anew.
+func TestNodeRebooted(t *testing.T) {
+	w := newWorld(t)
+	w.startCA()
+	w.awaitBundle()
+	w.startAgent()
+	v := volume{w.pod("shop", "web-1", "web"), "signet"}
+	if err := w.kubelet.publish(v, w.token(v.Pod, "")); err != nil {
+		t.Fatal(err)
+	}
+	before := w.read(v)
+	w.agent.signal(syscall.SIGKILL)
+	if err := os.RemoveAll(filepath.Join(w.dir, "cache")); err != nil {
+		t.Fatal(err)
+	}
+	w.startAgent()
+	if err := w.kubelet.publish(v, w.token(v.Pod, "")); err != nil {
+		t.Fatal(err)
+	}
+	if after := w.read(v); after.Serial == before.Serial {
+		t.Error("the SVID is the one from before, which was only in memory")
+	}
+	if err := w.kubelet.unpublish(v); err != nil {
+		t.Fatal(err)
+	}
+}

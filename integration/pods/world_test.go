@@ -254,6 +254,9 @@ func (w *world) end() {
 		if bytes.Contains(data, []byte(canary.Marker)) || bytes.Contains(data, []byte("eyJ")) || bytes.Contains(data, []byte("PRIVATE KEY")) {
 			w.t.Errorf("%s holds a token or a key", filepath.Base(path))
 		}
+		if bytes.Contains(data, []byte("DATA RACE")) {
+			w.t.Errorf("%s tells of a data race", filepath.Base(path))
+		}
 		if w.t.Failed() {
 			w.t.Logf("%s:\n%s", filepath.Base(path), data)
 		}
