@@ -368,3 +368,33 @@ func TestAge(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// What somebody changed while the API server takes no writes is put right seconds after it does again: for the ConfigMap
+// that agents believe that is tried over and over, with growing pauses.
+func TestRestoreAgain(t *testing.T) {
+	t.Parallel()
+	b := newBundle(api.Generation{Epoch: 1, Number: 1}, newRoots(t, issuance.KeyP256)...)
+	s := newShown(t)
+	s.run(t)
+	if err := s.p.Publish(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	s.becomes(t, "it is seen", func() bool { return value(t, s.metrics, "signet_watch_connected", "part", "bundle") == 1 })
+	s.setFault(func(r *http.Request) int {
+		if r.Method == http.MethodPut {
+			return 503
+		}
+		return 0
+	})
+	s.set(copyIn(home), map[string]any{"data": map[string]any{BundleJSON: "x"}})
+	failures := func() float64 { return value(t, s.metrics, "signet_bundle_write_failures_total", "kind", kindBundle) }
+	s.becomes(t, "tried again", func() bool { return failures() >= 2 })
+	if n := failures(); n > 4 {
+		t.Errorf("tried %v times at once", n)
+	}
+	s.setFault(nil)
+	s.becomes(t, "it is put right", func() bool { return s.copied(t, home, b) })
+	if n := value(t, s.metrics, "signet_bundle_reverts_total", "kind", kindBundle); n < 1 {
+		t.Errorf("%v reverts", n)
+	}
+}

@@ -38,7 +38,7 @@ func NewMetrics() *Metrics {
 			Name: "signet_watch_failures_total", Help: "Times that a watch of the cluster could not be opened or broke off, by cause."},
 			[]string{"part", "cluster", "resource", "cause"}),
 		reverts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "signet_bundle_reverts_total", Help: "Changes of the published bundle by somebody else that were put right, by what was changed (bundle, copy, trust_bundle). Any is worth a look; of bundle it is an incident."},
+			Name: "signet_bundle_reverts_total", Help: "Changes of the published bundle by somebody else that were found, to be put right, by what was changed (bundle, copy, trust_bundle); one counts again with each attempt that it takes. Any is worth a look; of bundle it is an incident."},
 			[]string{"kind"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_bundle_write_failures_total", Help: "Attempts to publish the bundle that failed, by what was written (bundle, copy, trust_bundle) and cause."},
