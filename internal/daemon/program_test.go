@@ -8,12 +8,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"github.com/signet-ca/signet/api"
 )
 
 // program is a daemon whose configuration is its path; "bad" cannot be loaded.
 func program(ran *[]string) Program[string] {
 	note := func(what string) { *ran = append(*ran, what) }
+	var gently bool
 	return Program[string]{
 		Name: "signet-x", Short: "A daemon", Version: "v9", Config: "/etc/x.yaml",
 		Load: func(path string) (string, error) {
@@ -32,8 +35,11 @@ func program(ran *[]string) Program[string] {
 		Check:      func(c string) (string, error) { note("check " + c); return "all of it", nil },
 		Others: []Command[string]{{Name: "init", Short: "Begin", Do: func(_ context.Context, c string, out io.Writer) error {
 			note("init " + c)
+			if gently {
+				return nil
+			}
 			return errors.New("not today")
-		}}, {Name: "book", Short: "Read", Others: []Command[string]{
+		}, Flags: func(c *cobra.Command) { c.Flags().BoolVar(&gently, "gently", false, "fail not") }}, {Name: "book", Short: "Read", Others: []Command[string]{
 			{Name: "read", Short: "Read it", Words: "[PAGE]", Look: func(_ context.Context, load func() (string, error), word string, out io.Writer) error {
 				if word == "" {
 					c, err := load()
@@ -66,6 +72,8 @@ func TestProgram(t *testing.T) {
 		{"run in silence", "run --log-level error", 0, "run /etc/x.yaml", "", ""},
 		{"check", "check-config --config y", 0, "check y", "y is good: all of it\n", ""},
 		{"other", "init --config y", ExitFailed, "init y", "", "signet-x: not today\n"},
+		{"other, with a flag of its own", "init --gently --config y", 0, "init y", "", ""},
+		{"a flag of another's", "run --gently", ExitUsage, "", "", "unknown flag: --gently; see signet-x run --help"},
 		{"a word", "book read 7 --config bad", 0, "read 7", "", ""},
 		{"no word", "book read --config y", 0, "read y", "", ""},
 		{"no word, bad configuration", "book read --config bad", ExitFailed, "", "", "bad: it is bad"},
