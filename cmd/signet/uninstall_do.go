@@ -15,7 +15,7 @@ func (u *uninstaller) confirmed() error {
 	p := u.plan
 	switch {
 	case p.HelmRelease != "":
-		return usageError{fmt.Errorf("Helm made this installation, and would go on believing in it; nothing is in the way, so: helm uninstall %s -n %s", quoted(p.HelmRelease), u.f.namespace)}
+		return usageError{fmt.Errorf("the installation is Helm's, who would go on believing in it; nothing is in the way, so: helm uninstall %s -n %s", quoted(p.HelmRelease), u.f.namespace)}
 	case u.f.deleteState == "":
 		return nil
 	case p.TrustDomain == "":

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -179,9 +180,7 @@ func TestCheck(t *testing.T) {
 		}
 		driver = object{"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": obj["metadata"], "spec": map[string]any{}}
 		spec := obj["spec"].(object)
-		for k, v := range spec {
-			driver["spec"].(object)[k] = v
-		}
+		maps.Copy(driver["spec"].(object), spec)
 		spec["tokenRequests"] = []object{{"audience": "signet:other.example"}}
 		spec["requiresRepublish"] = false
 	})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -168,9 +169,7 @@ func (o *Operator) limit(ctx context.Context) (context.Context, context.CancelFu
 // read: a large cluster costs time and no memory. query may select; f may end it by an error.
 func Each[T any](ctx context.Context, o *Operator, path string, query url.Values, f func(T) error) error {
 	selected := url.Values{"limit": {strconv.Itoa(pageSize)}}
-	for k, v := range query {
-		selected[k] = v
-	}
+	maps.Copy(selected, query)
 	for seen := 0; ; {
 		meta, err := eachOnPage(ctx, o, path, selected, func(item T) error {
 			if seen++; seen > maxObjects {
