@@ -25,7 +25,7 @@ func TestDeployedConfig(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if l.Development || l.CSI == nil || l.CSI.Driver != "csi.signet.dev" || l.Node != "node-1" || l.Cache.Dir == "" {
+			if l.Development != (name == "development") || l.CSI == nil || l.CSI.Driver != "csi.signet.dev" || l.Node != "node-1" || l.Cache.Dir == "" {
 				t.Errorf("%+v", l.config)
 			}
 		})

@@ -27,7 +27,7 @@ func TestDeployedConfig(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if l.Development || l.Directory.Kind != "kube" || l.Publish.Kube.Kubeconfig != "in-cluster" || l.Issuers[0].TokenReview.Kubeconfig != "in-cluster" {
+			if l.Development != (name == "development") || l.Directory.Kind != "kube" || l.Publish.Kube.Kubeconfig != "in-cluster" || l.Issuers[0].TokenReview.Kubeconfig != "in-cluster" {
 				t.Errorf("%+v", l.config)
 			}
 		})
