@@ -171,7 +171,7 @@ func (a *app) checkUntil(ctx context.Context, cluster *kube.Operator, kf *kubeFl
 		r, err := a.checkOnce(within, cluster, kf)
 		if within.Err() == nil {
 			if last = r; err != nil {
-				p.show(map[string]string{"api-server": errorDetail(err)})
+				p.show([]want{{"api-server", errorDetail(err)}})
 			} else if waits := r.waits(strict); len(waits) == 0 {
 				p.show(nil)
 				return r, nil
@@ -189,9 +189,11 @@ func (a *app) checkUntil(ctx context.Context, cluster *kube.Operator, kf *kubeFl
 	}
 }
 
-// waits says what a further look may see changed, by check and object.
-func (r *checkReport) waits(strict bool) map[string]string {
-	all := map[string]string{}
+// A want is one thing that is waited for.
+type want struct{ what, found string }
+
+// waits says what a further look may see changed, in the order of the report: what others wait for comes first.
+func (r *checkReport) waits(strict bool) (all []want) {
 	for _, row := range r.Items {
 		if row.settled || row.Result == resultGood || row.Result == resultWarning && !strict {
 			continue
@@ -200,16 +202,18 @@ func (r *checkReport) waits(strict bool) map[string]string {
 		if row.Object != "" {
 			what += " " + row.Object
 		}
-		all[what] = row.Found
+		all = append(all, want{what, row.Found})
 	}
 	return all
 }
 
 func (a *app) waitOver(kf *kubeFlags, p *waiting, wait time.Duration) error {
 	detail := "the installation is not good after " + wait.String()
-	if len(p.last) > 0 {
-		detail += ": " + clip(strings.Join(slices.Sorted(maps.Keys(p.last)), ", "), maxFound)
+	var names []string
+	for _, w := range p.last {
+		names = append(names, w.what)
 	}
+	detail += after(": ", clip(strings.Join(names, ", "), maxFound))
 	return &failure{
 		err:  api.E(api.DeadlineExceeded, "%s", detail),
 		why:  "What each waits for is said above. Nothing was changed; it is safe to wait again.",
@@ -232,12 +236,13 @@ type waiting struct {
 	start   time.Time
 	json    bool
 	painted bool
-	width   int               // of the terminal; 0: there is none
-	last    map[string]string // what is waited for
+	width   int           // of the terminal; 0: there is none
+	last    []want        // what is waited for
+	told    map[want]bool // what was said already: a pod that wavers between two states is told of once
 }
 
 func (a *app) newWaiting(o *output) *waiting {
-	p := &waiting{a: a, start: time.Now(), json: o.format == "json"}
+	p := &waiting{a: a, start: time.Now(), json: o.format == "json", told: map[want]bool{}}
 	if !p.json && a.tty(a.stderr) && a.getenv("TERM") != "dumb" {
 		p.width = 80
 		if f, ok := a.stderr.(*os.File); ok {
@@ -250,19 +255,24 @@ func (a *app) newWaiting(o *output) *waiting {
 }
 
 // show tells of what is waited for now; none: of nothing any more.
-func (p *waiting) show(now map[string]string) {
+func (p *waiting) show(now []want) {
 	if p.width > 0 {
 		p.paint(now)
-	} else {
-		for _, what := range slices.Sorted(maps.Keys(now)) {
-			if was, ok := p.last[what]; !ok || was != now[what] {
-				p.line("waiting", what, now[what])
-			}
+		p.last = now
+		return
+	}
+	still := map[string]bool{}
+	for _, w := range now {
+		if still[w.what] = true; !p.told[w] {
+			p.told[w] = true
+			p.line("waiting", w.what, w.found)
 		}
-		for _, what := range slices.Sorted(maps.Keys(p.last)) {
-			if _, still := now[what]; !still {
-				p.line("good", what, "")
-			}
+	}
+	for _, w := range p.last {
+		if !still[w.what] {
+			still[w.what] = true // once
+			maps.DeleteFunc(p.told, func(t want, _ bool) bool { return t.what == w.what })
+			p.line("good", w.what, "")
 		}
 	}
 	p.last = now
@@ -285,16 +295,16 @@ func (p *waiting) line(state, what, found string) {
 }
 
 // paint repaints the one line, which is cut at the terminal's edge.
-func (p *waiting) paint(now map[string]string) {
+func (p *waiting) paint(now []want) {
 	p.done()
 	if len(now) == 0 {
 		return
 	}
-	what := slices.Sorted(maps.Keys(now))
-	line := fmt.Sprintf("%4ds  waiting for %s: %s", int(time.Since(p.start).Seconds()), what[0], now[what[0]])
-	if n := len(what) - 1; n > 0 {
-		line = fmt.Sprintf("%4ds  waiting for %d more and %s: %s", int(time.Since(p.start).Seconds()), n, what[0], now[what[0]])
+	others := ""
+	if n := len(now) - 1; n > 0 {
+		others = fmt.Sprintf("%d more and ", n)
 	}
+	line := fmt.Sprintf("%4ds  waiting for %s%s: %s", int(time.Since(p.start).Seconds()), others, now[0].what, now[0].found)
 	runes := []rune(scrub(line))
 	fmt.Fprint(p.a.stderr, string(runes[:min(len(runes), p.width-1)]))
 	p.painted = true

@@ -57,7 +57,7 @@ var resourceOf = map[string]string{
 	"ConfigMap": "configmaps", "Namespace": "namespaces", "NetworkPolicy": "networkpolicies", "ClusterRole": "clusterroles",
 	"ClusterRoleBinding": "clusterrolebindings", "Role": "roles", "RoleBinding": "rolebindings", "ServiceAccount": "serviceaccounts",
 	"CSIDriver": "csidrivers", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets", "StatefulSet": "statefulsets",
-	"DaemonSet": "daemonsets", "Pod": "pods", "Node": "nodes", "CSINode": "csinodes", "PersistentVolumeClaim": "persistentvolumeclaims",
+	"DaemonSet": "daemonsets", "ResourceQuota": "resourcequotas", "Pod": "pods", "Node": "nodes", "CSINode": "csinodes", "PersistentVolumeClaim": "persistentvolumeclaims",
 	"EndpointSlice": "endpointslices", "Event": "events", "ClusterTrustBundle": "clustertrustbundles",
 	"ValidatingAdmissionPolicy": "validatingadmissionpolicies", "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }

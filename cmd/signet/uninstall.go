@@ -181,6 +181,7 @@ var chartKinds = []struct {
 	{"policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", false},
 	{"v1", "Service", "services", false},
 	{"networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", false},
+	{"v1", "ResourceQuota", "resourcequotas", false},
 	{"v1", "ConfigMap", "configmaps", false},
 	{"rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", false},
 	{"rbac.authorization.k8s.io/v1", "Role", "roles", false},
@@ -367,13 +368,13 @@ func (u *uninstaller) waitForPods(ctx context.Context, o *output) error {
 	p := u.a.newWaiting(o)
 	defer p.done()
 	for {
-		waits := map[string]string{}
+		var waits []want
 		for _, pod := range u.plan.Pods {
 			found := "has the volume"
 			if pod.Ending {
 				found = "is being deleted"
 			}
-			waits[namespaced(pod.Namespace, "pod", pod.Name)] = found
+			waits = append(waits, want{namespaced(pod.Namespace, "pod", pod.Name), found})
 		}
 		p.show(waits)
 		if len(waits) == 0 {
@@ -394,7 +395,7 @@ func (u *uninstaller) waitForPods(ctx context.Context, o *output) error {
 		last := slices.Clone(u.plan.Pods)
 		if err := u.findPods(ctx); err != nil {
 			if u.plan.Pods = last; ctx.Err() == nil {
-				p.show(map[string]string{"api-server": errorDetail(err)})
+				p.show([]want{{"api-server", errorDetail(err)}})
 				u.now = u.now.Add(time.Since(began))
 			}
 			continue

@@ -3,6 +3,9 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +54,29 @@ func TestUninstallAll(t *testing.T) {
 	slices.Sort(c.deleted)
 	if !slices.Equal(installed, c.deleted) {
 		t.Errorf("installed:\n%s\ndeleted:\n%s", strings.Join(installed, "\n"), strings.Join(c.deleted, "\n"))
+	}
+}
+
+// Every kind of object that the chart can make, with whatever values, is looked for.
+func TestUninstallKinds(t *testing.T) {
+	files, err := filepath.Glob("../../deploy/chart/signet/templates/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no templates", err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^kind: (.*)$`).FindAllStringSubmatch(string(text), -1) {
+			known := m[1] == "Namespace" // which stays
+			for _, k := range chartKinds {
+				known = known || k.kind == m[1]
+			}
+			if !known {
+				t.Errorf("%s makes a %s, which uninstall does not look for", file, m[1])
+			}
+		}
 	}
 }
 
