@@ -158,33 +158,42 @@ func (r *checkReport) text(bool) []block {
 	return blocks
 }
 
+// firstLook is how long the first look may take, so that there is a report also where there is little patience.
+const firstLook = 30 * time.Second
+
 // checkUntil looks again until nothing is left that waiting could change, or the time is over. The report is that of the
-// last look, if there was one.
+// last look; nil, if it could ask nothing.
 func (a *app) checkUntil(ctx context.Context, cluster *kube.Operator, kf *kubeFlags, o *output, wait time.Duration, strict bool) (*checkReport, error) {
-	within, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
+	start := time.Now()
+	end := start.Add(wait)
 	p := a.newWaiting(o)
 	defer p.done()
 	var last *checkReport
-	for {
+	for limit := start.Add(max(wait, firstLook)); ; limit = end {
 		began := time.Now()
-		r, err := a.checkOnce(within, cluster, kf)
-		if within.Err() == nil {
-			if last = r; err != nil {
-				p.show([]want{{"api-server", errorDetail(err)}})
-			} else if waits := r.waits(strict); len(waits) == 0 {
-				p.show(nil)
+		look, cancel := context.WithDeadline(ctx, limit)
+		r, err := a.checkOnce(look, cluster, kf)
+		whole := look.Err() == nil // or else it says "unknown" of what it had no time for
+		cancel()
+		switch {
+		case whole && err != nil:
+			last = nil
+			p.show([]want{{"api-server", errorDetail(err)}})
+		case whole:
+			last = r
+			waits := r.waits(strict)
+			if p.show(waits); len(waits) == 0 {
 				return r, nil
-			} else {
-				p.show(waits)
 			}
 		}
-		pause := time.NewTimer(max(2*a.poll, 3*time.Since(began))) // a large cluster is not asked all the time
+		pause := max(2*a.poll, 3*time.Since(began)) // a large cluster is not asked all the time
 		select {
-		case <-within.Done():
-			pause.Stop()
+		case <-ctx.Done():
+			return last, ctx.Err()
+		case <-time.After(min(pause, time.Until(end))):
+		}
+		if !time.Now().Before(end) {
 			return last, a.waitOver(kf, p, wait)
-		case <-pause.C:
 		}
 	}
 }

@@ -97,6 +97,9 @@ func clip(s string, n int) string {
 // safeWord is what goes into a line to type; names of the cluster are such words, and anything else is somebody's trick.
 var safeWord = regexp.MustCompile(`^[A-Za-z0-9/][A-Za-z0-9.,:_/=@-]*$`)
 
+// ourFlags are the flags in lines to type; what else begins with a dash is somebody's trick as well.
+var ourFlags = regexp.MustCompile(`^(-[nAlcof]|-|--(all-containers|list|previous|overwrite|wait|yes|delete-state))$`)
+
 // kubectl is a line to type that means the same cluster.
 func (k *kubeFlags) kubectl(words ...string) string { return k.line("kubectl", words...) }
 
@@ -118,7 +121,7 @@ func (k *kubeFlags) line(command string, words ...string) string {
 		line = append(line, "--context", quoted(k.context))
 	}
 	for _, w := range words {
-		if !safeWord.MatchString(w) && !strings.HasPrefix(w, "-") {
+		if !safeWord.MatchString(w) && !ourFlags.MatchString(w) {
 			w = "NAME"
 		}
 		line = append(line, w)

@@ -59,7 +59,7 @@ func (a *app) checkOnce(ctx context.Context, cluster *kube.Operator, kf *kubeFla
 
 // add tells one thing.
 func (i *checkup) add(check, result, object, found, do string) *checkRow {
-	row := &checkRow{header: newHeader("Check", check), Result: result, Object: object, Found: clip(found, 2*maxFound), Do: do}
+	row := &checkRow{header: newHeader("Check", check), Result: result, Object: object, Found: clip(found, 2*maxFound), Do: i.a.asCalled(do)}
 	i.report.Items = append(i.report.Items, row)
 	i.report.Result = worst(i.report.Result, result)
 	return row

@@ -410,8 +410,8 @@ func TestCheckWaitSettled(t *testing.T) {
 
 func TestKubectlLine(t *testing.T) {
 	k := &kubeFlags{kubeconfig: "/a b/it's", context: "prod", namespace: "id"}
-	if got, want := k.kubectl("-n", "shop", "delete", "pod", "x;reboot", "-l", "$(reboot)"),
-		`kubectl --kubeconfig '/a b/it'\''s' --context prod -n shop delete pod NAME -l NAME`; got != want {
+	if got, want := k.kubectl("-n", "shop", "delete", "pod", "x;reboot", "-l", "$(reboot)", "--token=x"),
+		`kubectl --kubeconfig '/a b/it'\''s' --context prod -n shop delete pod NAME -l NAME NAME`; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	if got, want := k.signet("check", "--wait"), `signet check --kubeconfig '/a b/it'\''s' --context prod --wait -n id`; got != want {

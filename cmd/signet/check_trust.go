@@ -215,7 +215,10 @@ func (i *checkup) checkCopies(ctx context.Context) {
 		}
 		i.add("copies", row.Result, row.Object, row.Found, row.Do)
 	}
-	if len(rows) == 0 {
+	switch {
+	case len(i.copies) == 0:
+		i.good("copies", "", "no namespace asks for one")
+	case len(rows) == 0:
 		i.good("copies", "", "%s of the bundle, all current", counted(current, "copy", "copies"))
 	}
 }

@@ -414,7 +414,7 @@ func (u *uninstaller) refusal() error {
 		have = "pod has"
 	}
 	return &findings{summary: fmt.Sprintf("refused: %d %s the volume, and would hang in Terminating without the agent. Delete them or take the volume out, then: %s",
-		len(u.plan.Pods), have, u.f.signet("uninstall", "--wait"))}
+		len(u.plan.Pods), have, u.a.asCalled(u.f.signet("uninstall", "--wait")))}
 }
 
 // named lists the pods in the way in a line.

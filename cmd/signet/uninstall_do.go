@@ -42,7 +42,7 @@ func (u *uninstaller) do(ctx context.Context) error {
 		if len(u.plan.Pods) > 0 {
 			u.a.say("%s", u.named())
 			return &findings{summary: fmt.Sprintf("stopped: %s came meanwhile. Agents and CA still run, and no more pods get the volume. Go on: %s --wait --yes; or go back: signet install | %s",
-				plural(len(u.plan.Pods), "pod"), u.f.signet("uninstall"), u.f.kubectl("apply", "-f", "-"))}
+				plural(len(u.plan.Pods), "pod"), u.a.asCalled(u.f.signet("uninstall")), u.f.kubectl("apply", "-f", "-"))}
 		}
 	}
 	if u.f.deleteState != "" {
