@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"testing"
 
@@ -73,8 +72,6 @@ func enter() (code int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, remove(dir)) }()
-	runtime.LockOSThread() // whose end would end the child
-	defer runtime.UnlockOSThread()
 	cmd := copyOf("cage", syscall.CLONE_NEWPID|syscall.CLONE_NEWNS|syscall.CLONE_NEWNET)
 	cmd.Args = os.Args
 	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
@@ -101,7 +98,7 @@ func enter() (code int, err error) {
 	return 0, err
 }
 
-// copyOf is this program once more, at another stage, in new namespaces. It dies with the thread that starts it.
+// copyOf is this program once more, at another stage, in new namespaces. It dies with this one.
 func copyOf(stage string, namespaces uintptr) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), stageVariable+"="+stage)

@@ -21,7 +21,7 @@ func (s *suite) latency(t *testing.T) {
 	for i := range namespaces {
 		ns := fmt.Sprintf("fresh-%d", i)
 		t.Cleanup(func() { s.deleteNamespace(t, ns) })
-		fmt.Fprintf(&objects, "{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": %q}}\n---\n", ns)
+		fmt.Fprintf(&objects, "{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": %q, \"labels\": {%q: \"\"}}}\n---\n", ns, testLabel)
 		fmt.Fprintf(&objects, "{\"apiVersion\": \"v1\", \"kind\": \"ServiceAccount\", \"metadata\": {\"name\": \"fresh\", \"namespace\": %q}}\n---\n", ns)
 		for n := range each {
 			objects.WriteString(pod{namespace: ns, name: fmt.Sprintf("%s-pod-%d", ns, n), app: "fresh", account: "fresh", args: `["svid"]`}.json(s) + "---\n")

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -253,23 +252,18 @@ func (n *Node) start(t testing.TB, part string, args ...string) {
 	n.parts[part] = n.spawn(t, part, cmd)
 }
 
-// spawn starts a process on a thread that lasts as long as it does, since its end would be the process's too.
+// spawn starts a process and waits for it. No thread of this program may end while it runs, since that which started a
+// process takes it along: none does that a goroutine has not locked.
 func (n *Node) spawn(t testing.TB, what string, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{cmd: cmd, ended: make(chan struct{})}
-	started := make(chan error)
-	go func() { // ends with the process, which Stop ends
-		runtime.LockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-			close(p.ended)
-		}
-	}()
-	if err := <-started; err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatalf("%s: %s: %v", n.Name, what, err)
 	}
+	p := &process{cmd: cmd, ended: make(chan struct{})}
+	go func() { // ends with the process, which Stop ends
+		_ = cmd.Wait()
+		close(p.ended)
+	}()
 	return p
 }
 

@@ -182,13 +182,16 @@ func Eventually(t testing.TB, what string, f func(context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	var last error // that the time did not cut short
 	for {
 		err := f(ctx)
 		if err == nil {
 			return
 		}
-		if ctx.Err() != nil {
-			t.Fatalf("%s: %v", what, err)
+		if ctx.Err() == nil {
+			last = err
+		} else {
+			t.Fatalf("%s: not in %v: %v", what, patience, last)
 		}
 		pause(t, 200*time.Millisecond)
 	}

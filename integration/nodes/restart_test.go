@@ -68,25 +68,28 @@ func (s *suite) containerStart(t *testing.T, args ...string) time.Time {
 
 // replace: while there is no CA, the agents are replaced and then an Envoy is restarted. Nobody who connects notices.
 func (s *suite) replace(t *testing.T) {
+	if !s.mesh {
+		t.Skip("no Envoys run")
+	}
 	t.Cleanup(func() { s.afterwards(t, "scale", "-n", signetNamespace, "statefulset/signet-ca", "--replicas=1") })
-	s.Apply(t, s.envoyPod("spare", "checkout", "client", "node1", "[]")+pod{namespace: "shop", name: "watch", node: s.node(0), args: `["watch"]`}.json(s))
-	s.Wait(t, "pod", "-n", "shop", "spare", "watch", "--for=condition=Ready")
-	s.served(t, "shop", "watch")
-	stop := s.load(t, "shop", "checkout", "http://127.0.0.1:15001")
+	s.Apply(t, s.envoyPod("spare", "checkout", "client", "node1", "[]")+pod{namespace: "mesh", name: "watch", node: s.node(0), args: `["watch"]`}.json(s))
+	s.Wait(t, "pod", "-n", "mesh", "spare", "watch", "--for=condition=Ready")
+	s.served(t, "mesh", "watch")
+	stop := s.load(t, "mesh", "checkout", "http://127.0.0.1:15001")
 	s.Must(t, "scale", "-n", signetNamespace, "statefulset/signet-ca", "--replicas=0")
 	s.Must(t, "wait", "-n", signetNamespace, "pod/signet-ca-0", "--for=delete", "--timeout=2m")
 	s.Must(t, "rollout", "restart", "-n", signetNamespace, "daemonset/signet-agent")
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "daemonset/signet-agent", "--timeout=3m")
-	all := s.served(t, "shop", "watch")
+	all := s.served(t, "mesh", "watch")
 	if len(all) >= 3 {
 		off, on := time.UnixMicro(all[len(all)-2].At), time.UnixMicro(all[len(all)-1].At)
 		t.Logf("while the agent was replaced, its socket did not answer for %v", on.Sub(off).Round(time.Millisecond))
 	}
 	t.Logf("agents were started at %v, the socket answered at %v", s.containerStart(t, "pods", "-n", signetNamespace, "-l", "app.kubernetes.io/name=signet-agent").Format(time.TimeOnly), all[len(all)-1].time())
-	s.Must(t, "exec", "-n", "shop", "spare", "-c", "main", "--", "/probe", "quit", "http://127.0.0.1:9901")
+	s.Must(t, "exec", "-n", "mesh", "spare", "-c", "main", "--", "/probe", "quit", "http://127.0.0.1:9901")
 	quit := time.Now()
 	nodes.Eventually(t, "the Envoy that was restarted", func(ctx context.Context) error {
-		a, err := s.get(ctx, "shop", "spare", 1, "http://127.0.0.1:15001")
+		a, err := s.get(ctx, "mesh", "spare", 1, "http://127.0.0.1:15001")
 		if err == nil && a.Failed > 0 {
 			err = fmt.Errorf("%+v", a)
 		}
@@ -100,8 +103,8 @@ func (s *suite) replace(t *testing.T) {
 	}
 	s.Must(t, "scale", "-n", signetNamespace, "statefulset/signet-ca", "--replicas=1")
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "statefulset/signet-ca", "--timeout=3m")
-	s.Apply(t, pod{namespace: "shop", name: "after-replace", app: "after-replace", args: `["svid"]`}.json(s))
-	s.reports(t, "shop", "after-replace", 1)
+	s.Apply(t, pod{namespace: "mesh", name: "after-replace", app: "after-replace", args: `["svid"]`}.json(s))
+	s.reports(t, "mesh", "after-replace", 1)
 }
 
 func (t transition) time() string { return time.UnixMicro(t.At).UTC().Format("15:04:05.000") }
@@ -147,8 +150,11 @@ func (s *suite) reboot(t *testing.T) {
 	s.served(t, "reboot", "watch")
 	s.Apply(t, pod{namespace: "reboot", name: "after", node: "node2", app: "after", args: `["svid"]`}.json(s))
 	s.reports(t, "reboot", "after", 1)
+	if !s.mesh {
+		return
+	}
 	nodes.Eventually(t, "checkout to payments after the reboot", func(ctx context.Context) error {
-		a, err := s.get(ctx, "shop", "checkout", 1, "http://127.0.0.1:15001")
+		a, err := s.get(ctx, "mesh", "checkout", 1, "http://127.0.0.1:15001")
 		if err == nil && a.Failed > 0 {
 			err = fmt.Errorf("%+v", a)
 		}

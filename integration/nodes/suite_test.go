@@ -23,6 +23,9 @@ const signetNamespace = "signet-system"
 type suite struct {
 	*nodes.Cluster
 	signet string // the operator's tool
+
+	hasEnvoy bool // the nodes have its image
+	mesh     bool // the Envoys of testdata/mesh.yaml run
 }
 
 // TestCluster runs everything on one cluster: what is installed first is used by all that follows, and removed at the end.
@@ -41,14 +44,21 @@ func TestCluster(t *testing.T) {
 		{"Services", true, (*suite).services},
 		{"Install", true, (*suite).install},
 		{"WorkloadAPI", false, (*suite).workloadAPI},
+		{"Example", false, (*suite).example},
 		{"Latency", false, (*suite).latency},
-		{"Envoy", true, (*suite).envoy},
+		{"Rights", false, (*suite).rights},
+		{"InitContainers", false, (*suite).initContainers},
+		{"Refused", false, (*suite).refused},
+		{"Envoy", false, (*suite).envoy},
 		{"Replace", false, (*suite).replace},
+		{"AgentsAway", false, (*suite).agentsAway},
 		{"KillKubelet", false, (*suite).killKubelet},
+		{"EmptyNotes", false, (*suite).emptyNotes},
 		{"Reboot", false, (*suite).reboot},
 		{"Crowd", false, (*suite).crowd},
+		{"Uninstall", false, (*suite).uninstall},
 	} {
-		if !t.Run(test.name, func(t *testing.T) { t.Cleanup(func() { failed(t) }); test.run(s, t) }) && test.prepare {
+		if !t.Run(test.name, func(t *testing.T) { defer failed(t); test.run(s, t) }) && test.prepare {
 			return
 		}
 	}
@@ -70,10 +80,13 @@ func (s *suite) story(ctx context.Context) string {
 	return b.String()
 }
 
+// testLabel is on the namespaces of the tests.
+const testLabel = "e2e.signet.dev/test"
+
 // namespace makes a namespace that is gone after the test.
 func (s *suite) namespace(t *testing.T, name string) {
 	t.Helper()
-	s.Apply(t, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "`+name+`"}}`)
+	s.Apply(t, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "`+name+`", "labels": {"`+testLabel+`": ""}}}`)
 	t.Cleanup(func() { s.deleteNamespace(t, name) })
 }
 
@@ -207,6 +220,9 @@ func (s *suite) install(t *testing.T) {
 		t.Fatalf("signet install: %v", err)
 	}
 	s.Apply(t, string(out))
+	if out, code := s.tool(t, "check", "--wait=3m"); code != 0 {
+		t.Fatalf("signet check: exit code %d: %s", code, out)
+	}
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "statefulset/signet-ca", "--timeout=3m")
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "daemonset/signet-agent", "--timeout=3m")
 }

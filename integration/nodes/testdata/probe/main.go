@@ -82,7 +82,7 @@ type tally struct {
 	Last   string `json:"last"` // answer, or of the first that failed
 }
 
-var client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var client = &http.Client{Timeout: 90 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
 func (c *tally) send(url string) {
 	c.Sent++
@@ -139,7 +139,7 @@ func quit(admin string) error {
 func watch() error {
 	go func() { wait(); os.Exit(0) }()
 	for was, first := false, true; ; first = false {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		_, err := workloadapi.FetchX509SVID(ctx)
 		cancel()
 		if ok := err == nil; first || ok != was {
