@@ -58,6 +58,8 @@ func nobody(pkg string) bool {
 var exceptions = map[[2]string]string{
 	{"cmd/signet", "cmd/signet/demo"}:            "a part of the command, in a folder of its own",
 	{"cmd/signet/demo", "attestor/attestortest"}: "the demo signs the tokens that a cluster would sign",
+
+	{"integration/nodes", "integration/controlplane"}: "the nodes of that control plane",
 }
 
 // isTestPackage tells the packages that put real parts in memory for the tests of others: ca/catest, attestor/attestortest.
