@@ -76,7 +76,7 @@ func TestOperatorRead(t *testing.T) {
 			w.Header().Set("Content-Type", "text/html")
 			io.WriteString(w, "{}")
 		}, nil},
-		"redirected": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, 307) }, nil},
+		"redirected": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect) }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.answer(tt.answer)
