@@ -146,7 +146,7 @@ func installedPermissions(t *testing.T, c *controlplane.ControlPlane) {
 // onTrial asks for a pod in a namespace, without making one, and returns what the API server has against it.
 func onTrial(t *testing.T, c *controlplane.ControlPlane, namespace string, spec corev1.PodSpec) error {
 	t.Helper()
-	spec.ServiceAccountName, spec.PriorityClassName = "default", ""
+	spec.ServiceAccountName, spec.PriorityClassName = "trial", ""
 	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "trial", Namespace: namespace}, Spec: spec}
 	p.APIVersion, p.Kind = "v1", "Pod"
 	data, err := json.Marshal(p)
@@ -162,7 +162,7 @@ func installedPods(t *testing.T, c *controlplane.ControlPlane) {
 		namespace := "level-" + level
 		manifest := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q, "labels": {"pod-security.kubernetes.io/enforce": %q}}}
 ---
-{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": %[1]q}}`, namespace, level)
+{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "trial", "namespace": %[1]q}}`, namespace, level)
 		if _, err := kubectl(t, c, []byte(manifest), "apply", "-f", "-"); err != nil {
 			t.Fatal(err)
 		}
@@ -258,5 +258,32 @@ func sharedSocket(t *testing.T, c *controlplane.ControlPlane) {
 				t.Error(err)
 			}
 		})
+	}
+	t.Run("a container that is added", func(t *testing.T) { addedContainer(t, c, pod("/run/signet/shared", ro), ro, rw) })
+}
+
+// addedContainer adds containers to a pod that runs, as `kubectl debug` does.
+func addedContainer(t *testing.T, c *controlplane.ControlPlane, spec corev1.PodSpec, ro, rw corev1.VolumeMount) {
+	const pods = "/api/v1/namespaces/level-privileged/pods"
+	spec.ServiceAccountName = "trial"
+	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "runs"}, Spec: spec}
+	if err := c.Do(t.Context(), http.MethodPost, pods, p, &p); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		mount corev1.VolumeMount
+		good  bool
+	}{{rw, false}, {ro, true}} {
+		changed := p.DeepCopy()
+		changed.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+			Name: "look", Image: "i", VolumeMounts: []corev1.VolumeMount{tc.mount}}}}
+		err := c.Do(t.Context(), http.MethodPut, pods+"/runs/ephemeralcontainers", changed, nil)
+		if (err == nil) != tc.good || err != nil && !strings.Contains(err.Error(), "signet-shared-socket") {
+			t.Errorf("read-only %v: %v", tc.mount.ReadOnly, err)
+		}
+	}
+	// The policy stands in nobody's way afterwards.
+	if err := c.Do(t.Context(), http.MethodDelete, pods+"/runs?gracePeriodSeconds=0", nil, nil); err != nil {
+		t.Error(err)
 	}
 }
