@@ -351,3 +351,54 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("a mark is left over, or: %v", err)
 	}
 }
+
+// An example is something to copy, so it holds what we ask of others: the volume read-only, TLS 1.3 alone, a peer that is
+// named, and no token in the pod.
+func TestExamples(t *testing.T) {
+	paths, err := filepath.Glob("examples/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatal(paths, err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := objects(t, text)
+		for _, d := range of[*appsv1.Deployment](all) {
+			checkWorkload(t, d.Name, d.Spec.Template.Spec)
+		}
+		for _, a := range of[*corev1.ServiceAccount](all) {
+			if a.AutomountServiceAccountToken == nil || *a.AutomountServiceAccountToken {
+				t.Errorf("%s: ServiceAccount %s gives its token to its pods", path, a.Name)
+			}
+		}
+		for _, m := range of[*corev1.ConfigMap](all) {
+			for _, part := range []string{
+				"{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}", "{san_type: URI, matcher: {exact: spiffe://cluster.local/ns/shop/sa/",
+				"pipe: {path: /run/signet-workload/agent.sock}", "validation_context_sds_secret_config: {name: ROOTCA, ",
+			} {
+				if strings.Count(m.Data["envoy.yaml"], part) != 1 {
+					t.Errorf("%s: %s is not once in ConfigMap %s", path, part, m.Name)
+				}
+			}
+		}
+	}
+}
+
+func checkWorkload(t *testing.T, name string, s corev1.PodSpec) {
+	t.Helper()
+	if s.SecurityContext == nil || s.SecurityContext.RunAsNonRoot == nil || !*s.SecurityContext.RunAsNonRoot {
+		t.Errorf("%s may be root", name)
+	}
+	volumes := slices.DeleteFunc(slices.Clone(s.Volumes), func(v corev1.Volume) bool { return v.CSI == nil })
+	if len(volumes) != 1 || volumes[0].CSI.Driver != "csi.signet.dev" || volumes[0].CSI.ReadOnly == nil || !*volumes[0].CSI.ReadOnly {
+		t.Fatalf("%s has the volumes %+v", name, volumes)
+	}
+	mounted := slices.ContainsFunc(s.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
+		return m.Name == volumes[0].Name && m.MountPath == "/run/signet-workload" && m.ReadOnly
+	})
+	if !mounted {
+		t.Errorf("%s does not mount it", name)
+	}
+}
