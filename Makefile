@@ -72,8 +72,10 @@ fips: build .cache/testsum ## what touches keys, and the real processes, with Go
 faults: build .cache/testsum ## the CA killed and failed at every call that touches its files: all of them, where `make test` takes a part
 	@SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin .cache/testsum -count=1 -timeout 120m -tags=integration ./integration/faults
 
-# The tests on an existing cluster: its kubeconfig, said on the command line (the environment's could be anybody's), and
-# where it finds the images, under the names that are printed when one is missing. NODES=skip leaves out what needs root.
+# For an existing cluster instead: its kubeconfig, said on the command line (the environment's could be anybody's), and the
+# registry in which it finds the images of bin/images; those of the tests are written there as well. NODES=skip leaves out
+# what needs root. For the tests of the cluster: -update writes golden files anew.
+E2EFLAGS ?=
 e2e_kubeconfig := $(if $(filter command,$(firstword $(origin KUBECONFIG))),$(abspath $(KUBECONFIG)))
 
 .PHONY: e2e
@@ -81,7 +83,8 @@ e2e: build images envoy .cache/testsum ## tests on a real Kubernetes of two node
 	@cluster=$$(GO="$(GO)" scripts/cluster.sh $(if $(filter skip,$(NODES))$(e2e_kubeconfig),,nodes)) && \
 	SIGNET_CLUSTER="$$cluster" SIGNET_BIN="$(CURDIR)/bin" SIGNET_IMAGES="$(CURDIR)/bin/images" SIGNET_NODES="$(NODES)" \
 	SIGNET_KUBECONFIG="$(e2e_kubeconfig)" SIGNET_REGISTRY="$(REGISTRY)" SIGNET_ENVOY="$$(ls -d "$(CURDIR)"/.cache/envoy/*/envoy 2>/dev/null | tail -n 1)" \
-	.cache/testsum -count=1 -p=1 -tags=cluster -timeout 15m ./integration/controlplane ./integration/nodes
+	.cache/testsum -count=1 -tags=cluster -timeout 15m ./integration/controlplane -- \
+	  -count=1 -tags=cluster -timeout 15m ./integration/nodes $(E2EFLAGS)
 
 .PHONY: images-test
 images-test: .cache/testsum ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)

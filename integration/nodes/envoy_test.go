@@ -105,7 +105,7 @@ func (s *suite) example(t *testing.T) {
 // importEnvoy puts the Envoy into the nodes, once.
 func (s *suite) importEnvoy(t *testing.T) {
 	t.Helper()
-	if len(s.Nodes) == 0 || s.hasEnvoy {
+	if s.hasEnvoy {
 		return
 	}
 	s.Import(t, s.envoyImage(t))
@@ -131,7 +131,7 @@ func (s *suite) envoyImage(t *testing.T) nodes.Image {
 	}
 	files := map[string]string{"/envoy": binary, "/probe": s.Probe}
 	for line := range strings.Lines(string(out)) {
-		for _, field := range strings.Fields(line) {
+		for field := range strings.FieldsSeq(line) {
 			if strings.HasPrefix(field, "/") {
 				files[field] = field
 			}

@@ -187,7 +187,7 @@ func (n *Node) Boot(t testing.TB) {
 	if line, err := bufio.NewReader(r).ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("%s: %q, %v", n.Name, line, err)
 	}
-	link, pid, at := "to-"+n.Name, strconv.Itoa(n.init.cmd.Process.Pid), n.Address.String()
+	link, pid, at := n.link(), strconv.Itoa(n.init.cmd.Process.Pid), n.Address.String()
 	ip(t, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", pid)
 	ip(t, "link", "set", link, "master", bridge, "up")
 	ip(t, "route", "replace", podNetwork(n.number), "via", at)
@@ -314,7 +314,11 @@ func (n *Node) Crash() {
 		p.kill()
 	}
 	n.init, n.parts = nil, make(map[string]*process)
+	_ = exec.Command("ip", "link", "del", n.link()).Run() // the kernel does it as well, in its own time
 }
+
+// link is the control plane's end of the node's cable.
+func (n *Node) link() string { return "to-" + n.Name }
 
 // Stop ends the node for good.
 func (n *Node) Stop() {

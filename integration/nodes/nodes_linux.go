@@ -20,6 +20,7 @@ import (
 const (
 	KubeconfigVariable = "SIGNET_KUBECONFIG" // of an existing cluster to run on; nodes are then not started
 	RegistryVariable   = "SIGNET_REGISTRY"   // where an existing cluster finds the images
+	ImagesVariable     = "SIGNET_IMAGES"     // folder with the archives of the product's images
 	SkipVariable       = "SIGNET_NODES"      // "skip" leaves the tests out where nodes cannot be started
 )
 
@@ -49,6 +50,10 @@ func Start(t *testing.T) *Cluster {
 		if c.Registry = os.Getenv(RegistryVariable); c.Registry == "" {
 			t.Fatalf("%s says no registry that the existing cluster finds the images in", RegistryVariable)
 		}
+		if c.Probe = buildProbe(t); c.Probe == "" {
+			t.FailNow()
+		}
+		c.Import(t, c.probeImage())
 	case os.Getenv(SkipVariable) == "skip":
 		t.Skip("nodes are left out, as asked for")
 	case os.Getuid() != 0:
@@ -79,11 +84,15 @@ func (c *Cluster) start(t *testing.T) {
 		t.FailNow()
 	}
 	dns := filepath.Join(filepath.Dir(c.binary), "dns")
-	c.Import(t, Image{Name: probeImage, Entrypoint: []string{"/probe"}, Files: map[string]string{"/probe": c.Probe}})
+	c.Import(t, c.probeImage())
 	c.Import(t, Image{Name: dnsImage, Entrypoint: []string{"/dns"}, Files: map[string]string{"/dns": dns}})
 	c.Apply(t, dnsObjects)
 	c.Wait(t, "node", "--all", "--for=condition=Ready")
 	c.Wait(t, "pod", "-n", "kube-system", "-l", "app=coredns", "--for=condition=Ready")
+}
+
+func (c *Cluster) probeImage() Image {
+	return Image{Name: probeImage, Entrypoint: []string{"/probe"}, Files: map[string]string{"/probe": c.Probe}}
 }
 
 // Own skips a test that has to stop nodes where they are not ours.
@@ -94,12 +103,21 @@ func (c *Cluster) Own(t testing.TB) {
 	}
 }
 
-// Import puts an image into the nodes.
+// Import puts an image into the nodes. For an existing cluster it leaves an archive of it beside those of the product, for
+// somebody to push to the registry: nobody's credentials are ours.
 func (c *Cluster) Import(t testing.TB, image Image) {
 	t.Helper()
-	archive := filepath.Join(t.TempDir(), "image.tar")
+	dir := t.TempDir()
+	if len(c.Nodes) == 0 {
+		dir = os.Getenv(ImagesVariable)
+	}
+	name := strings.TrimPrefix(image.Name, "localhost/")
+	archive := filepath.Join(dir, strings.ReplaceAll(name, ":", "-")+".tar")
 	if err := image.write(archive); err != nil {
 		t.Fatal(err)
+	}
+	if len(c.Nodes) == 0 {
+		t.Logf("%s/%s has to be in the registry: it is in %s", c.Registry, name, archive)
 	}
 	c.ImportArchive(t, archive)
 }

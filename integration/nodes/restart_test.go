@@ -67,6 +67,8 @@ func (s *suite) containerStart(t *testing.T, args ...string) time.Time {
 }
 
 // replace: while there is no CA, the agents are replaced and then an Envoy is restarted. Nobody who connects notices.
+//
+// threat: B18, D16
 func (s *suite) replace(t *testing.T) {
 	if !s.mesh {
 		t.Skip("no Envoys run")

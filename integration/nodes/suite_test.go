@@ -206,7 +206,10 @@ func (s *suite) services(t *testing.T) {
 
 // install does what the manual tells a user to do.
 func (s *suite) install(t *testing.T) {
-	images := os.Getenv("SIGNET_IMAGES")
+	images := os.Getenv(nodes.ImagesVariable)
+	if _, err := s.Kubectl(t.Context(), "", "get", "namespace", signetNamespace); err == nil {
+		t.Fatalf("there is a namespace %s already, and what is in it is not for us to change", signetNamespace)
+	}
 	if len(s.Nodes) > 0 {
 		for _, name := range []string{"signet-ca", "signet-agent"} {
 			s.ImportArchive(t, filepath.Join(images, name+".tar"))

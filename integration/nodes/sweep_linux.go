@@ -77,7 +77,7 @@ func makeCgroups(path string) error {
 	for _, parent := range hierarchies {
 		for part := range strings.SplitSeq(path, "/") {
 			if controllers, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers")); err == nil {
-				for _, c := range strings.Fields(string(controllers)) { // one that is in use otherwise is not to be had
+				for c := range strings.FieldsSeq(string(controllers)) { // one that is in use otherwise is not to be had
 					_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+c), 0)
 				}
 			}
