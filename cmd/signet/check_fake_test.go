@@ -26,8 +26,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	"sigs.k8s.io/yaml"
+	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/deploy"
@@ -67,8 +66,8 @@ func (c *fakeCluster) put(text string, args ...any) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var o object
-	if err := yaml.Unmarshal(fmt.Appendf(nil, text, args...), &o); err != nil {
-		panic(err) // of the test's own text
+	if !readYAML(fmt.Sprintf(text, args...), &o) {
+		panic("no YAML: " + text)
 	}
 	return c.add(o)
 }
@@ -146,7 +145,7 @@ func newCluster(t testing.TB) *fakeCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	docs := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(manifests), 4096)
+	docs := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(manifests), 4096)
 	for {
 		var o object
 		if err := docs.Decode(&o); errors.Is(err, io.EOF) {
@@ -401,7 +400,7 @@ func (c *fakeCluster) fail(w http.ResponseWriter, code int, message string) {
 // kubeconfig writes one for the cluster into dir and returns its path.
 func (c *fakeCluster) kubeconfig(dir string) (string, error) {
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate().Raw})
-	text, err := yaml.Marshal(object{
+	text, err := json.Marshal(object{
 		"apiVersion": "v1", "kind": "Config", "current-context": "one",
 		"contexts": []any{object{"name": "one", "context": object{"cluster": "c", "user": "u"}}},
 		"clusters": []any{object{"name": "c", "cluster": object{"server": c.URL, "certificate-authority-data": ca}}},

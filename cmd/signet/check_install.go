@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"sigs.k8s.io/yaml"
+	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/internal/kube"
@@ -75,7 +75,7 @@ func (i *checkup) readConfiguration(ctx context.Context) {
 			i.add("configuration", resultBad, object, "it is not there", i.install())
 		case err != nil:
 			i.cannot("configuration", object, "read ConfigMaps in "+i.kf.namespace, err)
-		case m.Data[f.key] == "" || yaml.Unmarshal([]byte(m.Data[f.key]), f.into) != nil:
+		case !readYAML(m.Data[f.key], f.into):
 			i.add("configuration", resultBad, object, f.key+" is missing or does not parse", i.kf.kubectl("-n", i.kf.namespace, "get", "configmap", f.name, "-o", "yaml"))
 		default:
 			continue
@@ -99,6 +99,11 @@ func (i *checkup) readConfiguration(ctx context.Context) {
 	case said:
 		i.add("configuration", resultBad, "", fmt.Sprintf("%.80q is no trust domain", i.config.ca.TrustDomain), i.install())
 	}
+}
+
+// readYAML fills into from one document, of which it may know only a part.
+func readYAML(text string, into any) bool {
+	return text != "" && yaml.Unmarshal([]byte(text), into) == nil
 }
 
 // install is what puts right what is missing.

@@ -154,7 +154,8 @@ func (i *checkup) podTrouble(ctx context.Context, p *kPod) (found, do string) {
 			return "container " + clip(c.Name, 63) + " runs and is not ready", i.kf.kubectl("-n", p.Metadata.Namespace, "logs", p.Metadata.Name, "-c", c.Name)
 		}
 	}
-	return "it is " + clip(strings.ToLower(p.Status.Phase), 32) + ", and no event says why", describe
+	age := duration.HumanDuration(i.now.Sub(p.Metadata.CreationTimestamp))
+	return "it is " + clip(strings.ToLower(p.Status.Phase), 32) + ", made " + age + " ago, and no event says why", describe
 }
 
 // containerTrouble is what a container's status says is wrong with it; "" where it says nothing but that it is not there

@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"sigs.k8s.io/yaml"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/internal/kube"
@@ -471,15 +470,11 @@ func (p *uninstallPlan) text() []block {
 // manifest is what `kubectl delete -f -` takes: of each object no more than its name.
 func (p *uninstallPlan) manifest(w io.Writer) error {
 	for _, r := range p.Delete {
-		metadata := map[string]string{"name": r.Name}
+		namespace := ""
 		if r.Namespace != "" {
-			metadata["namespace"] = r.Namespace
+			namespace = fmt.Sprintf("\n  namespace: %q", r.Namespace)
 		}
-		doc, err := yaml.Marshal(map[string]any{"apiVersion": r.APIVersion, "kind": r.Kind, "metadata": metadata})
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(w, "---\n%s", doc); err != nil {
+		if _, err := fmt.Fprintf(w, "---\napiVersion: %s\nkind: %s\nmetadata:\n  name: %q%s\n", r.APIVersion, r.Kind, r.Name, namespace); err != nil {
 			return err
 		}
 	}

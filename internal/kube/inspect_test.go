@@ -76,7 +76,9 @@ func TestOperatorRead(t *testing.T) {
 			w.Header().Set("Content-Type", "text/html")
 			io.WriteString(w, "{}")
 		}, nil},
-		"redirected": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect) }, nil},
+		"redirected": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+		}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.answer(tt.answer)
