@@ -252,6 +252,8 @@ func sharedSocket(t *testing.T, c *controlplane.ControlPlane) {
 		{"the socket itself", pod("/run/signet/shared/agent.sock", ro), false},
 		{"the agent's cache", pod("/run/signet/agent", ro), false},
 		{"the folder above", pod("/var/run/signet", ro), false},
+		{"the agent's cache, by a dot", pod("/run/./signet/agent", ro), false},
+		{"the folder above, by dots", pod("/./var/.//run/signet", ro), false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if err := onTrial(t, c, "level-privileged", tc.spec); (err == nil) != tc.good || err != nil && !strings.Contains(err.Error(), denied) {
