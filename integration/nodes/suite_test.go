@@ -50,6 +50,7 @@ func TestCluster(t *testing.T) {
 		{"InitContainers", false, (*suite).initContainers},
 		{"Refused", false, (*suite).refused},
 		{"Envoy", false, (*suite).envoy},
+		// threat: B18, D16
 		{"Replace", false, (*suite).replace},
 		{"AgentsAway", false, (*suite).agentsAway},
 		{"KillKubelet", false, (*suite).killKubelet},
