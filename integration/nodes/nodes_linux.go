@@ -198,7 +198,13 @@ func (c *Cluster) Wait(t testing.TB, args ...string) {
 // Eventually calls f until it returns nil, which has to be in good time.
 func Eventually(t testing.TB, what string, f func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	Within(t, patience, what, f)
+}
+
+// Within calls f until it returns nil, which has to be before the time is over.
+func Within(t testing.TB, limit time.Duration, what string, f func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	var last error // that the time did not cut short
 	for {
@@ -209,7 +215,7 @@ func Eventually(t testing.TB, what string, f func(context.Context) error) {
 		if ctx.Err() == nil {
 			last = err
 		} else {
-			t.Fatalf("%s: not in %v: %v", what, patience, last)
+			t.Fatalf("%s: not in %v: %v", what, limit, last)
 		}
 		pause(t, 200*time.Millisecond)
 	}

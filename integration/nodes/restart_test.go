@@ -67,8 +67,6 @@ func (s *suite) containerStart(t *testing.T, args ...string) time.Time {
 }
 
 // replace: while there is no CA, the agents are replaced and then an Envoy is restarted. Nobody who connects notices.
-//
-// threat: B18, D16
 func (s *suite) replace(t *testing.T) {
 	if !s.mesh {
 		t.Skip("no Envoys run")
@@ -85,9 +83,9 @@ func (s *suite) replace(t *testing.T) {
 	all := s.served(t, "mesh", "watch")
 	if len(all) >= 3 {
 		off, on := time.UnixMicro(all[len(all)-2].At), time.UnixMicro(all[len(all)-1].At)
-		t.Logf("while the agent was replaced, its socket did not answer for %v", on.Sub(off).Round(time.Millisecond))
+		figure(t, "while the agent was replaced, its socket did not answer for %v", on.Sub(off).Round(time.Millisecond))
 	}
-	t.Logf("agents were started at %v, the socket answered at %v", s.containerStart(t, "pods", "-n", signetNamespace, "-l", "app.kubernetes.io/name=signet-agent").Format(time.TimeOnly), all[len(all)-1].time())
+	figure(t, "agents were started at %v, the socket answered at %v", s.containerStart(t, "pods", "-n", signetNamespace, "-l", "app.kubernetes.io/name=signet-agent").Format(time.TimeOnly), all[len(all)-1].time())
 	s.Must(t, "exec", "-n", "mesh", "spare", "-c", "main", "--", "/probe", "quit", "http://127.0.0.1:9901")
 	quit := time.Now()
 	nodes.Eventually(t, "the Envoy that was restarted", func(ctx context.Context) error {
@@ -97,11 +95,11 @@ func (s *suite) replace(t *testing.T) {
 		}
 		return err
 	})
-	t.Logf("an Envoy that was restarted without a CA speaks mTLS again after %v", time.Since(quit).Round(time.Millisecond))
+	figure(t, "an Envoy that was restarted without a CA speaks mTLS again after %v", time.Since(quit).Round(time.Millisecond))
 	if a := stop(); a.Failed > 0 || a.Sent == 0 {
 		t.Errorf("of those who connected meanwhile some failed: %+v", a)
 	} else {
-		t.Logf("%d connections meanwhile, none failed", a.Sent)
+		figure(t, "%d connections meanwhile, none failed", a.Sent)
 	}
 	s.Must(t, "scale", "-n", signetNamespace, "statefulset/signet-ca", "--replicas=1")
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "statefulset/signet-ca", "--timeout=3m")

@@ -245,7 +245,7 @@ type report struct {
 func (s *suite) reports(t *testing.T, namespace, app string, n int) map[string]report {
 	t.Helper()
 	got := make(map[string]report)
-	nodes.Eventually(t, "pods "+app, func(ctx context.Context) error {
+	nodes.Within(t, 3*time.Minute+time.Duration(n)*2*time.Second, "pods "+app, func(ctx context.Context) error {
 		var list struct {
 			Items []struct {
 				Metadata struct {
