@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -35,6 +36,8 @@ func (s *suite) tool(t *testing.T, args ...string) (string, int) {
 	return string(out), 0
 }
 
+var bracketed = regexp.MustCompile(`\[[^\]]*\]`)
+
 // rights: what the ServiceAccounts of Signet may do is what testdata/rights.txt says, and nothing more. After a change that
 // is meant, `make e2e E2EFLAGS=-update` writes it anew.
 func (s *suite) rights(t *testing.T) {
@@ -47,7 +50,12 @@ func (s *suite) rights(t *testing.T) {
 				"--as-group=system:serviceaccounts", "--as-group=system:serviceaccounts:"+signetNamespace, "--as-group=system:authenticated")
 			var lines []string
 			for line := range strings.Lines(out) {
-				lines = append(lines, strings.Join(strings.Fields(line), " "))
+				// The API server lists what is in brackets in no order.
+				lines = append(lines, bracketed.ReplaceAllStringFunc(strings.Join(strings.Fields(line), " "), func(list string) string {
+					parts := strings.Fields(strings.Trim(list, "[]"))
+					slices.Sort(parts)
+					return "[" + strings.Join(parts, " ") + "]"
+				}))
 			}
 			slices.Sort(lines[1:]) // the first has the columns' names
 			for _, line := range lines {
