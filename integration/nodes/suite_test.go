@@ -44,6 +44,7 @@ func TestCluster(t *testing.T) {
 		{"Services", true, (*suite).services},
 		{"Install", true, (*suite).install},
 		{"WorkloadAPI", false, (*suite).workloadAPI},
+		{"Bundles", false, (*suite).bundles},
 		{"Example", false, (*suite).example},
 		{"Latency", false, (*suite).latency},
 		{"Rights", false, (*suite).rights},
@@ -116,7 +117,8 @@ type pod struct {
 	volume                string // replaces the volume, JSON without braces
 	noVolume              bool
 	restart               string // policy; "" is Never
-	beside, volumes       string // another container and its volumes, JSON
+	beside, volumes       string // another container and more volumes, JSON
+	mounts                string // more of the main container, JSON
 }
 
 // json is the object.
@@ -132,7 +134,11 @@ func (p pod) json(s *suite) string {
 			more = ", " + p.volumes
 		}
 		volume = `"volumes": [{"name": "signet", "csi": {` + source + `}}` + more + `],`
-		mount = `"volumeMounts": [{"name": "signet", "mountPath": "/run/signet-workload", "readOnly": true}],`
+		mounts := ""
+		if p.mounts != "" {
+			mounts = ", " + p.mounts
+		}
+		mount = `"volumeMounts": [{"name": "signet", "mountPath": "/run/signet-workload", "readOnly": true}` + mounts + `],`
 	}
 	if p.account != "" {
 		account = `"serviceAccountName": "` + p.account + `",`
@@ -237,6 +243,7 @@ type report struct {
 	UID           int
 	ID            string
 	Authorities   int
+	Files         []string // those that hold the same authorities
 
 	created time.Time // of the pod, in whole seconds
 }
@@ -293,5 +300,21 @@ func (s *suite) workloadAPI(t *testing.T) {
 	got := s.reports(t, "programs", "one", 1)["one"]
 	if got.ID != "spiffe://cluster.local/ns/programs/sa/default" || got.UID != 1000 || got.Authorities == 0 {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// bundles has kubelet mount what a program trusts that never heard of Signet: the copy of the ConfigMap in its namespace,
+// and the ClusterTrustBundle. Both hold what the Workload API says.
+func (s *suite) bundles(t *testing.T) {
+	s.namespace(t, "trusting")
+	s.Must(t, "label", "namespace", "trusting", "signet.dev/bundle=true")
+	s.Apply(t, pod{
+		namespace: "trusting", name: "one", app: "one", args: `["svid", "/copy/bundle.pem", "/cluster/bundle.pem"]`,
+		mounts: `{"name": "copy", "mountPath": "/copy", "readOnly": true}, {"name": "cluster", "mountPath": "/cluster", "readOnly": true}`,
+		volumes: `{"name": "copy", "configMap": {"name": "signet-bundle"}},
+			{"name": "cluster", "projected": {"sources": [{"clusterTrustBundle": {"name": "signet.dev:bundle:cluster.local", "path": "bundle.pem"}}]}}`,
+	}.json(s))
+	if got := s.reports(t, "trusting", "one", 1)["one"]; len(got.Files) != 2 {
+		t.Errorf("the bundle is in %v alone", got.Files)
 	}
 }

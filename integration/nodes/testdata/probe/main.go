@@ -6,12 +6,14 @@
 //	probe load URL       the same until standard input ends, fifty a second
 //	probe quit URL       have the Envoy with that admin interface end
 //	probe watch          fetch the X.509 SVID again and again, and say when that begins to fail or to succeed
-//	probe svid           fetch the X.509 SVID over the Workload API, say how long it took, and end
+//	probe svid FILE ...  fetch the X.509 SVID over the Workload API, say how long it took and which files of certificates in
+//	                     PEM hold the authorities of its trust domain, and end
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -21,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
@@ -41,8 +44,8 @@ func main() {
 		err = quit(args[1])
 	case args[0] == "watch" && len(args) == 1:
 		err = watch()
-	case args[0] == "svid" && len(args) == 1:
-		err = svid()
+	case args[0] == "svid":
+		err = svid(args[1:])
 	default:
 		err = fmt.Errorf("unknown arguments %q", args)
 	}
@@ -151,16 +154,31 @@ func watch() error {
 }
 
 // svid says in its log and in the container's message of termination what it got.
-func svid() error {
+func svid(files []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	got, err := workloadapi.FetchX509Context(ctx)
 	if err != nil {
 		return err
 	}
+	took := time.Now()
+	own, ok := got.Bundles.Get(got.DefaultSVID().ID.TrustDomain())
+	if !ok {
+		return errors.New("no bundle of the SVID's trust domain")
+	}
+	var same []string
+	for _, file := range files {
+		b, err := x509bundle.Load(own.TrustDomain(), file)
+		if err != nil {
+			return err
+		}
+		if b.Equal(own) {
+			same = append(same, file)
+		}
+	}
 	report, err := json.Marshal(map[string]any{
-		"started": started.UnixMicro(), "svid": time.Now().UnixMicro(), "uid": os.Getuid(),
-		"id": got.DefaultSVID().ID.String(), "authorities": len(got.Bundles.Bundles()),
+		"started": started.UnixMicro(), "svid": took.UnixMicro(), "uid": os.Getuid(),
+		"id": got.DefaultSVID().ID.String(), "authorities": len(own.X509Authorities()), "files": same,
 	})
 	if err != nil {
 		return err
