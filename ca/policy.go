@@ -245,7 +245,7 @@ func checkDNSTemplate(n string) error {
 			}
 			continue
 		}
-		if !isLabel(l) {
+		if !api.IsLabel(l) {
 			return fmt.Errorf("%.80q: label %.63q is not a lower-case DNS label or placeholder", n, l)
 		}
 	}
@@ -258,15 +258,6 @@ func fillLabels(n string, c attestor.Claims) string {
 		labels[i] = fill(l, c)
 	}
 	return strings.Join(labels, ".")
-}
-
-func isLabel(l string) bool {
-	if l == "" || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' {
-		return false
-	}
-	return !strings.ContainsFunc(l, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-')
-	})
 }
 
 func checkTTL(ttl time.Duration, development bool) error {
@@ -288,7 +279,7 @@ func checkNames(names []string, where string, bad func(string, ...any)) {
 			continue
 		}
 		for l := range strings.SplitSeq(n, ".") {
-			if !isLabel(l) {
+			if !api.IsLabel(l) {
 				bad("%s: %.80q is neither a name nor \"*\"", where, n)
 				break
 			}

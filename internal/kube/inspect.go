@@ -195,60 +195,14 @@ func eachOnPage[T any](ctx context.Context, o *Operator, path string, query url.
 	return readItemsAs(resp.Body, f)
 }
 
-// readItemsAs reads the JSON of a list, whose fields come in any order.
-func readItemsAs[T any](body io.Reader, f func(T) error) (meta listMeta, err error) {
-	in := &capped{r: body}
-	dec := json.NewDecoder(in)
-	in.next()
-	if err := expect(dec, '{'); err != nil {
-		return meta, err
-	}
-	listed := false
-	for dec.More() {
-		in.next()
-		key, err := dec.Token()
-		if err != nil {
-			return meta, err
-		}
-		switch key {
-		case "metadata":
-			err = dec.Decode(&meta)
-		case "items":
-			listed = true
-			err = itemsAs(dec, in, f)
-		default:
-			err = dec.Decode(new(json.RawMessage))
-		}
-		if err != nil {
-			return meta, err
-		}
-	}
-	if err := expect(dec, '}'); err != nil {
+// readItemsAs reads the JSON of a list, which must have items.
+func readItemsAs[T any](body io.Reader, f func(T) error) (listMeta, error) {
+	meta, listed, err := readItems(body, f)
+	if err != nil {
 		return meta, err
 	}
 	if !listed {
 		return meta, errors.New("the API server's answer is not a list")
 	}
 	return meta, nil
-}
-
-func itemsAs[T any](dec *json.Decoder, in *capped, f func(T) error) error {
-	start, err := dec.Token()
-	if err != nil || start == nil { // an empty list may be null
-		return err
-	}
-	if start != json.Delim('[') {
-		return errors.New("its items are not a list")
-	}
-	for dec.More() {
-		in.next()
-		var item T
-		if err := dec.Decode(&item); err != nil {
-			return err
-		}
-		if err := f(item); err != nil {
-			return err
-		}
-	}
-	return expect(dec, ']')
 }

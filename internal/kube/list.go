@@ -70,36 +70,49 @@ func (c *Client) page(ctx context.Context, r Resource, namespace string, query u
 	return meta, nil
 }
 
-// readList reads the JSON of a list: an object whose fields come in any order.
-func readList(body io.Reader, each func(Object) error) (meta listMeta, err error) {
+// readList reads the JSON of a list of objects.
+func readList(body io.Reader, each func(Object) error) (listMeta, error) {
+	meta, _, err := readItems(body, func(w wireObject) error {
+		if w.Metadata.UID == "" || w.Metadata.Name == "" {
+			return errors.New("an item is not an object")
+		}
+		return each(w.object())
+	})
+	return meta, err
+}
+
+// readItems reads the JSON of a list: an object whose fields come in any order. It reports whether there were items, if only
+// null.
+func readItems[T any](body io.Reader, each func(T) error) (meta listMeta, listed bool, err error) {
 	in := &capped{r: body}
 	dec := json.NewDecoder(in)
 	in.next()
 	if err := expect(dec, '{'); err != nil {
-		return meta, err
+		return meta, false, err
 	}
 	for dec.More() {
 		in.next()
 		key, err := dec.Token()
 		if err != nil {
-			return meta, err
+			return meta, listed, err
 		}
 		switch key {
 		case "metadata":
 			err = dec.Decode(&meta)
 		case "items":
-			err = readItems(dec, in, each)
+			listed = true
+			err = eachItem(dec, in, each)
 		default:
 			err = dec.Decode(new(json.RawMessage))
 		}
 		if err != nil {
-			return meta, err
+			return meta, listed, err
 		}
 	}
-	return meta, expect(dec, '}') // without its end, it broke off
+	return meta, listed, expect(dec, '}') // without its end, it broke off
 }
 
-func readItems(dec *json.Decoder, in *capped, each func(Object) error) error {
+func eachItem[T any](dec *json.Decoder, in *capped, each func(T) error) error {
 	start, err := dec.Token()
 	if err != nil || start == nil { // an empty list may be null
 		return err
@@ -109,14 +122,11 @@ func readItems(dec *json.Decoder, in *capped, each func(Object) error) error {
 	}
 	for dec.More() {
 		in.next()
-		var w wireObject
-		if err := dec.Decode(&w); err != nil {
+		var item T
+		if err := dec.Decode(&item); err != nil {
 			return err
 		}
-		if w.Metadata.UID == "" || w.Metadata.Name == "" {
-			return errors.New("an item is not an object")
-		}
-		if err := each(w.object()); err != nil {
+		if err := each(item); err != nil {
 			return err
 		}
 	}
