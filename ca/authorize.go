@@ -63,6 +63,9 @@ var permissions = map[string]permission{
 	apiv1.Admin_ListAuthorities_FullMethodName: {portAdmin, roleViewer},
 	apiv1.Admin_ListSVIDs_FullMethodName:       {portAdmin, roleViewer},
 	apiv1.Admin_ListAudit_FullMethodName:       {portAdmin, roleViewer},
+	apiv1.Admin_ListNodes_FullMethodName:       {portAdmin, roleViewer},
+	apiv1.Admin_BanNode_FullMethodName:         {portAdmin, roleEmergency},
+	apiv1.Admin_AllowNode_FullMethodName:       {portAdmin, roleEmergency},
 
 	// Probes have no identity. What would stay open is for those who have one.
 	grpc_health_v1.Health_Check_FullMethodName: {portAgents, roleAnyone},

@@ -84,6 +84,7 @@ type AttestAgentRequest struct {
 	Evidence      *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`            // PKCS#10, DER, at most 16 KiB
 	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // api.Protocol of the caller
+	Renewal       *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"`    // while kubelet cannot have a fresh token
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,18 +140,88 @@ func (x *AttestAgentRequest) GetProtocol() uint32 {
 	return 0
 }
 
+func (x *AttestAgentRequest) GetRenewal() *Renewal {
+	if x != nil {
+		return x.Renewal
+	}
+	return nil
+}
+
+// Renewal proves that the caller is known: that he holds an SVID that has not expired, and was issued it for that very pod
+// on that very node. It takes the place of what an expired token can no longer prove, and of nothing else.
+type Renewal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ticket        []byte                 `protobuf:"bytes,1,opt,name=ticket,proto3" json:"ticket,omitempty"`         // came with the SVID; opaque, at most 1 KiB
+	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`           // that SVID: DER, leaf first, without the root
+	Possession    []byte                 `protobuf:"bytes,3,opt,name=possession,proto3" json:"possession,omitempty"` // signature of its key over api.RenewalDigest of this ticket and the CSR
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Renewal) Reset() {
+	*x = Renewal{}
+	mi := &file_api_v1_signet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renewal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renewal) ProtoMessage() {}
+
+func (x *Renewal) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renewal.ProtoReflect.Descriptor instead.
+func (*Renewal) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Renewal) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
+	}
+	return nil
+}
+
+func (x *Renewal) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *Renewal) GetPossession() []byte {
+	if x != nil {
+		return x.Possession
+	}
+	return nil
+}
+
 type AttestAgentResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"` // DER, leaf first, without the root
 	RenewAt       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=renew_at,json=renewAt,proto3" json:"renew_at,omitempty"`
 	Bundle        *Bundle                `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Ticket        []byte                 `protobuf:"bytes,4,opt,name=ticket,proto3" json:"ticket,omitempty"` // of this SVID, for Renewal; opaque
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttestAgentResponse) Reset() {
 	*x = AttestAgentResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[2]
+	mi := &file_api_v1_signet_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -162,7 +233,7 @@ func (x *AttestAgentResponse) String() string {
 func (*AttestAgentResponse) ProtoMessage() {}
 
 func (x *AttestAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[2]
+	mi := &file_api_v1_signet_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -175,7 +246,7 @@ func (x *AttestAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestAgentResponse.ProtoReflect.Descriptor instead.
 func (*AttestAgentResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{2}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AttestAgentResponse) GetChain() [][]byte {
@@ -199,6 +270,13 @@ func (x *AttestAgentResponse) GetBundle() *Bundle {
 	return nil
 }
 
+func (x *AttestAgentResponse) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
+	}
+	return nil
+}
+
 // Bundle is the trust bundle at one generation. Hash tells two bundles of one generation apart.
 type Bundle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -212,7 +290,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_api_v1_signet_proto_msgTypes[3]
+	mi := &file_api_v1_signet_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +302,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[3]
+	mi := &file_api_v1_signet_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +315,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{3}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Bundle) GetEpoch() uint32 {
@@ -279,7 +357,7 @@ type KeySet struct {
 
 func (x *KeySet) Reset() {
 	*x = KeySet{}
-	mi := &file_api_v1_signet_proto_msgTypes[4]
+	mi := &file_api_v1_signet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -291,7 +369,7 @@ func (x *KeySet) String() string {
 func (*KeySet) ProtoMessage() {}
 
 func (x *KeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[4]
+	mi := &file_api_v1_signet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -304,7 +382,7 @@ func (x *KeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySet.ProtoReflect.Descriptor instead.
 func (*KeySet) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{4}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *KeySet) GetIssuer() string {
@@ -334,7 +412,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[5]
+	mi := &file_api_v1_signet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +424,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[5]
+	mi := &file_api_v1_signet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +437,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{5}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -408,13 +486,14 @@ type Hello struct {
 	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`   // of the agent's build, for people
 	Evidence      *Evidence              `protobuf:"bytes,3,opt,name=evidence,proto3" json:"evidence,omitempty"` // the agent's own token: ties the session to a node of one cluster
+	Ticket        []byte                 `protobuf:"bytes,4,opt,name=ticket,proto3" json:"ticket,omitempty"`     // of the SVID with which the session is opened, while kubelet cannot have a fresh token
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_api_v1_signet_proto_msgTypes[6]
+	mi := &file_api_v1_signet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +505,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[6]
+	mi := &file_api_v1_signet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +518,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{6}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -463,6 +542,13 @@ func (x *Hello) GetEvidence() *Evidence {
 	return nil
 }
 
+func (x *Hello) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
+	}
+	return nil
+}
+
 // Report tells what changed since the last one on this session.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -478,7 +564,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_api_v1_signet_proto_msgTypes[7]
+	mi := &file_api_v1_signet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +576,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[7]
+	mi := &file_api_v1_signet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +589,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{7}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Report) GetFull() bool {
@@ -569,7 +655,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_api_v1_signet_proto_msgTypes[8]
+	mi := &file_api_v1_signet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +667,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[8]
+	mi := &file_api_v1_signet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +680,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{8}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Holding) GetKey() string {
@@ -705,7 +791,7 @@ type Stream struct {
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_api_v1_signet_proto_msgTypes[9]
+	mi := &file_api_v1_signet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +803,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[9]
+	mi := &file_api_v1_signet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +816,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{9}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Stream) GetId() uint64 {
@@ -845,7 +931,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[10]
+	mi := &file_api_v1_signet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +943,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[10]
+	mi := &file_api_v1_signet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +956,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{10}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -940,7 +1026,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_api_v1_signet_proto_msgTypes[11]
+	mi := &file_api_v1_signet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1038,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[11]
+	mi := &file_api_v1_signet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1051,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{11}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -999,7 +1085,7 @@ type KeySets struct {
 
 func (x *KeySets) Reset() {
 	*x = KeySets{}
-	mi := &file_api_v1_signet_proto_msgTypes[12]
+	mi := &file_api_v1_signet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1097,7 @@ func (x *KeySets) String() string {
 func (*KeySets) ProtoMessage() {}
 
 func (x *KeySets) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[12]
+	mi := &file_api_v1_signet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1110,7 @@ func (x *KeySets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySets.ProtoReflect.Descriptor instead.
 func (*KeySets) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{12}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *KeySets) GetSets() []*KeySet {
@@ -1043,7 +1129,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[13]
+	mi := &file_api_v1_signet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1141,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[13]
+	mi := &file_api_v1_signet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1154,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{13}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *IssueRequest) GetItems() []*IssueItem {
@@ -1081,15 +1167,16 @@ func (x *IssueRequest) GetItems() []*IssueItem {
 type IssueItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Evidence      *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
-	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`       // PKCS#10, DER
-	Volume        string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"` // where the token was delivered on that node; one token serves one
+	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`         // PKCS#10, DER
+	Volume        string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`   // where the token was delivered on that node; one token serves one
+	Renewal       *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"` // while kubelet cannot have a fresh token
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IssueItem) Reset() {
 	*x = IssueItem{}
-	mi := &file_api_v1_signet_proto_msgTypes[14]
+	mi := &file_api_v1_signet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1188,7 @@ func (x *IssueItem) String() string {
 func (*IssueItem) ProtoMessage() {}
 
 func (x *IssueItem) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[14]
+	mi := &file_api_v1_signet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1201,7 @@ func (x *IssueItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueItem.ProtoReflect.Descriptor instead.
 func (*IssueItem) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{14}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IssueItem) GetEvidence() *Evidence {
@@ -1138,6 +1225,13 @@ func (x *IssueItem) GetVolume() string {
 	return ""
 }
 
+func (x *IssueItem) GetRenewal() *Renewal {
+	if x != nil {
+		return x.Renewal
+	}
+	return nil
+}
+
 type IssueResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Results       []*IssueResult         `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
@@ -1147,7 +1241,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[15]
+	mi := &file_api_v1_signet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1253,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[15]
+	mi := &file_api_v1_signet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1266,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{15}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IssueResponse) GetResults() []*IssueResult {
@@ -1195,7 +1289,7 @@ type IssueResult struct {
 
 func (x *IssueResult) Reset() {
 	*x = IssueResult{}
-	mi := &file_api_v1_signet_proto_msgTypes[16]
+	mi := &file_api_v1_signet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1301,7 @@ func (x *IssueResult) String() string {
 func (*IssueResult) ProtoMessage() {}
 
 func (x *IssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[16]
+	mi := &file_api_v1_signet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1314,7 @@ func (x *IssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResult.ProtoReflect.Descriptor instead.
 func (*IssueResult) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{16}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueResult) GetResult() isIssueResult_Result {
@@ -1269,13 +1363,14 @@ type SVID struct {
 	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"` // DER, leaf first, without the root
 	RenewAt       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=renew_at,json=renewAt,proto3" json:"renew_at,omitempty"`
+	Ticket        []byte                 `protobuf:"bytes,4,opt,name=ticket,proto3" json:"ticket,omitempty"` // of this SVID, for Renewal; opaque
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SVID) Reset() {
 	*x = SVID{}
-	mi := &file_api_v1_signet_proto_msgTypes[17]
+	mi := &file_api_v1_signet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1382,7 @@ func (x *SVID) String() string {
 func (*SVID) ProtoMessage() {}
 
 func (x *SVID) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[17]
+	mi := &file_api_v1_signet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1395,7 @@ func (x *SVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVID.ProtoReflect.Descriptor instead.
 func (*SVID) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{17}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SVID) GetSpiffeId() string {
@@ -1324,6 +1419,13 @@ func (x *SVID) GetRenewAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SVID) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
+	}
+	return nil
+}
+
 // Refusal is an error of the closed table in package api, for one item.
 type Refusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1336,7 +1438,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_api_v1_signet_proto_msgTypes[18]
+	mi := &file_api_v1_signet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1450,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[18]
+	mi := &file_api_v1_signet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1463,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{18}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1393,7 +1495,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[19]
+	mi := &file_api_v1_signet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1507,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[19]
+	mi := &file_api_v1_signet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1520,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{19}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{20}
 }
 
 type GetStatusResponse struct {
@@ -1433,13 +1535,15 @@ type GetStatusResponse struct {
 	Issued        uint64                 `protobuf:"varint,8,opt,name=issued,proto3" json:"issued,omitempty"`
 	Refused       uint64                 `protobuf:"varint,9,opt,name=refused,proto3" json:"refused,omitempty"`
 	NotReady      []string               `protobuf:"bytes,10,rep,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"` // what is missing; empty when ready
+	Caller        string                 `protobuf:"bytes,11,opt,name=caller,proto3" json:"caller,omitempty"`                     // who the caller is to this CA
+	Roles         []string               `protobuf:"bytes,12,rep,name=roles,proto3" json:"roles,omitempty"`                       // which he has: "viewer", "operator", "emergency"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[20]
+	mi := &file_api_v1_signet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1555,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[20]
+	mi := &file_api_v1_signet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1568,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{20}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetStatusResponse) GetTrustDomain() string {
@@ -1537,6 +1641,20 @@ func (x *GetStatusResponse) GetNotReady() []string {
 	return nil
 }
 
+func (x *GetStatusResponse) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
 type GetBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1545,7 +1663,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[21]
+	mi := &file_api_v1_signet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1675,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[21]
+	mi := &file_api_v1_signet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1688,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{21}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{22}
 }
 
 type GetBundleResponse struct {
@@ -1583,7 +1701,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[22]
+	mi := &file_api_v1_signet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1713,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[22]
+	mi := &file_api_v1_signet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1726,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{22}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetBundleResponse) GetTrustDomain() string {
@@ -1633,7 +1751,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[23]
+	mi := &file_api_v1_signet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1763,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[23]
+	mi := &file_api_v1_signet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1776,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{23}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{24}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1671,7 +1789,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[24]
+	mi := &file_api_v1_signet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1801,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[24]
+	mi := &file_api_v1_signet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1814,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{24}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListAuthoritiesResponse) GetTrustDomain() string {
@@ -1731,7 +1849,7 @@ type AuthorityInfo struct {
 
 func (x *AuthorityInfo) Reset() {
 	*x = AuthorityInfo{}
-	mi := &file_api_v1_signet_proto_msgTypes[25]
+	mi := &file_api_v1_signet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1861,7 @@ func (x *AuthorityInfo) String() string {
 func (*AuthorityInfo) ProtoMessage() {}
 
 func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[25]
+	mi := &file_api_v1_signet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1874,7 @@ func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityInfo.ProtoReflect.Descriptor instead.
 func (*AuthorityInfo) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{25}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AuthorityInfo) GetId() string {
@@ -1839,7 +1957,7 @@ type ListSVIDsRequest struct {
 
 func (x *ListSVIDsRequest) Reset() {
 	*x = ListSVIDsRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[26]
+	mi := &file_api_v1_signet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +1969,7 @@ func (x *ListSVIDsRequest) String() string {
 func (*ListSVIDsRequest) ProtoMessage() {}
 
 func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[26]
+	mi := &file_api_v1_signet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +1982,7 @@ func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*ListSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{26}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListSVIDsRequest) GetNamespace() string {
@@ -1890,7 +2008,7 @@ type ListSVIDsResponse struct {
 
 func (x *ListSVIDsResponse) Reset() {
 	*x = ListSVIDsResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[27]
+	mi := &file_api_v1_signet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2020,7 @@ func (x *ListSVIDsResponse) String() string {
 func (*ListSVIDsResponse) ProtoMessage() {}
 
 func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[27]
+	mi := &file_api_v1_signet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2033,7 @@ func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*ListSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{27}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListSVIDsResponse) GetHoldings() []*NodeHolding {
@@ -1937,7 +2055,7 @@ type NodeHolding struct {
 
 func (x *NodeHolding) Reset() {
 	*x = NodeHolding{}
-	mi := &file_api_v1_signet_proto_msgTypes[28]
+	mi := &file_api_v1_signet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2067,7 @@ func (x *NodeHolding) String() string {
 func (*NodeHolding) ProtoMessage() {}
 
 func (x *NodeHolding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[28]
+	mi := &file_api_v1_signet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2080,7 @@ func (x *NodeHolding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHolding.ProtoReflect.Descriptor instead.
 func (*NodeHolding) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{28}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeHolding) GetNode() string {
@@ -2014,7 +2132,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[29]
+	mi := &file_api_v1_signet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2144,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[29]
+	mi := &file_api_v1_signet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2157,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{29}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListAuditRequest) GetSpiffeId() string {
@@ -2136,7 +2254,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[30]
+	mi := &file_api_v1_signet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2266,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[30]
+	mi := &file_api_v1_signet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2279,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{30}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2208,7 +2326,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_api_v1_signet_proto_msgTypes[31]
+	mi := &file_api_v1_signet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2338,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[31]
+	mi := &file_api_v1_signet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2351,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{31}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AuditEntry) GetSource() string {
@@ -2418,6 +2536,504 @@ func (x *AuditEntry) GetLast() *timestamppb.Timestamp {
 	return nil
 }
 
+type ListNodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{33}
+}
+
+type ListNodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NodeInfo            `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListNodesResponse) GetNodes() []*NodeInfo {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodeInfo is what is known of a node's agent.
+type NodeInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // issuer of its tokens
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`       // its name
+	NodeUid       string                 `protobuf:"bytes,3,opt,name=node_uid,json=nodeUid,proto3" json:"node_uid,omitempty"`
+	Connected     bool                   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	AgentVersion  string                 `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"` // as the agent says; empty without a session
+	Protocol      uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`                          // of its oldest session
+	Generation    uint64                 `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`               // spiffe_sequence of the bundle that it holds
+	SpiffeIds     []string               `protobuf:"bytes,9,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"` // that it holds for its pods, sorted, each once
+	Ban           *Ban                   `protobuf:"bytes,10,opt,name=ban,proto3" json:"ban,omitempty"`                             // unset where it is not banned
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeInfo) Reset() {
+	*x = NodeInfo{}
+	mi := &file_api_v1_signet_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeInfo) ProtoMessage() {}
+
+func (x *NodeInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
+func (*NodeInfo) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *NodeInfo) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetNodeUid() string {
+	if x != nil {
+		return x.NodeUid
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *NodeInfo) GetAgentVersion() string {
+	if x != nil {
+		return x.AgentVersion
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *NodeInfo) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetSpiffeIds() []string {
+	if x != nil {
+		return x.SpiffeIds
+	}
+	return nil
+}
+
+func (x *NodeInfo) GetBan() *Ban {
+	if x != nil {
+		return x.Ban
+	}
+	return nil
+}
+
+// Ban is a decision about a node, kept in the record.
+type Ban struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`         // who decided, as the CA knows him
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // in his words, at most 256 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ban) Reset() {
+	*x = Ban{}
+	mi := &file_api_v1_signet_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ban) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ban) ProtoMessage() {}
+
+func (x *Ban) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ban.ProtoReflect.Descriptor instead.
+func (*Ban) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Ban) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Ban) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Ban) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type BanNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`                    // UID, or the name of one that has a session or a ban
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`              // where two clusters have a node of that name
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                // why, at most 256 bytes; goes on record
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // says what it would touch, and changes nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BanNodeRequest) Reset() {
+	*x = BanNodeRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BanNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BanNodeRequest) ProtoMessage() {}
+
+func (x *BanNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BanNodeRequest.ProtoReflect.Descriptor instead.
+func (*BanNodeRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *BanNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *BanNodeRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *BanNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BanNodeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type BanNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	SessionsEnded uint32                 `protobuf:"varint,2,opt,name=sessions_ended,json=sessionsEnded,proto3" json:"sessions_ended,omitempty"`
+	Changed       bool                   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"` // it was not banned before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BanNodeResponse) Reset() {
+	*x = BanNodeResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BanNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BanNodeResponse) ProtoMessage() {}
+
+func (x *BanNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BanNodeResponse.ProtoReflect.Descriptor instead.
+func (*BanNodeResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *BanNodeResponse) GetNode() *NodeInfo {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *BanNodeResponse) GetSessionsEnded() uint32 {
+	if x != nil {
+		return x.SessionsEnded
+	}
+	return 0
+}
+
+func (x *BanNodeResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+type AllowNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowNodeRequest) Reset() {
+	*x = AllowNodeRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowNodeRequest) ProtoMessage() {}
+
+func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowNodeRequest.ProtoReflect.Descriptor instead.
+func (*AllowNodeRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *AllowNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AllowNodeRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *AllowNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type AllowNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowNodeResponse) Reset() {
+	*x = AllowNodeResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowNodeResponse) ProtoMessage() {}
+
+func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowNodeResponse.ProtoReflect.Descriptor instead.
+func (*AllowNodeResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *AllowNodeResponse) GetNode() *NodeInfo {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *AllowNodeResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 var File_api_v1_signet_proto protoreflect.FileDescriptor
 
 const file_api_v1_signet_proto_rawDesc = "" +
@@ -2425,15 +3041,23 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x13api/v1/signet.proto\x12\tsignet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\bEvidence\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"s\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xa1\x01\n" +
 	"\x12AttestAgentRequest\x12/\n" +
 	"\bevidence\x18\x01 \x01(\v2\x13.signet.v1.EvidenceR\bevidence\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\rR\bprotocol\"\x8d\x01\n" +
+	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12,\n" +
+	"\arenewal\x18\x04 \x01(\v2\x12.signet.v1.RenewalR\arenewal\"W\n" +
+	"\aRenewal\x12\x16\n" +
+	"\x06ticket\x18\x01 \x01(\fR\x06ticket\x12\x14\n" +
+	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x1e\n" +
+	"\n" +
+	"possession\x18\x03 \x01(\fR\n" +
+	"possession\"\xa5\x01\n" +
 	"\x13AttestAgentResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x125\n" +
 	"\brenew_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12)\n" +
-	"\x06bundle\x18\x03 \x01(\v2\x11.signet.v1.BundleR\x06bundle\"`\n" +
+	"\x06bundle\x18\x03 \x01(\v2\x11.signet.v1.BundleR\x06bundle\x12\x16\n" +
+	"\x06ticket\x18\x04 \x01(\fR\x06ticket\"`\n" +
 	"\x06Bundle\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\rR\x05epoch\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x14\n" +
@@ -2445,11 +3069,12 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x0eSessionRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.signet.v1.HelloH\x00R\x05hello\x12+\n" +
 	"\x06report\x18\x02 \x01(\v2\x11.signet.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"n\n" +
+	"\amessage\"\x86\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12/\n" +
-	"\bevidence\x18\x03 \x01(\v2\x13.signet.v1.EvidenceR\bevidence\"\xcd\x01\n" +
+	"\bevidence\x18\x03 \x01(\v2\x13.signet.v1.EvidenceR\bevidence\x12\x16\n" +
+	"\x06ticket\x18\x04 \x01(\fR\x06ticket\"\xcd\x01\n" +
 	"\x06Report\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12,\n" +
 	"\achanged\x18\x02 \x03(\v2\x12.signet.v1.HoldingR\achanged\x12\x18\n" +
@@ -2504,26 +3129,28 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\aKeySets\x12%\n" +
 	"\x04sets\x18\x01 \x03(\v2\x11.signet.v1.KeySetR\x04sets\":\n" +
 	"\fIssueRequest\x12*\n" +
-	"\x05items\x18\x01 \x03(\v2\x14.signet.v1.IssueItemR\x05items\"f\n" +
+	"\x05items\x18\x01 \x03(\v2\x14.signet.v1.IssueItemR\x05items\"\x94\x01\n" +
 	"\tIssueItem\x12/\n" +
 	"\bevidence\x18\x01 \x01(\v2\x13.signet.v1.EvidenceR\bevidence\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x16\n" +
-	"\x06volume\x18\x03 \x01(\tR\x06volume\"A\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12,\n" +
+	"\arenewal\x18\x04 \x01(\v2\x12.signet.v1.RenewalR\arenewal\"A\n" +
 	"\rIssueResponse\x120\n" +
 	"\aresults\x18\x01 \x03(\v2\x16.signet.v1.IssueResultR\aresults\"n\n" +
 	"\vIssueResult\x12%\n" +
 	"\x04svid\x18\x01 \x01(\v2\x0f.signet.v1.SVIDH\x00R\x04svid\x12.\n" +
 	"\arefusal\x18\x02 \x01(\v2\x12.signet.v1.RefusalH\x00R\arefusalB\b\n" +
-	"\x06result\"p\n" +
+	"\x06result\"\x88\x01\n" +
 	"\x04SVID\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x125\n" +
-	"\brenew_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\"b\n" +
+	"\brenew_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12\x16\n" +
+	"\x06ticket\x18\x04 \x01(\fR\x06ticket\"b\n" +
 	"\aRefusal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12%\n" +
 	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"\x12\n" +
-	"\x10GetStatusRequest\"\xba\x02\n" +
+	"\x10GetStatusRequest\"\xe8\x02\n" +
 	"\x11GetStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12\x18\n" +
@@ -2536,7 +3163,9 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x06issued\x18\b \x01(\x04R\x06issued\x12\x18\n" +
 	"\arefused\x18\t \x01(\x04R\arefused\x12\x1b\n" +
 	"\tnot_ready\x18\n" +
-	" \x03(\tR\bnotReady\"\x12\n" +
+	" \x03(\tR\bnotReady\x12\x16\n" +
+	"\x06caller\x18\v \x01(\tR\x06caller\x12\x14\n" +
+	"\x05roles\x18\f \x03(\tR\x05roles\"\x12\n" +
 	"\x10GetBundleRequest\"a\n" +
 	"\x11GetBundleResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12)\n" +
@@ -2614,17 +3243,58 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\vcaller_node\x18\x18 \x01(\tR\n" +
 	"callerNode\x12\x14\n" +
 	"\x05count\x18\x19 \x01(\x04R\x05count\x12.\n" +
-	"\x04last\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x04last2\xdb\x01\n" +
+	"\x04last\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x12\n" +
+	"\x10ListNodesRequest\">\n" +
+	"\x11ListNodesResponse\x12)\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.signet.v1.NodeInfoR\x05nodes\"\xc5\x02\n" +
+	"\bNodeInfo\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
+	"\bnode_uid\x18\x03 \x01(\tR\anodeUid\x12\x1c\n" +
+	"\tconnected\x18\x04 \x01(\bR\tconnected\x12#\n" +
+	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1e\n" +
+	"\n" +
+	"generation\x18\b \x01(\x04R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"spiffe_ids\x18\t \x03(\tR\tspiffeIds\x12 \n" +
+	"\x03ban\x18\n" +
+	" \x01(\v2\x0e.signet.v1.BanR\x03ban\"Y\n" +
+	"\x03Ban\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"o\n" +
+	"\x0eBanNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"{\n" +
+	"\x0fBanNodeResponse\x12'\n" +
+	"\x04node\x18\x01 \x01(\v2\x13.signet.v1.NodeInfoR\x04node\x12%\n" +
+	"\x0esessions_ended\x18\x02 \x01(\rR\rsessionsEnded\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\"X\n" +
+	"\x10AllowNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"V\n" +
+	"\x11AllowNodeResponse\x12'\n" +
+	"\x04node\x18\x01 \x01(\v2\x13.signet.v1.NodeInfoR\x04node\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged2\xdb\x01\n" +
 	"\tAuthority\x12L\n" +
 	"\vAttestAgent\x12\x1d.signet.v1.AttestAgentRequest\x1a\x1e.signet.v1.AttestAgentResponse\x12D\n" +
 	"\aSession\x12\x19.signet.v1.SessionRequest\x1a\x1a.signet.v1.SessionResponse(\x010\x01\x12:\n" +
-	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\x83\x03\n" +
+	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\xd5\x04\n" +
 	"\x05Admin\x12F\n" +
 	"\tGetStatus\x12\x1b.signet.v1.GetStatusRequest\x1a\x1c.signet.v1.GetStatusResponse\x12F\n" +
 	"\tGetBundle\x12\x1b.signet.v1.GetBundleRequest\x1a\x1c.signet.v1.GetBundleResponse\x12X\n" +
 	"\x0fListAuthorities\x12!.signet.v1.ListAuthoritiesRequest\x1a\".signet.v1.ListAuthoritiesResponse\x12F\n" +
 	"\tListSVIDs\x12\x1b.signet.v1.ListSVIDsRequest\x1a\x1c.signet.v1.ListSVIDsResponse\x12H\n" +
-	"\tListAudit\x12\x1b.signet.v1.ListAuditRequest\x1a\x1c.signet.v1.ListAuditResponse0\x01B*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
+	"\tListAudit\x12\x1b.signet.v1.ListAuditRequest\x1a\x1c.signet.v1.ListAuditResponse0\x01\x12F\n" +
+	"\tListNodes\x12\x1b.signet.v1.ListNodesRequest\x1a\x1c.signet.v1.ListNodesResponse\x12@\n" +
+	"\aBanNode\x12\x19.signet.v1.BanNodeRequest\x1a\x1a.signet.v1.BanNodeResponse\x12F\n" +
+	"\tAllowNode\x12\x1b.signet.v1.AllowNodeRequest\x1a\x1c.signet.v1.AllowNodeResponseB*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_signet_proto_rawDescOnce sync.Once
@@ -2638,99 +3308,122 @@ func file_api_v1_signet_proto_rawDescGZIP() []byte {
 	return file_api_v1_signet_proto_rawDescData
 }
 
-var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_api_v1_signet_proto_goTypes = []any{
 	(*Evidence)(nil),                // 0: signet.v1.Evidence
 	(*AttestAgentRequest)(nil),      // 1: signet.v1.AttestAgentRequest
-	(*AttestAgentResponse)(nil),     // 2: signet.v1.AttestAgentResponse
-	(*Bundle)(nil),                  // 3: signet.v1.Bundle
-	(*KeySet)(nil),                  // 4: signet.v1.KeySet
-	(*SessionRequest)(nil),          // 5: signet.v1.SessionRequest
-	(*Hello)(nil),                   // 6: signet.v1.Hello
-	(*Report)(nil),                  // 7: signet.v1.Report
-	(*Holding)(nil),                 // 8: signet.v1.Holding
-	(*Stream)(nil),                  // 9: signet.v1.Stream
-	(*SessionResponse)(nil),         // 10: signet.v1.SessionResponse
-	(*Welcome)(nil),                 // 11: signet.v1.Welcome
-	(*KeySets)(nil),                 // 12: signet.v1.KeySets
-	(*IssueRequest)(nil),            // 13: signet.v1.IssueRequest
-	(*IssueItem)(nil),               // 14: signet.v1.IssueItem
-	(*IssueResponse)(nil),           // 15: signet.v1.IssueResponse
-	(*IssueResult)(nil),             // 16: signet.v1.IssueResult
-	(*SVID)(nil),                    // 17: signet.v1.SVID
-	(*Refusal)(nil),                 // 18: signet.v1.Refusal
-	(*GetStatusRequest)(nil),        // 19: signet.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 20: signet.v1.GetStatusResponse
-	(*GetBundleRequest)(nil),        // 21: signet.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 22: signet.v1.GetBundleResponse
-	(*ListAuthoritiesRequest)(nil),  // 23: signet.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil), // 24: signet.v1.ListAuthoritiesResponse
-	(*AuthorityInfo)(nil),           // 25: signet.v1.AuthorityInfo
-	(*ListSVIDsRequest)(nil),        // 26: signet.v1.ListSVIDsRequest
-	(*ListSVIDsResponse)(nil),       // 27: signet.v1.ListSVIDsResponse
-	(*NodeHolding)(nil),             // 28: signet.v1.NodeHolding
-	(*ListAuditRequest)(nil),        // 29: signet.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 30: signet.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 31: signet.v1.AuditEntry
-	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
+	(*Renewal)(nil),                 // 2: signet.v1.Renewal
+	(*AttestAgentResponse)(nil),     // 3: signet.v1.AttestAgentResponse
+	(*Bundle)(nil),                  // 4: signet.v1.Bundle
+	(*KeySet)(nil),                  // 5: signet.v1.KeySet
+	(*SessionRequest)(nil),          // 6: signet.v1.SessionRequest
+	(*Hello)(nil),                   // 7: signet.v1.Hello
+	(*Report)(nil),                  // 8: signet.v1.Report
+	(*Holding)(nil),                 // 9: signet.v1.Holding
+	(*Stream)(nil),                  // 10: signet.v1.Stream
+	(*SessionResponse)(nil),         // 11: signet.v1.SessionResponse
+	(*Welcome)(nil),                 // 12: signet.v1.Welcome
+	(*KeySets)(nil),                 // 13: signet.v1.KeySets
+	(*IssueRequest)(nil),            // 14: signet.v1.IssueRequest
+	(*IssueItem)(nil),               // 15: signet.v1.IssueItem
+	(*IssueResponse)(nil),           // 16: signet.v1.IssueResponse
+	(*IssueResult)(nil),             // 17: signet.v1.IssueResult
+	(*SVID)(nil),                    // 18: signet.v1.SVID
+	(*Refusal)(nil),                 // 19: signet.v1.Refusal
+	(*GetStatusRequest)(nil),        // 20: signet.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 21: signet.v1.GetStatusResponse
+	(*GetBundleRequest)(nil),        // 22: signet.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 23: signet.v1.GetBundleResponse
+	(*ListAuthoritiesRequest)(nil),  // 24: signet.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil), // 25: signet.v1.ListAuthoritiesResponse
+	(*AuthorityInfo)(nil),           // 26: signet.v1.AuthorityInfo
+	(*ListSVIDsRequest)(nil),        // 27: signet.v1.ListSVIDsRequest
+	(*ListSVIDsResponse)(nil),       // 28: signet.v1.ListSVIDsResponse
+	(*NodeHolding)(nil),             // 29: signet.v1.NodeHolding
+	(*ListAuditRequest)(nil),        // 30: signet.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 31: signet.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 32: signet.v1.AuditEntry
+	(*ListNodesRequest)(nil),        // 33: signet.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 34: signet.v1.ListNodesResponse
+	(*NodeInfo)(nil),                // 35: signet.v1.NodeInfo
+	(*Ban)(nil),                     // 36: signet.v1.Ban
+	(*BanNodeRequest)(nil),          // 37: signet.v1.BanNodeRequest
+	(*BanNodeResponse)(nil),         // 38: signet.v1.BanNodeResponse
+	(*AllowNodeRequest)(nil),        // 39: signet.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),       // 40: signet.v1.AllowNodeResponse
+	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
 }
 var file_api_v1_signet_proto_depIdxs = []int32{
 	0,  // 0: signet.v1.AttestAgentRequest.evidence:type_name -> signet.v1.Evidence
-	32, // 1: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
-	3,  // 2: signet.v1.AttestAgentResponse.bundle:type_name -> signet.v1.Bundle
-	6,  // 3: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
-	7,  // 4: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
-	0,  // 5: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
-	8,  // 6: signet.v1.Report.changed:type_name -> signet.v1.Holding
-	32, // 7: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
-	32, // 8: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
-	32, // 9: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
-	9,  // 10: signet.v1.Holding.streams:type_name -> signet.v1.Stream
-	11, // 11: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
-	3,  // 12: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
-	12, // 13: signet.v1.SessionResponse.key_sets:type_name -> signet.v1.KeySets
-	4,  // 14: signet.v1.KeySets.sets:type_name -> signet.v1.KeySet
-	14, // 15: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
-	0,  // 16: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
-	16, // 17: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
-	17, // 18: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
-	18, // 19: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
-	32, // 20: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
-	32, // 21: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	3,  // 22: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
-	25, // 23: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
-	32, // 24: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
-	32, // 25: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
-	28, // 26: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
-	8,  // 27: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
-	32, // 28: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
-	32, // 29: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	32, // 30: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	31, // 31: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
-	32, // 32: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	32, // 33: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
-	32, // 34: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
-	1,  // 35: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	5,  // 36: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	13, // 37: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	19, // 38: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	21, // 39: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	23, // 40: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	26, // 41: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	29, // 42: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
-	2,  // 43: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	10, // 44: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	15, // 45: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	20, // 46: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	22, // 47: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	24, // 48: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	27, // 49: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	30, // 50: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
-	43, // [43:51] is the sub-list for method output_type
-	35, // [35:43] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	2,  // 1: signet.v1.AttestAgentRequest.renewal:type_name -> signet.v1.Renewal
+	41, // 2: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
+	4,  // 3: signet.v1.AttestAgentResponse.bundle:type_name -> signet.v1.Bundle
+	7,  // 4: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
+	8,  // 5: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
+	0,  // 6: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
+	9,  // 7: signet.v1.Report.changed:type_name -> signet.v1.Holding
+	41, // 8: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
+	41, // 9: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
+	41, // 10: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
+	10, // 11: signet.v1.Holding.streams:type_name -> signet.v1.Stream
+	12, // 12: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
+	4,  // 13: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
+	13, // 14: signet.v1.SessionResponse.key_sets:type_name -> signet.v1.KeySets
+	5,  // 15: signet.v1.KeySets.sets:type_name -> signet.v1.KeySet
+	15, // 16: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
+	0,  // 17: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
+	2,  // 18: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
+	17, // 19: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
+	18, // 20: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
+	19, // 21: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
+	41, // 22: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
+	41, // 23: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 24: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
+	26, // 25: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
+	41, // 26: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
+	41, // 27: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
+	29, // 28: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
+	9,  // 29: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
+	41, // 30: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
+	41, // 31: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	41, // 32: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	32, // 33: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
+	41, // 34: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	41, // 35: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
+	41, // 36: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
+	35, // 37: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
+	41, // 38: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
+	36, // 39: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
+	41, // 40: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
+	35, // 41: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
+	35, // 42: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
+	1,  // 43: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	6,  // 44: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	14, // 45: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	20, // 46: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	22, // 47: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	24, // 48: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	27, // 49: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	30, // 50: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	33, // 51: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
+	37, // 52: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
+	39, // 53: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
+	3,  // 54: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	11, // 55: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	16, // 56: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	21, // 57: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	23, // 58: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	25, // 59: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	28, // 60: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	31, // 61: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	34, // 62: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
+	38, // 63: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
+	40, // 64: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
+	54, // [54:65] is the sub-list for method output_type
+	43, // [43:54] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }
@@ -2738,16 +3431,16 @@ func file_api_v1_signet_proto_init() {
 	if File_api_v1_signet_proto != nil {
 		return
 	}
-	file_api_v1_signet_proto_msgTypes[5].OneofWrappers = []any{
+	file_api_v1_signet_proto_msgTypes[6].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Report)(nil),
 	}
-	file_api_v1_signet_proto_msgTypes[10].OneofWrappers = []any{
+	file_api_v1_signet_proto_msgTypes[11].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Bundle)(nil),
 		(*SessionResponse_KeySets)(nil),
 	}
-	file_api_v1_signet_proto_msgTypes[16].OneofWrappers = []any{
+	file_api_v1_signet_proto_msgTypes[17].OneofWrappers = []any{
 		(*IssueResult_Svid)(nil),
 		(*IssueResult_Refusal)(nil),
 	}
@@ -2757,7 +3450,7 @@ func file_api_v1_signet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_signet_proto_rawDesc), len(file_api_v1_signet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -213,13 +213,17 @@ const (
 	Admin_ListAuthorities_FullMethodName = "/signet.v1.Admin/ListAuthorities"
 	Admin_ListSVIDs_FullMethodName       = "/signet.v1.Admin/ListSVIDs"
 	Admin_ListAudit_FullMethodName       = "/signet.v1.Admin/ListAudit"
+	Admin_ListNodes_FullMethodName       = "/signet.v1.Admin/ListNodes"
+	Admin_BanNode_FullMethodName         = "/signet.v1.Admin/BanNode"
+	Admin_AllowNode_FullMethodName       = "/signet.v1.Admin/AllowNode"
 )
 
 // AdminClient is the client API for Admin service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Admin is what the operator's tool calls, over a Unix socket of the CA's user.
+// Admin is what the operator's tool calls: over a Unix socket of the CA's user, or over TLS 1.3 on the operators' port with
+// a token or a client certificate.
 type AdminClient interface {
 	// GetStatus tells which authority this is and how it is.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
@@ -231,6 +235,12 @@ type AdminClient interface {
 	ListSVIDs(ctx context.Context, in *ListSVIDsRequest, opts ...grpc.CallOption) (*ListSVIDsResponse, error)
 	// ListAudit streams what is on record and matches, oldest first, then ends.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error)
+	// ListNodes returns the nodes whose agents have a session, and those that are banned, sorted by cluster, then name.
+	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
+	// BanNode ends the sessions of a node's agent, now and until AllowNode. It may be said again.
+	BanNode(ctx context.Context, in *BanNodeRequest, opts ...grpc.CallOption) (*BanNodeResponse, error)
+	// AllowNode takes a ban back.
+	AllowNode(ctx context.Context, in *AllowNodeRequest, opts ...grpc.CallOption) (*AllowNodeResponse, error)
 }
 
 type adminClient struct {
@@ -300,11 +310,42 @@ func (c *adminClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_ListAuditClient = grpc.ServerStreamingClient[ListAuditResponse]
 
+func (c *adminClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNodesResponse)
+	err := c.cc.Invoke(ctx, Admin_ListNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) BanNode(ctx context.Context, in *BanNodeRequest, opts ...grpc.CallOption) (*BanNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BanNodeResponse)
+	err := c.cc.Invoke(ctx, Admin_BanNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) AllowNode(ctx context.Context, in *AllowNodeRequest, opts ...grpc.CallOption) (*AllowNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AllowNodeResponse)
+	err := c.cc.Invoke(ctx, Admin_AllowNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
 //
-// Admin is what the operator's tool calls, over a Unix socket of the CA's user.
+// Admin is what the operator's tool calls: over a Unix socket of the CA's user, or over TLS 1.3 on the operators' port with
+// a token or a client certificate.
 type AdminServer interface {
 	// GetStatus tells which authority this is and how it is.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
@@ -316,6 +357,12 @@ type AdminServer interface {
 	ListSVIDs(context.Context, *ListSVIDsRequest) (*ListSVIDsResponse, error)
 	// ListAudit streams what is on record and matches, oldest first, then ends.
 	ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error
+	// ListNodes returns the nodes whose agents have a session, and those that are banned, sorted by cluster, then name.
+	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
+	// BanNode ends the sessions of a node's agent, now and until AllowNode. It may be said again.
+	BanNode(context.Context, *BanNodeRequest) (*BanNodeResponse, error)
+	// AllowNode takes a ban back.
+	AllowNode(context.Context, *AllowNodeRequest) (*AllowNodeResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -340,6 +387,15 @@ func (UnimplementedAdminServer) ListSVIDs(context.Context, *ListSVIDsRequest) (*
 }
 func (UnimplementedAdminServer) ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListAudit not implemented")
+}
+func (UnimplementedAdminServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
+}
+func (UnimplementedAdminServer) BanNode(context.Context, *BanNodeRequest) (*BanNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BanNode not implemented")
+}
+func (UnimplementedAdminServer) AllowNode(context.Context, *AllowNodeRequest) (*AllowNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AllowNode not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -445,6 +501,60 @@ func _Admin_ListAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_ListAuditServer = grpc.ServerStreamingServer[ListAuditResponse]
 
+func _Admin_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListNodes(ctx, req.(*ListNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_BanNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BanNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).BanNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_BanNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).BanNode(ctx, req.(*BanNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_AllowNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AllowNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).AllowNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_AllowNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).AllowNode(ctx, req.(*AllowNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -467,6 +577,18 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSVIDs",
 			Handler:    _Admin_ListSVIDs_Handler,
+		},
+		{
+			MethodName: "ListNodes",
+			Handler:    _Admin_ListNodes_Handler,
+		},
+		{
+			MethodName: "BanNode",
+			Handler:    _Admin_BanNode_Handler,
+		},
+		{
+			MethodName: "AllowNode",
+			Handler:    _Admin_AllowNode_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -7,11 +7,14 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -20,7 +23,14 @@ import (
 
 // Schema is the version of the record that this build writes. It knows every lower one; a higher one is refused, because
 // reading it could drop a field that matters.
-const Schema = 1
+const Schema = 2
+
+// Bounds of what a record holds beside its authorities, so that it stays below maxBytes.
+const (
+	MaxBans       = 1000
+	MaxBanText    = 256 // bytes of Ban.By and of Ban.Reason
+	MaxTicketKeys = 4
+)
 
 // maxBytes bounds a record before it is parsed; a record with a hundred authorities has some 200 KiB.
 const maxBytes = 1 << 20
@@ -60,6 +70,71 @@ type Journal struct {
 	Epoch       uint32      `json:"epoch"`  // raised by a restore
 	Number      uint32      `json:"number"` // raised by each change of the bundle
 	Authorities []Authority `json:"authorities"`
+	// TicketKeys are what renewal tickets are authenticated under, newest first: new tickets under the first, older ones
+	// are good until their tickets have expired. A record of schema 1 has none; whoever needs one adds it.
+	TicketKeys []TicketKey `json:"ticketKeys,omitempty"` // schema 2
+	// Bans are the nodes whose agents are refused, by cluster, then UID.
+	Bans []Ban `json:"bans,omitempty"` // schema 2
+}
+
+// TicketKey is one key of renewal tickets.
+type TicketKey struct {
+	ID     string    `json:"id"` // 16 lower-case hex digits, drawn at random
+	At     time.Time `json:"at"`
+	Sealed []byte    `json:"sealed"` // by ca.Sealer
+}
+
+// Ban is a node whose agent is refused until the ban is taken back.
+type Ban struct {
+	Cluster string    `json:"cluster"` // issuer of its tokens
+	NodeUID string    `json:"nodeUID"`
+	Node    string    `json:"node,omitempty"` // its name, for people
+	At      time.Time `json:"at"`
+	By      string    `json:"by"` // who decided, as the CA knew him
+	Reason  string    `json:"reason,omitempty"`
+}
+
+// Banned returns the ban of a node.
+func (j Journal) Banned(cluster, nodeUID string) (Ban, bool) {
+	i, ok := slices.BinarySearchFunc(j.Bans, Ban{Cluster: cluster, NodeUID: nodeUID}, compareBans)
+	if !ok {
+		return Ban{}, false
+	}
+	return j.Bans[i], true
+}
+
+func compareBans(a, b Ban) int {
+	return cmp.Or(strings.Compare(a.Cluster, b.Cluster), strings.Compare(a.NodeUID, b.NodeUID))
+}
+
+// WithBan returns the record with this ban, in place of one of the same node; Overloaded when it is full of them.
+func (j Journal) WithBan(b Ban) (Journal, error) {
+	i, ok := slices.BinarySearchFunc(j.Bans, b, compareBans)
+	j.Schema, j.Bans = Schema, slices.Clone(j.Bans)
+	switch {
+	case ok:
+		j.Bans[i] = b
+	case len(j.Bans) >= MaxBans:
+		return Journal{}, api.E(api.Overloaded, "the record has %d bans, which is all it can hold; take back those of nodes that are gone", MaxBans)
+	default:
+		j.Bans = slices.Insert(j.Bans, i, b)
+	}
+	return j, j.Validate()
+}
+
+// WithoutBan returns the record without the ban of a node.
+func (j Journal) WithoutBan(cluster, nodeUID string) Journal {
+	j.Schema = Schema
+	j.Bans = slices.DeleteFunc(slices.Clone(j.Bans), func(b Ban) bool { return b.Cluster == cluster && b.NodeUID == nodeUID })
+	return j
+}
+
+// WithTicketKey returns the record with a new first ticket key. The oldest goes where there are too many.
+func (j Journal) WithTicketKey(k TicketKey) (Journal, error) {
+	j.Schema = Schema
+	j.TicketKeys = slices.Insert(slices.Clone(j.TicketKeys), 0, k)
+	j.TicketKeys = j.TicketKeys[:min(len(j.TicketKeys), MaxTicketKeys)]
+	return j, j.Validate()
 }
 
 // New returns the journal of a new trust domain whose only authority is root, active, at generation 1.1.
@@ -130,6 +205,33 @@ func (j Journal) Validate() error {
 	}
 	if active != 1 {
 		return corrupt("%d active authorities, want exactly 1", active)
+	}
+	return j.validateRest()
+}
+
+// validateRest checks what came with schema 2. A record that has it and says that it is older was written by nobody.
+func (j Journal) validateRest() error {
+	if j.Schema < 2 && len(j.TicketKeys)+len(j.Bans) > 0 {
+		return corrupt("schema %d with ticket keys or bans", j.Schema)
+	}
+	if len(j.TicketKeys) > MaxTicketKeys || len(j.Bans) > MaxBans {
+		return corrupt("%d ticket keys, %d bans", len(j.TicketKeys), len(j.Bans))
+	}
+	for i, k := range j.TicketKeys {
+		if b, err := hex.DecodeString(k.ID); err != nil || len(b) != 8 || hex.EncodeToString(b) != k.ID || k.At.IsZero() || len(k.Sealed) == 0 {
+			return corrupt("ticket key %.32q", k.ID)
+		}
+		if slices.ContainsFunc(j.TicketKeys[:i], func(o TicketKey) bool { return o.ID == k.ID }) {
+			return corrupt("ticket key %s is there twice", k.ID)
+		}
+	}
+	for i, b := range j.Bans {
+		if b.Cluster == "" || b.NodeUID == "" || b.At.IsZero() || b.By == "" || len(b.By) > MaxBanText || len(b.Reason) > MaxBanText {
+			return corrupt("ban of node %.64q", b.NodeUID)
+		}
+		if i > 0 && compareBans(j.Bans[i-1], b) >= 0 {
+			return corrupt("the ban of node %.64q is out of order", b.NodeUID)
+		}
 	}
 	return nil
 }
