@@ -48,6 +48,8 @@ const (
 	ReviewerUnavailable Reason = "REVIEWER_UNAVAILABLE"
 	// ReviewerOverloaded: too many tokens are being reviewed.
 	ReviewerOverloaded Reason = "REVIEWER_OVERLOADED"
+	// TokenBound: the token is bound to something, and a person's is not.
+	TokenBound Reason = "TOKEN_BOUND"
 	// PodDeleted: the pod is gone.
 	PodDeleted Reason = "POD_DELETED"
 	// PodUnknown: the pod is not known.
@@ -62,6 +64,20 @@ const (
 	DirectoryUnavailable Reason = "DIRECTORY_UNAVAILABLE"
 	// NotAnAgent: the token does not belong to an agent.
 	NotAnAgent Reason = "NOT_AN_AGENT"
+	// GraceOver: the API server has been away for too long.
+	GraceOver Reason = "GRACE_OVER"
+	// TicketInvalid: the renewal ticket is not one of ours.
+	TicketInvalid Reason = "TICKET_INVALID"
+	// TicketMismatch: the renewal ticket belongs to something else.
+	TicketMismatch Reason = "TICKET_MISMATCH"
+	// HeldSVIDInvalid: the SVID that was shown cannot be renewed.
+	HeldSVIDInvalid Reason = "HELD_SVID_INVALID"
+	// PossessionUnproven: the request is not signed by the key of the SVID that was shown.
+	PossessionUnproven Reason = "POSSESSION_UNPROVEN"
+	// NodeBanned: the node is banned.
+	NodeBanned Reason = "NODE_BANNED"
+	// NodeAmbiguous: more than one node has this name.
+	NodeAmbiguous Reason = "NODE_AMBIGUOUS"
 	// CSRTooLarge: the certificate request is too large.
 	CSRTooLarge Reason = "CSR_TOO_LARGE"
 	// CSRMalformed: the certificate request does not parse.
@@ -192,8 +208,16 @@ const (
 	LedgerFull Reason = "LEDGER_FULL"
 	// LedgerDamaged: the ledger is damaged.
 	LedgerDamaged Reason = "LEDGER_DAMAGED"
+	// StateFull: the record has no room for more.
+	StateFull Reason = "STATE_FULL"
 	// AdminForbidden: only the CA's own user may do this.
 	AdminForbidden Reason = "ADMIN_FORBIDDEN"
+	// OperatorRequired: the caller is not an operator.
+	OperatorRequired Reason = "OPERATOR_REQUIRED"
+	// RoleRequired: the caller is an operator with a smaller role.
+	RoleRequired Reason = "ROLE_REQUIRED"
+	// ClusterForbidden: the API server does not allow it to this user.
+	ClusterForbidden Reason = "CLUSTER_FORBIDDEN"
 	// NotFound: there is nothing by that name.
 	NotFound Reason = "NOT_FOUND"
 	// DeadlineExceeded: it took too long.
@@ -284,6 +308,9 @@ var table = []Page{
 	{ReviewerOverloaded, 123, KindUnavailable, "Too many tokens are being reviewed",
 		"As many reviews are on their way to the API server as the CA allows itself, so that a flood of tokens cannot take the API server down.",
 		"Nothing: the caller comes back after the delay. If it lasts, look at how long the API server takes, then at issuers[].tokenReview.maxInFlight."},
+	{TokenBound, 124, KindUnauthenticated, "The token is bound to something, and a person's is not",
+		"Operators' tokens are asked for by people. One that is bound to a pod, a node or a secret came from a kubelet or lies in the cluster, where others reach it.",
+		"Let `signet` ask for the token itself, or `kubectl create token` without --bound-object-kind."},
 	{PodDeleted, 201, KindPermissionDenied, "The pod is gone",
 		"An identity ends with its pod.",
 		"Nothing, if the pod was deleted. Otherwise compare the pod's UID with the token's."},
@@ -305,6 +332,27 @@ var table = []Page{
 	{NotAnAgent, 207, KindPermissionDenied, "The token does not belong to an agent",
 		"Only pods of the configured namespace and ServiceAccount may be agents.",
 		"Compare `agents` in the CA's configuration with the agent's DaemonSet."},
+	{GraceOver, 208, KindUnavailable, "The API server has been away for too long",
+		"While the CA cannot see the cluster, known workloads are renewed without fresh tokens for a bounded time (directory.grace, 4 h by default). It is over.",
+		"Bring the API server back, or the way from the CA to it: see docs/api-server-away.md. SVIDs that are held stay valid until they expire."},
+	{TicketInvalid, 209, KindPermissionDenied, "The renewal ticket is not one of ours",
+		"It is damaged, too old, or was made under a key that this record does not have, as after a restored backup.",
+		"Nothing while the API server is there: tickets are only asked for while it is away. If it is a restored record, its workloads are renewed once kubelet brings fresh tokens."},
+	{TicketMismatch, 210, KindPermissionDenied, "The renewal ticket belongs to something else",
+		"A ticket is bound to one SVID and its key, one pod, ServiceAccount, node and volume, and to the token with which the SVID was asked for. The message says which of them differs.",
+		"Treat it as an incident unless state was moved between nodes by hand: whoever sent it has a ticket that is not his."},
+	{HeldSVIDInvalid, 211, KindPermissionDenied, "The SVID that was shown cannot be renewed",
+		"It has expired, is not of the identity that the policy gives this workload, or does not verify against the trust bundle.",
+		"Nothing: the workload waits until the API server is back, and is then attested like a new one."},
+	{PossessionUnproven, 212, KindPermissionDenied, "The request is not signed by the key of the SVID that was shown",
+		"A ticket and a certificate are no secrets. Who renews by them proves that he holds the key.",
+		"Treat it as an incident: somebody has a ticket and no key to it."},
+	{NodeBanned, 221, KindPermissionDenied, "The node is banned",
+		"An operator banned it with `signet node ban`: its agent has no session and gets no SVID, and no pod on it does, until the ban is taken back. What the node held then is valid until it expires.",
+		"`signet node list` says who banned it, when and why. If the node is to be trusted again: `signet node allow NODE`; its agent comes back within minutes, by itself."},
+	{NodeAmbiguous, 222, KindInvalid, "More than one node has this name",
+		"Two clusters have a node of that name, or one was made anew under it and is another node by its UID. Whom to ban is never guessed.",
+		"Name it by its UID, or say --cluster; `signet node list -o wide` shows both."},
 	{CSRTooLarge, 301, KindInvalid, "The certificate request is too large",
 		"It is above 16 KiB and was not parsed.",
 		"Send a PKCS#10 request with a key and nothing else."},
@@ -500,6 +548,9 @@ var table = []Page{
 	{LedgerDamaged, 820, KindInternal, "The ledger is damaged",
 		"A line is not the one that was written there, or a segment is missing. What was found before it is good.",
 		"Run `signet-ca ledger verify`, which names every place, and keep the folder. Look at the disk."},
+	{StateFull, 821, KindExhausted, "The record has no room for more",
+		"It is one small record that every replica reads whole, so what it holds is bounded: a thousand bans, 512 KiB of them.",
+		"`signet node list` shows the bans; take back those of nodes that no longer exist: `signet node allow UID`."},
 	{AdminForbidden, 901, KindPermissionDenied, "Only the CA's own user may do this",
 		"The admin socket belongs to the user who runs the CA, and to root.",
 		"Run the command as that user."},
@@ -527,6 +578,15 @@ var table = []Page{
 	{ClusterUnavailable, 909, KindUnavailable, "The cluster cannot be asked",
 		"The kubeconfig names no cluster, or its API server does not answer or does not take the credentials in it.",
 		"Try `kubectl cluster-info` with the same kubeconfig and context; what helps there helps here."},
+	{OperatorRequired, 910, KindPermissionDenied, "The caller is not an operator",
+		"The operators' port takes tokens of the three ServiceAccounts viewer, operator and emergency in the operators' namespace, and the break-glass certificates of the configuration. An SVID, whoever's, opens nothing there.",
+		"Let `signet` ask for the token itself: `signet --as-role viewer ...`. docs/operators.md tells how people are given a role."},
+	{RoleRequired, 911, KindPermissionDenied, "The caller's role does not allow this",
+		"A viewer may look, an operator may also change what can be changed back, and only an emergency responder may do what is meant for an incident.",
+		"Say the role that the message names: `signet --as-role ROLE ...`. docs/authorization.md has a row for each call."},
+	{ClusterForbidden, 912, KindPermissionDenied, "The API server does not allow it to this user",
+		"Kubernetes RBAC says who may operate Signet: who may have a token for one of its roles, and may forward a port to the CA's pod.",
+		"Ask a cluster administrator for the role that the message names; docs/operators.md has the lines to type. `signet check` says which roles you have."},
 	{Internal, 999, KindInternal, "Something is wrong inside Signet",
 		"This should not happen.",
 		"Report it with the correlation id and the log around it."},

@@ -84,7 +84,7 @@ type AttestAgentRequest struct {
 	Evidence      *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`            // PKCS#10, DER, at most 16 KiB
 	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // api.Protocol of the caller
-	Renewal       *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"`    // while kubelet cannot have a fresh token
+	Renewal       *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"`    // while kubelet cannot have a fresh token: its ticket alone, the rest is the client's certificate
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -348,9 +348,11 @@ func (x *Bundle) GetHash() []byte {
 
 // KeySet is an issuer's last good JWKS, so that an agent can check a token itself while the CA is away.
 type KeySet struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	Jwks          []byte                 `protobuf:"bytes,2,opt,name=jwks,proto3" json:"jwks,omitempty"` // RFC 7517 section 5, JSON
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Issuer string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Jwks   []byte                 `protobuf:"bytes,2,opt,name=jwks,proto3" json:"jwks,omitempty"` // RFC 7517 section 5, JSON
+	// Since when the CA has not seen that cluster, while it renews what it knows without fresh tokens; unset while it does not.
+	AwaySince     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=away_since,json=awaySince,proto3" json:"away_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -395,6 +397,13 @@ func (x *KeySet) GetIssuer() string {
 func (x *KeySet) GetJwks() []byte {
 	if x != nil {
 		return x.Jwks
+	}
+	return nil
+}
+
+func (x *KeySet) GetAwaySince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AwaySince
 	}
 	return nil
 }
@@ -2320,6 +2329,7 @@ type AuditEntry struct {
 	CallerNode        string                 `protobuf:"bytes,24,opt,name=caller_node,json=callerNode,proto3" json:"caller_node,omitempty"` // name of the node of the agent that asked
 	Count             uint64                 `protobuf:"varint,25,opt,name=count,proto3" json:"count,omitempty"`                            // how often the same caller was refused for the same reason, this time included; 0 means 1
 	Last              *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=last,proto3" json:"last,omitempty"`                               // the last of them
+	Grace             bool                   `protobuf:"varint,27,opt,name=grace,proto3" json:"grace,omitempty"`                            // renewed while the API server was away: without a word of it about the pod, and maybe on an expired token
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2534,6 +2544,13 @@ func (x *AuditEntry) GetLast() *timestamppb.Timestamp {
 		return x.Last
 	}
 	return nil
+}
+
+func (x *AuditEntry) GetGrace() bool {
+	if x != nil {
+		return x.Grace
+	}
+	return false
 }
 
 type ListNodesRequest struct {
@@ -3062,10 +3079,12 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x05epoch\x18\x01 \x01(\rR\x05epoch\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12\x12\n" +
-	"\x04hash\x18\x04 \x01(\fR\x04hash\"4\n" +
+	"\x04hash\x18\x04 \x01(\fR\x04hash\"o\n" +
 	"\x06KeySet\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x12\n" +
-	"\x04jwks\x18\x02 \x01(\fR\x04jwks\"r\n" +
+	"\x04jwks\x18\x02 \x01(\fR\x04jwks\x129\n" +
+	"\n" +
+	"away_since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tawaySince\"r\n" +
 	"\x0eSessionRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.signet.v1.HelloH\x00R\x05hello\x12+\n" +
 	"\x06report\x18\x02 \x01(\v2\x11.signet.v1.ReportH\x00R\x06reportB\t\n" +
@@ -3213,7 +3232,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x05until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
 	"\x04last\x18\f \x01(\rR\x04last\"D\n" +
 	"\x11ListAuditResponse\x12/\n" +
-	"\aentries\x18\x01 \x03(\v2\x15.signet.v1.AuditEntryR\aentries\"\x91\x06\n" +
+	"\aentries\x18\x01 \x03(\v2\x15.signet.v1.AuditEntryR\aentries\"\xa7\x06\n" +
 	"\n" +
 	"AuditEntry\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x10\n" +
@@ -3243,7 +3262,8 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\vcaller_node\x18\x18 \x01(\tR\n" +
 	"callerNode\x12\x14\n" +
 	"\x05count\x18\x19 \x01(\x04R\x05count\x12.\n" +
-	"\x04last\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x12\n" +
+	"\x04last\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x14\n" +
+	"\x05grace\x18\x1b \x01(\bR\x05grace\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x13.signet.v1.NodeInfoR\x05nodes\"\xc5\x02\n" +
@@ -3358,72 +3378,73 @@ var file_api_v1_signet_proto_depIdxs = []int32{
 	2,  // 1: signet.v1.AttestAgentRequest.renewal:type_name -> signet.v1.Renewal
 	41, // 2: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
 	4,  // 3: signet.v1.AttestAgentResponse.bundle:type_name -> signet.v1.Bundle
-	7,  // 4: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
-	8,  // 5: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
-	0,  // 6: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
-	9,  // 7: signet.v1.Report.changed:type_name -> signet.v1.Holding
-	41, // 8: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
-	41, // 9: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
-	41, // 10: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
-	10, // 11: signet.v1.Holding.streams:type_name -> signet.v1.Stream
-	12, // 12: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
-	4,  // 13: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
-	13, // 14: signet.v1.SessionResponse.key_sets:type_name -> signet.v1.KeySets
-	5,  // 15: signet.v1.KeySets.sets:type_name -> signet.v1.KeySet
-	15, // 16: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
-	0,  // 17: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
-	2,  // 18: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
-	17, // 19: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
-	18, // 20: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
-	19, // 21: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
-	41, // 22: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
-	41, // 23: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 24: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
-	26, // 25: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
-	41, // 26: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
-	41, // 27: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
-	29, // 28: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
-	9,  // 29: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
-	41, // 30: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
-	41, // 31: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	41, // 32: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	32, // 33: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
-	41, // 34: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	41, // 35: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
-	41, // 36: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
-	35, // 37: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
-	41, // 38: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
-	36, // 39: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
-	41, // 40: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
-	35, // 41: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
-	35, // 42: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
-	1,  // 43: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	6,  // 44: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	14, // 45: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	20, // 46: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	22, // 47: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	24, // 48: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	27, // 49: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	30, // 50: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
-	33, // 51: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
-	37, // 52: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
-	39, // 53: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
-	3,  // 54: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	11, // 55: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	16, // 56: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	21, // 57: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	23, // 58: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	25, // 59: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	28, // 60: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	31, // 61: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
-	34, // 62: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
-	38, // 63: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
-	40, // 64: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
-	54, // [54:65] is the sub-list for method output_type
-	43, // [43:54] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	41, // 4: signet.v1.KeySet.away_since:type_name -> google.protobuf.Timestamp
+	7,  // 5: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
+	8,  // 6: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
+	0,  // 7: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
+	9,  // 8: signet.v1.Report.changed:type_name -> signet.v1.Holding
+	41, // 9: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
+	41, // 10: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
+	41, // 11: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
+	10, // 12: signet.v1.Holding.streams:type_name -> signet.v1.Stream
+	12, // 13: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
+	4,  // 14: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
+	13, // 15: signet.v1.SessionResponse.key_sets:type_name -> signet.v1.KeySets
+	5,  // 16: signet.v1.KeySets.sets:type_name -> signet.v1.KeySet
+	15, // 17: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
+	0,  // 18: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
+	2,  // 19: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
+	17, // 20: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
+	18, // 21: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
+	19, // 22: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
+	41, // 23: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
+	41, // 24: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 25: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
+	26, // 26: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
+	41, // 27: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
+	41, // 28: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
+	29, // 29: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
+	9,  // 30: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
+	41, // 31: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
+	41, // 32: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	41, // 33: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	32, // 34: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
+	41, // 35: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	41, // 36: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
+	41, // 37: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
+	35, // 38: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
+	41, // 39: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
+	36, // 40: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
+	41, // 41: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
+	35, // 42: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
+	35, // 43: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
+	1,  // 44: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	6,  // 45: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	14, // 46: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	20, // 47: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	22, // 48: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	24, // 49: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	27, // 50: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	30, // 51: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	33, // 52: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
+	37, // 53: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
+	39, // 54: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
+	3,  // 55: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	11, // 56: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	16, // 57: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	21, // 58: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	23, // 59: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	25, // 60: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	28, // 61: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	31, // 62: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	34, // 63: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
+	38, // 64: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
+	40, // 65: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
+	55, // [55:66] is the sub-list for method output_type
+	44, // [44:55] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }
