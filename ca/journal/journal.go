@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -30,6 +31,10 @@ const (
 	MaxBans       = 1000
 	MaxBanText    = 256 // bytes of Ban.By and of Ban.Reason
 	MaxTicketKeys = 4
+
+	maxCluster  = 1024      // bytes of Ban.Cluster
+	maxName     = 253       // bytes of Ban.NodeUID and of Ban.Node
+	maxBanBytes = 512 << 10 // of all bans as they are stored, so that there is always room to rotate
 )
 
 // maxBytes bounds a record before it is parsed; a record with a hundred authorities has some 200 KiB.
@@ -107,17 +112,24 @@ func compareBans(a, b Ban) int {
 	return cmp.Or(strings.Compare(a.Cluster, b.Cluster), strings.Compare(a.NodeUID, b.NodeUID))
 }
 
-// WithBan returns the record with this ban, in place of one of the same node; Overloaded when it is full of them.
+// WithBan returns the record with this ban, in place of one of the same node; StateFull where there is no room for it.
 func (j Journal) WithBan(b Ban) (Journal, error) {
+	if err := b.validate(); err != nil {
+		return Journal{}, err
+	}
 	i, ok := slices.BinarySearchFunc(j.Bans, b, compareBans)
 	j.Schema, j.Bans = Schema, slices.Clone(j.Bans)
-	switch {
-	case ok:
+	if ok {
 		j.Bans[i] = b
-	case len(j.Bans) >= MaxBans:
-		return Journal{}, api.E(api.Overloaded, "the record has %d bans, which is all it can hold; take back those of nodes that are gone", MaxBans)
-	default:
+	} else {
 		j.Bans = slices.Insert(j.Bans, i, b)
+	}
+	stored, err := json.Marshal(j.Bans)
+	if err != nil {
+		return Journal{}, corrupt("ban of node %.64q: %v", b.NodeUID, err)
+	}
+	if len(j.Bans) > MaxBans || len(stored) > maxBanBytes {
+		return Journal{}, api.E(api.StateFull, "the record holds %d bans, and there is no room for one more", len(j.Bans)-1)
 	}
 	return j, j.Validate()
 }
@@ -126,6 +138,9 @@ func (j Journal) WithBan(b Ban) (Journal, error) {
 func (j Journal) WithoutBan(cluster, nodeUID string) Journal {
 	j.Schema = Schema
 	j.Bans = slices.DeleteFunc(slices.Clone(j.Bans), func(b Ban) bool { return b.Cluster == cluster && b.NodeUID == nodeUID })
+	if len(j.Bans) == 0 {
+		j.Bans = nil // as it is read back
+	}
 	return j
 }
 
@@ -226,11 +241,25 @@ func (j Journal) validateRest() error {
 		}
 	}
 	for i, b := range j.Bans {
-		if b.Cluster == "" || b.NodeUID == "" || b.At.IsZero() || b.By == "" || len(b.By) > MaxBanText || len(b.Reason) > MaxBanText {
-			return corrupt("ban of node %.64q", b.NodeUID)
+		if err := b.validate(); err != nil {
+			return err
 		}
 		if i > 0 && compareBans(j.Bans[i-1], b) >= 0 {
 			return corrupt("the ban of node %.64q is out of order", b.NodeUID)
+		}
+	}
+	return nil
+}
+
+// validate checks one ban. Text that is no UTF-8 would be another one once it is read back.
+func (b Ban) validate() error {
+	if b.Cluster == "" || b.NodeUID == "" || b.At.IsZero() || b.By == "" ||
+		len(b.Cluster) > maxCluster || len(b.NodeUID) > maxName || len(b.Node) > maxName || len(b.By) > MaxBanText || len(b.Reason) > MaxBanText {
+		return corrupt("ban of node %.64q", b.NodeUID)
+	}
+	for _, text := range []string{b.Cluster, b.NodeUID, b.Node, b.By, b.Reason} {
+		if !utf8.ValidString(text) {
+			return corrupt("ban of node %.64q", b.NodeUID)
 		}
 	}
 	return nil
@@ -253,12 +282,19 @@ func (a Authority) validate() error {
 	return nil
 }
 
-// Encode returns the record as it is stored.
+// Encode returns the record as it is stored: nothing that Decode would refuse.
 func (j Journal) Encode() ([]byte, error) {
 	if err := j.Validate(); err != nil {
 		return nil, err
 	}
-	return json.Marshal(j)
+	data, err := json.Marshal(j)
+	if err != nil {
+		return nil, corrupt("%v", err)
+	}
+	if len(data) > maxBytes {
+		return nil, corrupt("record of %d bytes", len(data))
+	}
+	return data, nil
 }
 
 // Decode parses and validates a stored record. A record of a newer schema is StateNewer, whatever else it holds; anything

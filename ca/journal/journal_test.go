@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/api"
@@ -69,7 +70,7 @@ func TestNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	root.State = Active
-	want := Journal{Schema: 1, TrustDomain: "example.org", Epoch: 1, Number: 1, Authorities: []Authority{root}}
+	want := Journal{Schema: Schema, TrustDomain: "example.org", Epoch: 1, Number: 1, Authorities: []Authority{root}}
 	if diff := cmp.Diff(want, j); diff != "" {
 		t.Errorf("a new journal (-want +got):\n%s", diff)
 	}
@@ -191,6 +192,15 @@ func TestDecode(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(good)
+	withBan, err := newJournal(t).WithBan(ban("c", "n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	encoded, err := withBan.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	banned := string(encoded)
 	for _, tt := range []struct {
 		name, data string
 		want       api.Reason
@@ -205,18 +215,23 @@ func TestDecode(t *testing.T) {
 		{"zeros behind it", text + "\x00\x00", api.StateCorrupt},
 		{"unknown field", strings.Replace(text, `"epoch"`, `"rotation":1,"epoch"`, 1), api.StateCorrupt},
 		{"unknown field of an authority", strings.Replace(text, `"state"`, `"use":"x","state"`, 1), api.StateCorrupt},
-		{"schema as text", strings.Replace(text, `"schema":1`, `"schema":"1"`, 1), api.StateCorrupt},
-		{"schema as a fraction", strings.Replace(text, `"schema":1`, `"schema":1.5`, 1), api.StateCorrupt},
+		{"schema as text", strings.Replace(text, `"schema":2`, `"schema":"2"`, 1), api.StateCorrupt},
+		{"schema as a fraction", strings.Replace(text, `"schema":2`, `"schema":1.5`, 1), api.StateCorrupt},
 		{"negative epoch", strings.Replace(text, `"epoch":1`, `"epoch":-1`, 1), api.StateCorrupt},
 		{"epoch too large", strings.Replace(text, `"epoch":1`, `"epoch":4294967296`, 1), api.StateCorrupt},
 		{"too large", `{"schema":1,"trustDomain":"` + strings.Repeat("a", maxBytes) + `"}`, api.StateCorrupt},
-		{"newer", strings.Replace(text, `"schema":1`, `"schema":2`, 1), api.StateNewer},
+		{"of schema 1", strings.Replace(text, `"schema":2`, `"schema":1`, 1), ""},
+		{"of schema 1 with bans", strings.Replace(banned, `"schema":2`, `"schema":1`, 1), api.StateCorrupt},
+		{"unknown field of a ban", strings.Replace(banned, `"by"`, `"until":1,"by"`, 1), api.StateCorrupt},
+		{"ban at no time", strings.Replace(banned, `"at":"2`, `"at":"x`, 1), api.StateCorrupt},
+		{"newer", strings.Replace(text, `"schema":2`, `"schema":3`, 1), api.StateNewer},
 		{"newer with fields of its own", `{"schema":7,"authorities":{"not":"a list"},"trustDomain":5}`, api.StateNewer},
-		{"newer without a root", `{"schema":2}`, api.StateNewer},
+		{"newer without a root", `{"schema":3}`, api.StateNewer},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := Decode([]byte(tt.data)); api.ReasonOf(err) != tt.want {
-				t.Errorf("%v, want %s", err, tt.want)
+			_, err := Decode([]byte(tt.data))
+			if tt.want == "" && err != nil || tt.want != "" && api.ReasonOf(err) != tt.want {
+				t.Errorf("%v, want %q", err, tt.want)
 			}
 		})
 	}
@@ -225,43 +240,71 @@ func TestDecode(t *testing.T) {
 // TestGolden keeps the shape of a record: one that an earlier build wrote must be read for ever, and what this build
 // writes must be what it wrote.
 func TestGolden(t *testing.T) {
-	const path = "testdata/schema-1.json"
+	const newest = "testdata/schema-2.json"
 	if *update {
-		j := newJournal(t)
-		j.Epoch, j.Number = 2, 5
-		j.Authorities = append(j.Authorities, inState(t, Published), inState(t, Removed))
-		j.Authorities[1].SealedKey = nil
-		data, err := json.MarshalIndent(j, "", "  ")
+		writeGolden(t, newest)
+	}
+	for schema, path := range map[int]string{1: "testdata/schema-1.json", 2: newest} {
+		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
+		j, err := Decode(data)
+		if err != nil {
+			t.Fatalf("a record of schema %d is not read any more: %v", schema, err)
+		}
+		if j.Schema != schema || j.TrustDomain != "example.org" || j.Generation().String() != "2.5" || len(j.Authorities) != 3 ||
+			j.Authorities[0].State != Active || j.Authorities[1].State != Published || j.Authorities[2].State != Removed ||
+			string(j.Authorities[0].SealedKey) != "sealed" || j.Authorities[1].SealedKey != nil {
+			t.Errorf("read as %+v", j)
+		}
+		if schema == 2 {
+			if diff := cmp.Diff(goldenBans, j.Bans); diff != "" {
+				t.Errorf("bans (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(goldenKeys, j.TicketKeys); diff != "" {
+				t.Errorf("ticket keys (-want +got):\n%s", diff)
+			}
+		}
+		again, err := j.Encode()
+		if err != nil {
 			t.Fatal(err)
 		}
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, data); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(compact.String(), string(again)); diff != "" {
+			t.Errorf("the record is written differently, which needs a new Schema (-golden +got):\n%s", diff)
+		}
 	}
-	data, err := os.ReadFile(path)
+}
+
+// What schema-2.json holds beside what schema 1 had.
+var (
+	goldenAt   = time.Date(2026, 11, 23, 5, 6, 7, 89, time.UTC)
+	goldenBans = []Ban{
+		{Cluster: "https://a.test", NodeUID: "11111111-1111-4111-8111-111111111111", Node: "node-1", At: goldenAt, By: "uid:0", Reason: "stolen"},
+		{Cluster: "https://b.test", NodeUID: "00000000-0000-4000-8000-000000000000", At: goldenAt.Add(time.Hour), By: "uid:1000"},
+	}
+	goldenKeys = []TicketKey{
+		{ID: "00112233445566ff", At: goldenAt, Sealed: []byte("sealed 2")},
+		{ID: "ffeeddccbbaa9988", At: goldenAt.Add(-time.Hour), Sealed: []byte("sealed 1")},
+	}
+)
+
+func writeGolden(t *testing.T, path string) {
+	j := newJournal(t)
+	j.Epoch, j.Number = 2, 5
+	j.Authorities = append(j.Authorities, inState(t, Published), inState(t, Removed))
+	j.Authorities[1].SealedKey = nil
+	j.Bans, j.TicketKeys = goldenBans, goldenKeys
+	data, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := Decode(data)
-	if err != nil {
-		t.Fatalf("a record of schema 1 is not read any more: %v", err)
-	}
-	if j.Schema != 1 || j.TrustDomain != "example.org" || j.Generation().String() != "2.5" || len(j.Authorities) != 3 ||
-		j.Authorities[0].State != Active || j.Authorities[1].State != Published || j.Authorities[2].State != Removed ||
-		string(j.Authorities[0].SealedKey) != "sealed" || j.Authorities[1].SealedKey != nil {
-		t.Errorf("read as %+v", j)
-	}
-	again, err := j.Encode()
-	if err != nil {
+	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
 		t.Fatal(err)
-	}
-	var compact bytes.Buffer
-	if err := json.Compact(&compact, data); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(compact.String(), string(again)); diff != "" {
-		t.Errorf("the record is written differently, which needs a new Schema (-golden +got):\n%s", diff)
 	}
 }
 
@@ -272,7 +315,16 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	for _, path := range []string{"testdata/schema-1.json", "testdata/schema-2.json"} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Add(bytes.Replace(good, []byte(`"epoch"`), []byte(`"bans":[],"ticketKeys":null,"epoch"`), 1))
 	f.Add([]byte(`{"schema":2}`))
+	f.Add([]byte(`{"schema":3}`))
 	f.Add([]byte(`{"schema":1,"trustDomain":"a","epoch":1,"number":1,"authorities":[{}]}`))
 	f.Add([]byte(`{"schema":1,"schema":3}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -293,7 +345,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if back, err := Decode(again); err != nil || !cmp.Equal(j, back) {
+		if back, err := Decode(again); err != nil || !cmp.Equal(j, back, cmpopts.EquateEmpty()) {
 			t.Fatalf("not the same again: %v", err)
 		}
 	})
