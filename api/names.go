@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -31,6 +32,13 @@ func WorkloadAudience(td spiffeid.TrustDomain) string { return "signet:" + td.Na
 // workload's token can never attest a node.
 func AgentAudience(td spiffeid.TrustDomain) string { return "signet-agent:" + td.Name() }
 
+// AdminAudience is the only audience of a token by which a person operates the CA of td. Only the API server's TokenRequest
+// makes one, for whoever RBAC lets ask for it.
+func AdminAudience(td spiffeid.TrustDomain) string { return "signet-admin:" + td.Name() }
+
+// MaxAdminTTL is the longest life of a token for AdminAudience.
+const MaxAdminTTL = 15 * time.Minute
+
 // ReservedSegment is the first path segment of Signet's own identities. No template may yield it.
 const ReservedSegment = "signet"
 
@@ -53,6 +61,16 @@ func IsReplica(id spiffeid.ID, td spiffeid.TrustDomain) bool {
 // NodeUID returns the node of an agent's identity in td; ok is false when id is anything else.
 func NodeUID(id spiffeid.ID, td spiffeid.TrustDomain) (uid string, ok bool) {
 	return own(id, td, "agent")
+}
+
+// AdminID is the identity of a person's break-glass certificate, /signet/admin/NAME.
+func AdminID(td spiffeid.TrustDomain, name string) (spiffeid.ID, error) {
+	return spiffeid.FromSegments(td, ReservedSegment, "admin", name)
+}
+
+// AdminName returns the name in a break-glass identity of td; ok is false when id is anything else.
+func AdminName(id spiffeid.ID, td spiffeid.TrustDomain) (name string, ok bool) {
+	return own(id, td, "admin")
 }
 
 // IsReserved reports whether id belongs to Signet itself.

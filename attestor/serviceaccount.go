@@ -90,8 +90,20 @@ func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
 // asks the API server, which may take as long as the review's timeout. Claims are always those of the token itself; the review can only refuse them. What fails from
 // (5) on is refused with an error that ClaimedBy knows.
 func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
+	return a.reviewed(ctx, e, audience, now, kinds{claims: kubernetesClaims, maxLifetime: a.maxLifetime})
+}
+
+// kinds says which tokens are meant: how their Kubernetes claims are read, and how long they may live.
+type kinds struct {
+	claims      func(map[string]any) (Claims, error)
+	maxLifetime time.Duration
+	grace       time.Duration // after expiry
+}
+
+// reviewed does all steps of Attest.
+func (a *ServiceAccount) reviewed(ctx context.Context, e Evidence, audience string, now time.Time, which kinds) (Claims, error) {
 	start := time.Now()
-	c, err := a.attest(ctx, e, audience, now, 0)
+	c, err := a.attest(ctx, e, audience, now, which)
 	if err != nil {
 		return Claims{}, err
 	}
@@ -116,10 +128,10 @@ func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string
 // is asked. It is for renewals while no API server can give out new tokens or review old ones; an identity that is not
 // held already must not rest on it.
 func (a *ServiceAccount) AttestExpired(ctx context.Context, e Evidence, audience string, now time.Time, grace time.Duration) (Claims, error) {
-	return a.attest(ctx, e, audience, now, max(grace, 0))
+	return a.attest(ctx, e, audience, now, kinds{claims: kubernetesClaims, maxLifetime: a.maxLifetime, grace: max(grace, 0)})
 }
 
-func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string, now time.Time, grace time.Duration) (Claims, error) {
+func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string, now time.Time, which kinds) (Claims, error) {
 	jws, m, err := takeApart(e) // (1)
 	if err != nil {
 		return Claims{}, err
@@ -132,7 +144,7 @@ func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string
 	if err := jws.verify(ctx, keys); err != nil { // (3)
 		return Claims{}, err
 	}
-	c, err := kubernetesClaims(m) // (4)
+	c, err := which.claims(m) // (4)
 	if err != nil {
 		return Claims{}, err
 	}
@@ -142,7 +154,7 @@ func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string
 	if err := checkAudience(m["aud"], audience); err != nil { // (5)
 		return Claims{}, refusedOf(c, err)
 	}
-	if err := a.checkTimes(&c, m, now, grace); err != nil { // (6)
+	if err := a.checkTimes(&c, m, now, which); err != nil { // (6)
 		return Claims{}, refusedOf(c, err)
 	}
 	if bad != nil {
@@ -196,7 +208,7 @@ func checkAudience(aud any, want string) error {
 }
 
 // checkTimes wants exp and iat, and nbf to hold where it is there, and fills the times of c.
-func (a *ServiceAccount) checkTimes(c *Claims, m map[string]any, now time.Time, grace time.Duration) error {
+func (a *ServiceAccount) checkTimes(c *Claims, m map[string]any, now time.Time, which kinds) error {
 	exp, okExp := numericDate(m["exp"])
 	iat, okIat := numericDate(m["iat"])
 	nbf, okNbf := iat, true
@@ -208,12 +220,12 @@ func (a *ServiceAccount) checkTimes(c *Claims, m map[string]any, now time.Time, 
 		return api.E(api.TokenMalformed, "the token's exp, iat or nbf is missing or not a whole number of seconds")
 	case !exp.After(iat):
 		return api.E(api.TokenMalformed, "the token expires before it was issued")
-	case !now.Before(exp.Add(grace)):
+	case !now.Before(exp.Add(which.grace)):
 		return api.E(api.TokenExpired, "the token expired %v ago", now.Sub(exp).Truncate(time.Second))
 	case iat.After(now.Add(a.skew)) || nbf.After(now.Add(a.skew)):
 		return api.E(api.TokenNotYetValid, "the token is from the future")
-	case exp.Sub(iat) > a.maxLifetime:
-		return api.E(api.TokenTTLTooLong, "the token lives %v; the most is %v", exp.Sub(iat), a.maxLifetime)
+	case exp.Sub(iat) > which.maxLifetime:
+		return api.E(api.TokenTTLTooLong, "the token lives %v; the most is %v", exp.Sub(iat), which.maxLifetime)
 	}
 	c.IssuedAt, c.ExpireAt = iat, exp
 	return nil
@@ -248,19 +260,15 @@ func tokenID(m map[string]any, jws *compact) (string, error) {
 // kubernetesClaims reads what the API server wrote about pod, node and ServiceAccount
 // (k8s.io/kubernetes/pkg/serviceaccount/claims.go documents the claims).
 func kubernetesClaims(m map[string]any) (Claims, error) {
-	k, ok := m["kubernetes.io"].(map[string]any)
-	if !ok {
-		for name := range m {
-			if strings.HasPrefix(name, "kubernetes.io/serviceaccount/") { // from a Secret, of old
-				return Claims{}, api.E(api.TokenNotPodBound, "the token comes from a Secret")
-			}
-		}
-		return Claims{}, api.E(api.TokenMalformed, "the token has no kubernetes.io claims")
+	k, err := ownClaims(m)
+	if err != nil {
+		return Claims{}, err
 	}
 	c, err := subject(m, k)
 	if err != nil {
 		return Claims{}, err
 	}
+	var ok bool
 	_, secret := k["secret"]
 	if _, pod := k["pod"]; !pod || secret {
 		return Claims{}, api.E(api.TokenNotPodBound, "the token is not bound to a pod")
@@ -275,6 +283,20 @@ func kubernetesClaims(m map[string]any) (Claims, error) {
 		return Claims{}, api.E(api.SubjectMalformed, "the token's node is malformed")
 	}
 	return c, nil
+}
+
+// ownClaims returns the claims of Kubernetes.
+func ownClaims(m map[string]any) (map[string]any, error) {
+	k, ok := m["kubernetes.io"].(map[string]any)
+	if ok {
+		return k, nil
+	}
+	for name := range m {
+		if strings.HasPrefix(name, "kubernetes.io/serviceaccount/") { // from a Secret, of old
+			return nil, api.E(api.TokenNotPodBound, "the token comes from a Secret")
+		}
+	}
+	return nil, api.E(api.TokenMalformed, "the token has no kubernetes.io claims")
 }
 
 // subject reads namespace and ServiceAccount, which the token tells twice: in "sub" and in its Kubernetes claims.

@@ -35,7 +35,7 @@ type admin struct {
 }
 
 // GetStatus implements the call of that name.
-func (a *admin) GetStatus(context.Context, *apiv1.GetStatusRequest) (*apiv1.GetStatusResponse, error) {
+func (a *admin) GetStatus(ctx context.Context, _ *apiv1.GetStatusRequest) (*apiv1.GetStatusResponse, error) {
 	b, err := a.bundle()
 	if err != nil {
 		return nil, err
@@ -51,6 +51,8 @@ func (a *admin) GetStatus(context.Context, *apiv1.GetStatusRequest) (*apiv1.GetS
 		Issued:      a.ca.issued.Load(),
 		Refused:     a.ca.refused.Load(),
 		NotReady:    a.ca.NotReady(),
+		Caller:      admitted(ctx).name,
+		Roles:       shortRoles(admitted(ctx).roles),
 	}, nil
 }
 

@@ -83,6 +83,11 @@ func (ca *CA) recordCall(ctx context.Context, method string, cause error) error 
 	var e audit.Entry
 	if user, ok := localUser(ctx); ok {
 		e.Caller = fmt.Sprint("uid:", user.UserID())
+	} else if refused, ok := refusedCaller(ctx); ok {
+		e.Caller, e.TokenID = refused.name, refused.token.TokenID
+		e.Cluster, e.Namespace, e.ServiceAccount, e.ServiceAccountUID = refused.token.Issuer, refused.token.Namespace, refused.token.ServiceAccount, refused.token.ServiceAccountUID
+	} else if by := admitted(ctx); by.name != "" {
+		e.Caller, e.TokenID = by.name, by.token.TokenID
 	} else if c, err := ca.callerByTLS(ctx, roleAnyone, time.Now()); err == nil {
 		who.nodeUID, e.Caller = c.node, c.id
 	}

@@ -1,9 +1,9 @@
 package ca
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
+	"fmt"
 	"iter"
 	"maps"
 	"os"
@@ -20,6 +20,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/attestor"
 )
 
 // Who may call what is decided here and nowhere else: by one table, before the handler and before any message of the call
@@ -43,34 +44,41 @@ type port string
 
 // The ports.
 const (
-	portAgents port = "agents' port"
-	portAdmin  port = "admin socket"
+	portAgents    port = "agents' port"
+	portAdmin     port = "admin socket"
+	portOperators port = "operators' port"
 )
 
 type permission struct {
-	port port
-	role role
+	ports []port
+	role  role
 }
+
+// Where a call is served.
+var (
+	agentsOnly = []port{portAgents}
+	adminPorts = []port{portAdmin, portOperators}
+)
 
 // permissions has a row for each call that is served, by its full name.
 var permissions = map[string]permission{
-	apiv1.Authority_AttestAgent_FullMethodName: {portAgents, roleAnyone}, // the token within is the proof
-	apiv1.Authority_Session_FullMethodName:     {portAgents, roleAgent},  // its first message ties it to a node of one cluster
-	apiv1.Authority_Issue_FullMethodName:       {portAgents, roleSession},
+	apiv1.Authority_AttestAgent_FullMethodName: {agentsOnly, roleAnyone}, // the token within is the proof
+	apiv1.Authority_Session_FullMethodName:     {agentsOnly, roleAgent},  // its first message ties it to a node of one cluster
+	apiv1.Authority_Issue_FullMethodName:       {agentsOnly, roleSession},
 
-	apiv1.Admin_GetStatus_FullMethodName:       {portAdmin, roleViewer},
-	apiv1.Admin_GetBundle_FullMethodName:       {portAdmin, roleViewer},
-	apiv1.Admin_ListAuthorities_FullMethodName: {portAdmin, roleViewer},
-	apiv1.Admin_ListSVIDs_FullMethodName:       {portAdmin, roleViewer},
-	apiv1.Admin_ListAudit_FullMethodName:       {portAdmin, roleViewer},
-	apiv1.Admin_ListNodes_FullMethodName:       {portAdmin, roleViewer},
-	apiv1.Admin_BanNode_FullMethodName:         {portAdmin, roleEmergency},
-	apiv1.Admin_AllowNode_FullMethodName:       {portAdmin, roleEmergency},
+	apiv1.Admin_GetStatus_FullMethodName:       {adminPorts, roleViewer},
+	apiv1.Admin_GetBundle_FullMethodName:       {adminPorts, roleViewer},
+	apiv1.Admin_ListAuthorities_FullMethodName: {adminPorts, roleViewer},
+	apiv1.Admin_ListSVIDs_FullMethodName:       {adminPorts, roleViewer},
+	apiv1.Admin_ListAudit_FullMethodName:       {adminPorts, roleViewer},
+	apiv1.Admin_ListNodes_FullMethodName:       {adminPorts, roleViewer},
+	apiv1.Admin_BanNode_FullMethodName:         {adminPorts, roleEmergency},
+	apiv1.Admin_AllowNode_FullMethodName:       {adminPorts, roleEmergency},
 
 	// Probes have no identity. What would stay open is for those who have one.
-	grpc_health_v1.Health_Check_FullMethodName: {portAgents, roleAnyone},
-	grpc_health_v1.Health_List_FullMethodName:  {portAgents, roleAgent},
-	grpc_health_v1.Health_Watch_FullMethodName: {portAgents, roleAgent},
+	grpc_health_v1.Health_Check_FullMethodName: {agentsOnly, roleAnyone},
+	grpc_health_v1.Health_List_FullMethodName:  {agentsOnly, roleAgent},
+	grpc_health_v1.Health_Watch_FullMethodName: {agentsOnly, roleAgent},
 }
 
 // callName is how a call is named on record and in the log. One without a row is named by whoever makes it, as he likes, and
@@ -82,18 +90,18 @@ func callName(call string) string {
 	return path.Base(call)
 }
 
-// Permission is one row of the table of who may call what, as people read it.
+// Permission is one row of the table of who may call what, as people read it: who may at one port.
 type Permission struct{ Call, Port, Role string }
 
 // Permissions yields the table, sorted by port and call.
 func Permissions() iter.Seq[Permission] {
 	return func(yield func(Permission) bool) {
-		for _, call := range slices.SortedFunc(maps.Keys(permissions), func(a, b string) int {
-			return cmp.Or(-strings.Compare(string(permissions[a].port), string(permissions[b].port)), strings.Compare(a, b))
-		}) {
-			p := permissions[call]
-			if !yield(Permission{strings.TrimPrefix(call, "/"), string(p.port), string(p.role)}) {
-				return
+		for _, at := range []port{portAgents, portAdmin, portOperators} {
+			for _, call := range slices.Sorted(maps.Keys(permissions)) {
+				p := permissions[call]
+				if slices.Contains(p.ports, at) && !yield(Permission{strings.TrimPrefix(call, "/"), string(at), string(p.role)}) {
+					return
+				}
 			}
 		}
 	}
@@ -114,6 +122,10 @@ type caller struct {
 	node  string            // UID of the agent's node; empty for others
 	leaf  *x509.Certificate // the agent's; nil for others
 	asker asker             // with roleSession
+
+	name  string          // as the record tells of an operator: "uid:", a user; "sa:", NAMESPACE/NAME and the token's id; "break-glass:", a name
+	token attestor.Claims // an operator's
+	glass bool            // he came by a break-glass certificate
 }
 
 // admission is the decision about one call.
@@ -122,7 +134,10 @@ type admission struct {
 	caller
 }
 
-type admissionKey struct{}
+type (
+	admissionKey struct{}
+	refusedKey   struct{}
+)
 
 // admitted returns who makes the call that ctx belongs to. Where nothing was decided it is nobody.
 func admitted(ctx context.Context) caller {
@@ -139,7 +154,7 @@ func (ca *CA) admit(ctx context.Context, at port, call string) (context.Context,
 		return ctx, nil // decided before its first message was read
 	}
 	p, ok := permissions[call]
-	if !ok || p.port != at {
+	if !ok || !slices.Contains(p.ports, at) {
 		return ctx, api.E(api.CallUnknown, "this call is not served at the %s", at)
 	}
 	var who caller
@@ -149,15 +164,28 @@ func (ca *CA) admit(ctx context.Context, at port, call string) (context.Context,
 		who, err = ca.callerByTLS(ctx, p.role, time.Now())
 	case portAdmin:
 		who, err = callerByUser(ctx)
+	case portOperators:
+		who, err = ca.callerOfOperators(ctx, time.Now())
 	}
 	if err != nil {
 		return ctx, err
 	}
 	if !slices.Contains(who.roles, p.role) {
-		if at == portAdmin {
+		ctx = context.WithValue(ctx, refusedKey{}, who)
+		switch {
+		case at == portAdmin:
 			return ctx, api.E(api.AdminForbidden, "%s", who.found)
+		case at == portOperators && len(who.roles) == 0:
+			return ctx, api.E(api.OperatorRequired, "%s", who.found)
+		case at == portOperators:
+			return ctx, api.E(api.RoleRequired, "this takes the role %q, and the caller's are %q", p.role.short(), shortRoles(who.roles))
 		}
 		return ctx, api.E(api.AgentIdentityRequired, "%s", who.found)
+	}
+	if at == portOperators {
+		if err := ca.recordOperator(ctx, call, who, p.role, time.Now()); err != nil {
+			return context.WithValue(ctx, refusedKey{}, who), err
+		}
 	}
 	return context.WithValue(ctx, admissionKey{}, &admission{call, who}), nil
 }
@@ -207,7 +235,28 @@ func callerByUser(ctx context.Context) (caller, error) {
 	if uid := user.UserID(); uid != 0 && uid != os.Geteuid() {
 		return caller{found: "the caller is neither the user who runs the CA nor root"}, nil
 	}
-	return caller{roles: []role{roleViewer, roleOperator, roleEmergency}}, nil
+	return caller{roles: allRoles, name: fmt.Sprint("uid:", user.UserID())}, nil
+}
+
+// short is the name of an operator's role as he types it.
+func (r role) short() string {
+	if r == roleEmergency {
+		return "emergency"
+	}
+	return string(r)
+}
+
+func shortRoles(roles []role) (all []string) {
+	for _, r := range roles {
+		all = append(all, r.short())
+	}
+	return all
+}
+
+// refusedCaller returns who was refused in the call that ctx belongs to, as far as he is an operator, or tried to be.
+func refusedCaller(ctx context.Context) (caller, bool) {
+	who, ok := ctx.Value(refusedKey{}).(caller)
+	return who, ok && who.name != ""
 }
 
 // Guard returns what services are to be registered with that stand beside Authority on the server of the agents' port: it
@@ -258,10 +307,10 @@ func (g guarded) receive(ctx context.Context, call string, m any, dec func(any) 
 
 // maxMessage is the length of the largest message that is read at a port.
 func (p port) maxMessage() int {
-	if p == portAdmin {
-		return maxAdminMessage
+	if p == portAgents {
+		return maxMessage
 	}
-	return maxMessage
+	return maxAdminMessage
 }
 
 // interceptors decide about the calls of one port and are its boundary.

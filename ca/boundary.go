@@ -79,6 +79,9 @@ func (ca *CA) knows(ctx context.Context) bool {
 	if slices.Contains(admitted(ctx).roles, roleViewer) {
 		return true
 	}
+	if _, ok := refusedCaller(ctx); ok {
+		return true
+	}
 	c, err := ca.callerByTLS(ctx, roleAnyone, time.Now())
 	return err == nil && c.node != ""
 }

@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,7 @@ type Config struct {
 	Attestors map[string]attestor.Attestor // by kind of evidence
 	KeySets   map[string]KeySets           // by issuer, pushed to agents
 	Agents    AgentRule
+	Operators OperatorRule
 
 	AgentTTL   time.Duration    // of an agent's own SVID. Zero: 1 h
 	Keys       issuance.KeyKind // of intermediates and of the CA's own identity. Zero: ECDSA P-256
@@ -76,13 +78,15 @@ type CA struct {
 	signing  latest.Value[*signing] // nil until the first intermediate
 	bundle   latest.Value[*Bundle]  // nil until the record was read
 	record   latest.Value[journal.Journal]
+	changing sync.Mutex                   // held while the record is changed and installed
 	keySets  latest.Value[*apiv1.KeySets] // nil until the first was read
 	sessions sessions
 	memory   *memory
-	work     *gate         // of Issue: agents that proved who they are
-	door     *gate         // of AttestAgent: whoever knocks, so that a crowd there costs the others nothing
-	askWork  *gate         // who has left work for as long as he waits for an API server
-	askDoor  *gate         // who has left door
+	work     *gate // of Issue: agents that proved who they are
+	door     *gate // of AttestAgent: whoever knocks, so that a crowd there costs the others nothing
+	askWork  *gate // who has left work for as long as he waits for an API server
+	askDoor  *gate // who has left door
+	people   *operators
 	stopping chan struct{} // closed when Run ends: sessions end with it
 	issued   atomic.Uint64
 	refused  atomic.Uint64
@@ -111,6 +115,7 @@ func New(cfg Config) (*CA, error) {
 	}
 	cfg.Agents.Namespace = cmp.Or(cfg.Agents.Namespace, "signet-system")
 	cfg.Agents.ServiceAccount = cmp.Or(cfg.Agents.ServiceAccount, "signet-agent")
+	cfg.Operators.Namespace = cmp.Or(cfg.Operators.Namespace, "signet-operators")
 	cfg.AgentTTL = cmp.Or(cfg.AgentTTL, time.Hour)
 	cfg.MintBudget = cmp.Or(cfg.MintBudget, 20)
 	cfg.SessionAge = cmp.Or(cfg.SessionAge, time.Hour)
@@ -131,6 +136,7 @@ func New(cfg Config) (*CA, error) {
 		door:     newGate(runtime.GOMAXPROCS(0), doorQueue),
 		askWork:  newGate(cfg.Asking, cfg.Queue),
 		askDoor:  newGate(cfg.Asking, doorQueue),
+		people:   newOperators(),
 		stopping: make(chan struct{}),
 	}, nil
 }

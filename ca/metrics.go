@@ -21,6 +21,7 @@ type Metrics struct {
 	generation      prometheus.Gauge
 	mintFailures    prometheus.Counter
 	publishFailures prometheus.Counter
+	breakGlass      prometheus.Counter
 }
 
 // NewMetrics returns the CA's metrics, to be registered by the caller.
@@ -43,8 +44,10 @@ func NewMetrics() *Metrics {
 			Name: "signet_intermediate_failures_total", Help: "Intermediates that could not be minted."}),
 		publishFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "signet_bundle_publish_failures_total", Help: "Times that the bundle could not be published."}),
+		breakGlass: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "signet_break_glass_calls_total", Help: "Calls that were let in by a break-glass certificate; normally none."}),
 	}
-	m.Collector = metrics.Group{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures}
+	m.Collector = metrics.Group{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.breakGlass}
 	return m
 }
 

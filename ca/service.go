@@ -36,9 +36,18 @@ const (
 func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 	opts := slices.Concat([]grpc.ServerOption{
 		grpc.Creds(transport{credentials.NewTLS(ca.ServerTLS()), ca}),
-		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
+	}, portOptions(), interceptors{ca, portAgents}.options(), extra)
+	s := grpc.NewServer(opts...)
+	apiv1.RegisterAuthorityServer(guarded{s, ca, portAgents}, &authority{ca: ca})
+	return s
+}
+
+// portOptions are the bounds of every port that is reached over a network.
+func portOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxConcurrentStreams(maxRPCs),
 		grpc.StaticStreamWindowSize(streamWindow), // gRPC would let it grow to 16 MiB for whoever sends fast
 		grpc.StaticConnWindowSize(connWindow),
@@ -46,10 +55,7 @@ func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: false}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: 5 * time.Minute, Timeout: 20 * time.Second}),
 		grpc.WaitForHandlers(true), // the ledger is closed after the last of them
-	}, interceptors{ca, portAgents}.options(), extra)
-	s := grpc.NewServer(opts...)
-	apiv1.RegisterAuthorityServer(guarded{s, ca, portAgents}, &authority{ca: ca})
-	return s
+	}
 }
 
 // authority serves node agents.

@@ -66,6 +66,7 @@ const (
 	KindAttestAgent Kind = "attest-agent" // an agent's SVID is about to be signed
 	KindMint        Kind = "mint"         // an intermediate is about to be asked for
 	KindRefuse      Kind = "refuse"       // somebody was refused
+	KindOperator    Kind = "operator"     // an operator came in from elsewhere: a token's first call, each call of a break-glass certificate
 )
 
 // Entry is one decision. Fields that do not apply are empty and left out of the line.
@@ -90,7 +91,7 @@ type Entry struct {
 	Reason            string    `json:"reason,omitempty"`   // of a refusal, from the closed table
 	Detail            string    `json:"detail,omitempty"`   // of a refusal: what was found, in words; free of secrets
 	Method            string    `json:"method,omitempty"`   // the call that was made: "Issue", "AttestAgent", "Session"
-	Caller            string    `json:"caller,omitempty"`   // SPIFFE ID of who made the call, or "uid:" and a user of this machine; empty where nobody was known
+	Caller            string    `json:"caller,omitempty"`   // SPIFFE ID of who made the call; or "uid:" and a user of this machine, "sa:" and an operator's ServiceAccount and token, "break-glass:" and a name; empty where nobody was known
 	CallerNode        string    `json:"callerNode,omitempty"`
 	CallerNodeUID     string    `json:"callerNodeUID,omitempty"`
 	Count             uint64    `json:"count,omitempty"` // of refusals that this entry stands for; 0 means 1

@@ -1,0 +1,40 @@
+package attestor
+
+import (
+	"context"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// AttestPerson checks a token that a person asked the API server for, by a TokenRequest for a ServiceAccount that stands
+// for a role. It is Attest but for two things: the token must be bound to nothing, since what is bound to a pod, a node or a
+// secret came from a kubelet or lies where others reach it, and it lives at most api.MaxAdminTTL. Who the person is the
+// token does not say; its id does, in the API server's audit log. The claims have no pod and no node.
+func (a *ServiceAccount) AttestPerson(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
+	return a.reviewed(ctx, e, audience, now, kinds{claims: personClaims, maxLifetime: min(a.maxLifetime, api.MaxAdminTTL)})
+}
+
+// personClaims reads what the API server wrote about the ServiceAccount, and wants nothing else there: the token of a
+// version that binds it to one thing more must not pass for one that is bound to nothing.
+func personClaims(m map[string]any) (Claims, error) {
+	k, err := ownClaims(m)
+	switch {
+	case api.ReasonOf(err) == api.TokenNotPodBound:
+		return Claims{}, api.E(api.TokenBound, "the token comes from a Secret")
+	case err != nil:
+		return Claims{}, err
+	}
+	c, err := subject(m, k)
+	if err != nil {
+		return Claims{}, err
+	}
+	for member := range k {
+		switch member {
+		case "namespace", "serviceaccount":
+		default:
+			return Claims{}, api.E(api.TokenBound, "the token is bound to a pod, a node, a secret or something else")
+		}
+	}
+	return c, nil
+}
