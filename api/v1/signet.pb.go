@@ -2635,17 +2635,19 @@ func (x *ListNodesResponse) GetNodes() []*NodeInfo {
 
 // NodeInfo is what is known of a node's agent.
 type NodeInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // issuer of its tokens
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`       // its name
-	NodeUid       string                 `protobuf:"bytes,3,opt,name=node_uid,json=nodeUid,proto3" json:"node_uid,omitempty"`
-	Connected     bool                   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
-	AgentVersion  string                 `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"` // as the agent says; empty without a session
-	Protocol      uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`                          // of its oldest session
-	Generation    uint64                 `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`               // spiffe_sequence of the bundle that it holds
-	SpiffeIds     []string               `protobuf:"bytes,9,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"` // that it holds for its pods, sorted, each once
-	Ban           *Ban                   `protobuf:"bytes,10,opt,name=ban,proto3" json:"ban,omitempty"`                             // unset where it is not banned
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Cluster      string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // issuer of its tokens
+	Node         string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`       // its name
+	NodeUid      string                 `protobuf:"bytes,3,opt,name=node_uid,json=nodeUid,proto3" json:"node_uid,omitempty"`
+	Connected    bool                   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	AgentVersion string                 `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"` // as the agent says; empty without a session
+	Protocol     uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Since        *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`                          // of its oldest session
+	Generation   uint64                 `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`               // spiffe_sequence of the bundle that it holds
+	SpiffeIds    []string               `protobuf:"bytes,9,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"` // of its pods, sorted, each once: what this replica issued and what the agent says it holds
+	Ban          *Ban                   `protobuf:"bytes,10,opt,name=ban,proto3" json:"ban,omitempty"`                             // unset where it is not banned; in the answer to a dry run as it would be
+	// When the last SVID of those that spiffe_ids tells of expires; unset where there is none.
+	ValidUntil    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=valid_until,json=validUntil,proto3" json:"valid_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2750,12 +2752,20 @@ func (x *NodeInfo) GetBan() *Ban {
 	return nil
 }
 
+func (x *NodeInfo) GetValidUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ValidUntil
+	}
+	return nil
+}
+
 // Ban is a decision about a node, kept in the record.
 type Ban struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
-	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`         // who decided, as the CA knows him
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // in his words, at most 256 bytes
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`                                   // who decided, as the CA knows him
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                           // in his words, at most 256 bytes
+	ValidUntil    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=valid_until,json=validUntil,proto3" json:"valid_until,omitempty"` // no SVID that the node had at that moment is valid after this, whoever knew of it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2811,9 +2821,16 @@ func (x *Ban) GetReason() string {
 	return ""
 }
 
+func (x *Ban) GetValidUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ValidUntil
+	}
+	return nil
+}
+
 type BanNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`                    // UID, or the name of one that has a session or a ban
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`                    // UID, or the name of one that ListNodes returns or that the cluster has
 	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`              // where two clusters have a node of that name
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                // why, at most 256 bytes; goes on record
 	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // says what it would touch, and changes nothing
@@ -2883,7 +2900,8 @@ type BanNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	SessionsEnded uint32                 `protobuf:"varint,2,opt,name=sessions_ended,json=sessionsEnded,proto3" json:"sessions_ended,omitempty"`
-	Changed       bool                   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"` // it was not banned before
+	Changed       bool                   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`                                 // it was not banned before; in the answer to a dry run it would be now
+	CorrelationId string                 `protobuf:"bytes,4,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"` // under which it is on record; empty where nothing was changed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2939,11 +2957,19 @@ func (x *BanNodeResponse) GetChanged() bool {
 	return false
 }
 
+func (x *BanNodeResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
 type AllowNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // UID, or the name of one that is banned
 	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2999,10 +3025,18 @@ func (x *AllowNodeRequest) GetReason() string {
 	return ""
 }
 
+func (x *AllowNodeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type AllowNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`                                        // its ban is the one that was taken back
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`                                 // it was banned before; in the answer to a dry run it is
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"` // under which it is on record; empty where nothing was changed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3049,6 +3083,13 @@ func (x *AllowNodeResponse) GetChanged() bool {
 		return x.Changed
 	}
 	return false
+}
+
+func (x *AllowNodeResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
 }
 
 var File_api_v1_signet_proto protoreflect.FileDescriptor
@@ -3266,7 +3307,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x05grace\x18\x1b \x01(\bR\x05grace\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.signet.v1.NodeInfoR\x05nodes\"\xc5\x02\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.signet.v1.NodeInfoR\x05nodes\"\x82\x03\n" +
 	"\bNodeInfo\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -3281,27 +3322,34 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\n" +
 	"spiffe_ids\x18\t \x03(\tR\tspiffeIds\x12 \n" +
 	"\x03ban\x18\n" +
-	" \x01(\v2\x0e.signet.v1.BanR\x03ban\"Y\n" +
+	" \x01(\v2\x0e.signet.v1.BanR\x03ban\x12;\n" +
+	"\vvalid_until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"validUntil\"\x96\x01\n" +
 	"\x03Ban\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"o\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12;\n" +
+	"\vvalid_until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"validUntil\"o\n" +
 	"\x0eBanNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
-	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"{\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\xa2\x01\n" +
 	"\x0fBanNodeResponse\x12'\n" +
 	"\x04node\x18\x01 \x01(\v2\x13.signet.v1.NodeInfoR\x04node\x12%\n" +
 	"\x0esessions_ended\x18\x02 \x01(\rR\rsessionsEnded\x12\x18\n" +
-	"\achanged\x18\x03 \x01(\bR\achanged\"X\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x04 \x01(\tR\rcorrelationId\"q\n" +
 	"\x10AllowNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"V\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"}\n" +
 	"\x11AllowNodeResponse\x12'\n" +
 	"\x04node\x18\x01 \x01(\v2\x13.signet.v1.NodeInfoR\x04node\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged2\xdb\x01\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId2\xdb\x01\n" +
 	"\tAuthority\x12L\n" +
 	"\vAttestAgent\x12\x1d.signet.v1.AttestAgentRequest\x1a\x1e.signet.v1.AttestAgentResponse\x12D\n" +
 	"\aSession\x12\x19.signet.v1.SessionRequest\x1a\x1a.signet.v1.SessionResponse(\x010\x01\x12:\n" +
@@ -3415,36 +3463,38 @@ var file_api_v1_signet_proto_depIdxs = []int32{
 	35, // 38: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
 	41, // 39: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
 	36, // 40: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
-	41, // 41: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
-	35, // 42: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
-	35, // 43: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
-	1,  // 44: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	6,  // 45: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	14, // 46: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	20, // 47: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	22, // 48: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	24, // 49: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	27, // 50: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	30, // 51: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
-	33, // 52: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
-	37, // 53: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
-	39, // 54: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
-	3,  // 55: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	11, // 56: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	16, // 57: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	21, // 58: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	23, // 59: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	25, // 60: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	28, // 61: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	31, // 62: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
-	34, // 63: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
-	38, // 64: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
-	40, // 65: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
-	55, // [55:66] is the sub-list for method output_type
-	44, // [44:55] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	41, // 41: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
+	41, // 42: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
+	41, // 43: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
+	35, // 44: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
+	35, // 45: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
+	1,  // 46: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	6,  // 47: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	14, // 48: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	20, // 49: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	22, // 50: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	24, // 51: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	27, // 52: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	30, // 53: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	33, // 54: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
+	37, // 55: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
+	39, // 56: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
+	3,  // 57: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	11, // 58: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	16, // 59: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	21, // 60: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	23, // 61: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	25, // 62: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	28, // 63: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	31, // 64: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	34, // 65: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
+	38, // 66: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
+	40, // 67: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
+	57, // [57:68] is the sub-list for method output_type
+	46, // [46:57] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }

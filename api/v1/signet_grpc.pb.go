@@ -235,9 +235,10 @@ type AdminClient interface {
 	ListSVIDs(ctx context.Context, in *ListSVIDsRequest, opts ...grpc.CallOption) (*ListSVIDsResponse, error)
 	// ListAudit streams what is on record and matches, oldest first, then ends.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error)
-	// ListNodes returns the nodes whose agents have a session, and those that are banned, sorted by cluster, then name.
+	// ListNodes returns the nodes whose agents have a session, those that hold an SVID which this replica issued, and those
+	// that are banned, sorted by cluster, name and UID.
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
-	// BanNode ends the sessions of a node's agent, now and until AllowNode. It may be said again.
+	// BanNode ends the sessions of a node's agent, now and until AllowNode. It may be said again: the first ban stands.
 	BanNode(ctx context.Context, in *BanNodeRequest, opts ...grpc.CallOption) (*BanNodeResponse, error)
 	// AllowNode takes a ban back.
 	AllowNode(ctx context.Context, in *AllowNodeRequest, opts ...grpc.CallOption) (*AllowNodeResponse, error)
@@ -357,9 +358,10 @@ type AdminServer interface {
 	ListSVIDs(context.Context, *ListSVIDsRequest) (*ListSVIDsResponse, error)
 	// ListAudit streams what is on record and matches, oldest first, then ends.
 	ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error
-	// ListNodes returns the nodes whose agents have a session, and those that are banned, sorted by cluster, then name.
+	// ListNodes returns the nodes whose agents have a session, those that hold an SVID which this replica issued, and those
+	// that are banned, sorted by cluster, name and UID.
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
-	// BanNode ends the sessions of a node's agent, now and until AllowNode. It may be said again.
+	// BanNode ends the sessions of a node's agent, now and until AllowNode. It may be said again: the first ban stands.
 	BanNode(context.Context, *BanNodeRequest) (*BanNodeResponse, error)
 	// AllowNode takes a ban back.
 	AllowNode(context.Context, *AllowNodeRequest) (*AllowNodeResponse, error)

@@ -25,7 +25,7 @@ func ban(cluster, uid string) Ban {
 func TestBans(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	j, want := newJournal(t), map[[2]string]Ban{}
-	for range 500 {
+	for range 150 {
 		b := ban(string('a'+rune(r.IntN(3))), string('a'+rune(r.IntN(8))))
 		b.At = b.At.Add(time.Duration(r.IntN(1000)) * time.Second)
 		before := slices.Clone(j.Bans)

@@ -97,6 +97,8 @@ type Ban struct {
 	At      time.Time `json:"at"`
 	By      string    `json:"by"` // who decided, as the CA knew him
 	Reason  string    `json:"reason,omitempty"`
+	// ValidUntil is when the last SVID expires that the node can have had at that moment.
+	ValidUntil time.Time `json:"validUntil,omitzero"`
 }
 
 // Banned returns the ban of a node.

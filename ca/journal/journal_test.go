@@ -284,7 +284,7 @@ func TestGolden(t *testing.T) {
 var (
 	goldenAt   = time.Date(2026, 11, 23, 5, 6, 7, 89, time.UTC)
 	goldenBans = []Ban{
-		{Cluster: "https://a.test", NodeUID: "11111111-1111-4111-8111-111111111111", Node: "node-1", At: goldenAt, By: "uid:0", Reason: "stolen"},
+		{Cluster: "https://a.test", NodeUID: "11111111-1111-4111-8111-111111111111", Node: "node-1", At: goldenAt, By: "uid:0", Reason: "stolen", ValidUntil: goldenAt.Add(time.Hour)},
 		{Cluster: "https://b.test", NodeUID: "00000000-0000-4000-8000-000000000000", At: goldenAt.Add(time.Hour), By: "uid:1000"},
 	}
 	goldenKeys = []TicketKey{
