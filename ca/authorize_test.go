@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -39,11 +41,14 @@ var mayCall = map[string]string{
 	"signet.v1.Authority/AttestAgent":                          "anyone",
 	"signet.v1.Authority/Session":                              "agent",
 	"signet.v1.Authority/Issue":                                "agent with session",
-	"signet.v1.Admin/GetStatus":                                "user",
-	"signet.v1.Admin/GetBundle":                                "user",
-	"signet.v1.Admin/ListAuthorities":                          "user",
-	"signet.v1.Admin/ListSVIDs":                                "user",
-	"signet.v1.Admin/ListAudit":                                "user",
+	"signet.v1.Admin/GetStatus":                                "viewer",
+	"signet.v1.Admin/GetBundle":                                "viewer",
+	"signet.v1.Admin/ListAuthorities":                          "viewer",
+	"signet.v1.Admin/ListSVIDs":                                "viewer",
+	"signet.v1.Admin/ListAudit":                                "viewer",
+	"signet.v1.Admin/ListNodes":                                "viewer",
+	"signet.v1.Admin/BanNode":                                  "emergency",
+	"signet.v1.Admin/AllowNode":                                "emergency",
 	"grpc.health.v1.Health/Check":                              "anyone",
 	"grpc.health.v1.Health/List":                               "agent",
 	"grpc.health.v1.Health/Watch":                              "agent",
@@ -65,6 +70,9 @@ type visitor struct {
 	name string
 	is   []string // what he is, in the words of mayCall
 	conn *grpc.ClientConn
+
+	token string     // an operator's
+	none  api.Reason // what he hears at the operators' port who has no role there
 }
 
 const (
@@ -74,16 +82,20 @@ const (
 
 // want is what a visitor must hear of a call.
 func (v visitor) want(call string) string {
-	admin := slices.Contains(v.is, "admin socket")
+	admin, operators := slices.Contains(v.is, "admin socket"), slices.Contains(v.is, "operators' port")
 	switch {
 	case slices.Contains(v.is, transport):
 		return string(api.CAUnavailable)
-	case mayCall[call] == "nobody" || admin != strings.HasPrefix(call, "signet.v1.Admin/"):
+	case mayCall[call] == "nobody" || (admin || operators) != strings.HasPrefix(call, "signet.v1.Admin/"):
 		return string(api.CallUnknown)
 	case slices.Contains(v.is, mayCall[call]):
 		return served
 	case admin:
 		return string(api.AdminForbidden)
+	case operators && v.none != "":
+		return string(v.none)
+	case operators:
+		return string(api.RoleRequired)
 	case mayCall[call] == "agent with session" && slices.Contains(v.is, "agent"):
 		return string(api.SessionRequired)
 	}
@@ -95,6 +107,9 @@ func (v visitor) hears(t *testing.T, call string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
+	if v.token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, bearerOf(v.token)...)
+	}
 	stream, err := v.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/"+call)
 	if err == nil {
 		if err = stream.SendMsg(&emptypb.Empty{}); err == nil || err == io.EOF {
@@ -131,14 +146,14 @@ func visitorsOf(t *testing.T, s *catest.Server) []visitor {
 	replica := svidOf(t, self.Certificate, self.PrivateKey.(crypto.Signer))
 	as := func(svid *x509svid.SVID) *grpc.ClientConn { return dial(t, s, svid) }
 	return []visitor{
-		{"no certificate", []string{"anyone"}, as(nil)},
-		{"workload", []string{"anyone"}, as(svidOf(t, issued.GetChain(), key))},
-		{"agent without session", []string{"anyone", "agent"}, as(held.svid)},
-		{"agent with session", []string{"anyone", "agent", "agent with session"}, as(n.svid)},
-		{"agent of another node, with its session", []string{"anyone", "agent", "agent with session"}, as(far.session().n.svid)},
-		{"the CA itself", []string{"anyone"}, as(replica)},
-		{"agent of a foreign trust domain", []string{transport}, as(foreignSVID(t, other, spiffeid.RequireFromString("spiffe://other.org"+n.svid.ID.Path())))},
-		{"agent under a foreign root of our name", []string{transport}, as(foreignSVID(t, ours, n.svid.ID))},
+		{name: "no certificate", is: []string{"anyone"}, conn: as(nil)},
+		{name: "workload", is: []string{"anyone"}, conn: as(svidOf(t, issued.GetChain(), key))},
+		{name: "agent without session", is: []string{"anyone", "agent"}, conn: as(held.svid)},
+		{name: "agent with session", is: []string{"anyone", "agent", "agent with session"}, conn: as(n.svid)},
+		{name: "agent of another node, with its session", is: []string{"anyone", "agent", "agent with session"}, conn: as(far.session().n.svid)},
+		{name: "the CA itself", is: []string{"anyone"}, conn: as(replica)},
+		{name: "agent of a foreign trust domain", is: []string{transport}, conn: as(foreignSVID(t, other, spiffeid.RequireFromString("spiffe://other.org"+n.svid.ID.Path())))},
+		{name: "agent under a foreign root of our name", is: []string{transport}, conn: as(foreignSVID(t, ours, n.svid.ID))},
 	}
 }
 
@@ -146,14 +161,36 @@ func visitorsOf(t *testing.T, s *catest.Server) []visitor {
 // cmd/signet-ca, with a real socket.
 func adminVisitors(t *testing.T, s *catest.Server) []visitor {
 	t.Helper()
-	may := []string{"admin socket", "user"}
+	may := []string{"admin socket", "viewer", "operator", "emergency"}
 	none := func(*testing.T) grpc.ServerOption { return grpc.EmptyServerOption{} }(t)
 	return []visitor{
-		{"root", may, adminConn(t, s.CA(), catest.AsUser(0))},
-		{"the CA's user", may, adminConn(t, s.CA(), catest.AsUser(os.Geteuid()))},
-		{"another user", may[:1], adminConn(t, s.CA(), catest.AsUser(os.Geteuid()+1000))},
-		{"a user whom nobody knows", may[:1], adminConn(t, s.CA(), none)},
+		{name: "root", is: may, conn: adminConn(t, s.CA(), catest.AsUser(0))},
+		{name: "the CA's user", is: may, conn: adminConn(t, s.CA(), catest.AsUser(os.Geteuid()))},
+		{name: "another user", is: may[:1], conn: adminConn(t, s.CA(), catest.AsUser(os.Geteuid()+1000))},
+		{name: "a user whom nobody knows", is: may[:1], conn: adminConn(t, s.CA(), none)},
 	}
+}
+
+// operatorsVisitors are those of the operators' port; svids are certificates that open nothing there, by whose they are.
+func operatorsVisitors(t *testing.T, s *catest.Server, glass tls.Certificate, svids map[string]*tls.Certificate) []visitor {
+	t.Helper()
+	is := []string{"operators' port", "viewer", "operator", "emergency"}
+	plain := operatorsConn(t, s, nil)
+	person := func(namespace, account string) string { return s.Person(namespace, account, 10*time.Minute) }
+	emergency := person(operatorsNS, "emergency")
+	all := []visitor{
+		{name: "no token", is: is[:1], conn: plain, none: api.TokenMissing},
+		{name: "token of viewer", is: is[:2], conn: plain, token: person(operatorsNS, "viewer")},
+		{name: "token of operator", is: is[:3], conn: plain, token: person(operatorsNS, "operator")},
+		{name: "token of emergency", is: is, conn: plain, token: emergency},
+		{name: "token of another ServiceAccount", is: is[:1], conn: plain, token: person(operatorsNS, "default"), none: api.OperatorRequired},
+		{name: "token of emergency in another namespace", is: is[:1], conn: plain, token: person("shop", "emergency"), none: api.OperatorRequired},
+		{name: "break-glass certificate", is: is, conn: operatorsConn(t, s, &glass)},
+	}
+	for _, whose := range slices.Sorted(maps.Keys(svids)) {
+		all = append(all, visitor{name: whose + ", with a token of emergency", is: is[:1], conn: operatorsConn(t, s, svids[whose]), token: emergency, none: api.OperatorRequired})
+	}
+	return all
 }
 
 func adminConn(t *testing.T, c *ca.CA, option grpc.ServerOption) *grpc.ClientConn {
@@ -216,8 +253,8 @@ func expiredVisitors(t *testing.T) (names []string, all map[string]map[string]st
 			t.Errorf("the session of an expired agent: %v", err)
 		}
 		visitors := []visitor{
-			{"expired agent, old connection", []string{"anyone"}, old},
-			{"expired agent, new connection", []string{transport}, dial(t, s, n.svid)},
+			{name: "expired agent, old connection", is: []string{"anyone"}, conn: old},
+			{name: "expired agent, new connection", is: []string{transport}, conn: dial(t, s, n.svid)},
 		}
 		names, all = []string{visitors[0].name, visitors[1].name}, matrix(t, visitors)
 	})
@@ -234,27 +271,30 @@ func withHealth(o catest.Options) catest.Options {
 //
 // threat: L21, CVE-2020-7955, CVE-2025-44005
 func TestAuthorization(t *testing.T) {
-	s := start(t, withHealth(catest.Options{}))
+	glass := catest.BreakGlass(t, spiffeTD(t, catest.TrustDomain), "safe-1")
+	s := start(t, withHealth(catest.Options{Config: func(cfg *ca.Config) { cfg.Operators.BreakGlass = breakGlass(t, glass) }}))
 	agents, admins := visitorsOf(t, s), adminVisitors(t, s)
-	all := matrix(t, slices.Concat(agents, admins))
+	n := newNode(t, s, "node-4")
+	operators := operatorsVisitors(t, s, glass, map[string]*tls.Certificate{"an agent's SVID": tlsOf(n.svid), "the CA's SVID": s.CA().Self()})
+	all := matrix(t, slices.Concat(agents, admins, operators))
 	expired, more := expiredVisitors(t)
 	maps.Copy(all, more)
 
 	var page bytes.Buffer
 	page.WriteString("# Who may call what\n\n<!-- Made by `make generate` from the table in ca/authorize.go and from what callers were told in a test. -->\n\n" +
 		"Every call has one row, and a call without one is refused. It is decided before any message of the call is read. The CA's\n" +
-		"own user and root have every role of the admin socket.\n\n| call | served at | who may |\n|---|---|---|\n")
+		"own user and root have every role of the admin socket. At the operators' port the ServiceAccount of a token says which\n" +
+		"roles its bearer has: `viewer` one, `operator` two, `emergency` all three; docs/operators.md tells of it.\n\n| call | served at | who may |\n|---|---|---|\n")
 	calls := map[string][]string{}
 	for p := range ca.Permissions() {
 		fmt.Fprintf(&page, "| `%s` | %s | %s |\n", p.Call, p.Port, p.Role)
 		calls[p.Port] = append(calls[p.Port], p.Call)
 	}
-	var agentNames, adminNames []string
-	for _, v := range agents {
-		agentNames = append(agentNames, v.name)
-	}
-	for _, v := range admins {
-		adminNames = append(adminNames, v.name)
+	names := func(visitors []visitor) (names []string) {
+		for _, v := range visitors {
+			names = append(names, v.name)
+		}
+		return names
 	}
 	section := func(title, port string, names []string) {
 		fmt.Fprintf(&page, "\n## %s\n\n| caller |", title)
@@ -270,8 +310,9 @@ func TestAuthorization(t *testing.T) {
 			page.WriteByte('\n')
 		}
 	}
-	section("Callers of the agents' port", "agents' port", slices.Concat(agentNames, expired))
-	section("Callers of the admin socket", "admin socket", adminNames)
+	section("Callers of the agents' port", "agents' port", slices.Concat(names(agents), expired))
+	section("Callers of the admin socket", "admin socket", names(admins))
+	section("Callers of the operators' port", "operators' port", names(operators))
 	page.WriteString("\n`yes`: the call reaches its handler, which checks what is in it. `CA_UNAVAILABLE`: the handshake fails, so there is nobody to\ngive a reason.\n")
 	const name = "../docs/authorization.md"
 	if *update {
@@ -290,28 +331,28 @@ func TestAuthorization(t *testing.T) {
 // threat: CVE-2025-44005
 func TestEveryCallHasARow(t *testing.T) {
 	s := start(t, withHealth(catest.Options{}))
-	rows := map[string]string{}
+	rows := map[[2]string]bool{}
 	for p := range ca.Permissions() {
-		rows[p.Call] = p.Port
+		rows[[2]string{p.Port, p.Call}] = true
 		if mayCall[p.Call] == "" {
 			t.Errorf("%s is not in this test", p.Call)
 		}
 	}
 	agents := s.CA().NewServer()
 	grpc_health_v1.RegisterHealthServer(s.CA().Guard(agents), health.NewServer())
-	for port, server := range map[string]*grpc.Server{"agents' port": agents, "admin socket": s.CA().NewAdminServer()} {
+	for port, server := range map[string]*grpc.Server{"agents' port": agents, "admin socket": s.CA().NewAdminServer(), "operators' port": s.CA().NewOperatorsServer()} {
 		for service, info := range server.GetServiceInfo() {
 			for _, m := range info.Methods {
-				call := service + "/" + m.Name
-				if rows[call] != port {
-					t.Errorf("%s is served at the %s, its row says %q", call, port, rows[call])
+				row := [2]string{port, service + "/" + m.Name}
+				if !rows[row] {
+					t.Errorf("%s is served at the %s without a row", row[1], port)
 				}
-				delete(rows, call)
+				delete(rows, row)
 			}
 		}
 	}
-	for call := range rows {
-		t.Errorf("the row of %s belongs to no call", call)
+	for row := range rows {
+		t.Errorf("the row of %s at the %s belongs to no call", row[1], row[0])
 	}
 }
 

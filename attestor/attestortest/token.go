@@ -146,6 +146,12 @@ func Without(names ...string) func(*Draft) {
 // Header is a change that sets one header member.
 func Header(name string, value any) func(*Draft) { return func(d *Draft) { d.Header[name] = value } }
 
+// Unbound is a change that makes the token one that is bound to nothing, as people get it from a TokenRequest.
+func Unbound(d *Draft) {
+	delete(d.Kubernetes(), "pod")
+	delete(d.Kubernetes(), "node")
+}
+
 func ref(name, uid string) map[string]any { return map[string]any{"name": name, "uid": uid} }
 
 func uuid(b [16]byte) string {

@@ -5,10 +5,17 @@ package catest
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -60,10 +67,11 @@ type Server struct {
 	options Options
 	sealer  *ca.Sealer
 
-	mu       sync.Mutex
-	ca       *ca.CA
-	listener *bufconn.Listener
-	stop     func(kill bool)
+	mu        sync.Mutex
+	ca        *ca.CA
+	listener  *bufconn.Listener
+	operators *bufconn.Listener
+	stop      func(kill bool)
 }
 
 // New makes the root of a trust domain and starts its CA, which ends with the test.
@@ -136,8 +144,8 @@ func (s *Server) Start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	l := bufconn.Listen(256 << 10)
-	server := c.NewServer(s.options.Server...)
+	l, people := bufconn.Listen(256<<10), bufconn.Listen(256<<10)
+	server, operators := c.NewServer(s.options.Server...), c.NewOperatorsServer()
 	if s.options.Services != nil {
 		s.options.Services(c.Guard(server))
 	}
@@ -149,19 +157,22 @@ func (s *Server) Start() {
 		}
 	})
 	wg.Go(func() { server.Serve(l) })
+	wg.Go(func() { operators.Serve(people) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ca, s.listener = c, l
+	s.ca, s.listener, s.operators = c, l, people
 	var once sync.Once
 	s.stop = func(kill bool) {
 		once.Do(func() {
 			if kill {
 				server.Stop()
+				operators.Stop()
 			}
 			cancel()
-			force := time.AfterFunc(5*time.Second, server.Stop)
+			force := time.AfterFunc(5*time.Second, func() { server.Stop(); operators.Stop() })
 			defer force.Stop()
 			server.GracefulStop()
+			operators.GracefulStop()
 			wg.Wait()
 			ledger.Close()
 			closeStore()
@@ -191,6 +202,7 @@ func (s *Server) config(st ca.Store, ledger *audit.Log) ca.Config {
 		Store: st, Upstream: up, Ledger: ledger, Archive: ledger, Directory: s.Pods, Policy: policy,
 		Attestors: map[string]attestor.Attestor{api.EvidenceServiceAccount: verifier},
 		KeySets:   map[string]ca.KeySets{IssuerName: fixedKeys(s.Tokens.JWKS())},
+		Operators: ca.OperatorRule{Attestor: verifier},
 	}
 	if s.options.Log != nil {
 		cfg.Log = slog.New(slog.NewTextHandler(s.options.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -216,7 +228,7 @@ func (s *Server) Kill() { s.end(true) }
 func (s *Server) end(kill bool) {
 	s.mu.Lock()
 	stop := s.stop
-	s.listener = nil
+	s.listener, s.operators = nil, nil
 	s.mu.Unlock()
 	stop(kill)
 }
@@ -230,8 +242,17 @@ func (s *Server) CA() *ca.CA {
 
 // Dial connects to the CA as an agent does; it fails while the CA is stopped.
 func (s *Server) Dial(ctx context.Context) (net.Conn, error) {
+	return s.dial(ctx, func() *bufconn.Listener { return s.listener })
+}
+
+// DialOperators connects to the operators' port; it fails while the CA is stopped.
+func (s *Server) DialOperators(ctx context.Context) (net.Conn, error) {
+	return s.dial(ctx, func() *bufconn.Listener { return s.operators })
+}
+
+func (s *Server) dial(ctx context.Context, of func() *bufconn.Listener) (net.Conn, error) {
 	s.mu.Lock()
-	l := s.listener
+	l := of()
 	s.mu.Unlock()
 	if l == nil {
 		return nil, fmt.Errorf("connection refused")
@@ -300,6 +321,46 @@ func (s *Server) Evidence(p attestortest.Pod, audience string, ttl time.Duration
 		s.t.Fatal(err)
 	}
 	return attestor.Evidence{Kind: api.EvidenceServiceAccount, Data: []byte(token)}
+}
+
+// Person returns a token as the API server gives it to a person who asks for one of a ServiceAccount.
+func (s *Server) Person(namespace, serviceAccount string, ttl time.Duration, change ...func(*attestortest.Draft)) string {
+	s.t.Helper()
+	p := attestortest.NewPod(namespace, "", serviceAccount, "")
+	token, err := s.Tokens.Token(p, api.AdminAudience(s.TD), ttl, append([]func(*attestortest.Draft){attestortest.Unbound}, change...)...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return token
+}
+
+// BreakGlass makes a break-glass certificate and its key; change may alter the template.
+func BreakGlass(t testing.TB, td spiffeid.TrustDomain, name string, change ...func(*x509.Certificate)) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := api.AdminID(td, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour), URIs: []*url.URL{id.URL()},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
+	}
+	for _, c := range change {
+		c(template)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
 // Directory is a ca.Directory in memory.
