@@ -78,7 +78,7 @@ func (ca *CA) attestNode(ctx context.Context, e attestor.Evidence, now time.Time
 	// Any pod can have a token for this audience, so who is no agent is told so before an API server is asked about it.
 	var refused attestor.Claims
 	ctx = attestor.WithRefusal(ctx, func(c attestor.Claims) error {
-		err := ca.checkIsAgent(c)
+		err := ca.checkAgentNode(c)
 		if err != nil {
 			refused = c
 		}
@@ -88,7 +88,15 @@ func (ca *CA) attestNode(ctx context.Context, e attestor.Evidence, now time.Time
 	if err != nil {
 		return refused, err
 	}
-	return c, ca.checkIsAgent(c)
+	return c, ca.checkAgentNode(c)
+}
+
+// checkAgentNode wants one of our agents, on a node that is not banned.
+func (ca *CA) checkAgentNode(c attestor.Claims) error {
+	if err := ca.checkIsAgent(c); err != nil {
+		return err
+	}
+	return ca.refuseBanned(c.Issuer, c.NodeUID)
 }
 
 // checkIsAgent wants the ServiceAccount of our agents, and a node.

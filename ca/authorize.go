@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -167,6 +168,9 @@ func (ca *CA) admit(ctx context.Context, at port, call string) (context.Context,
 	case portOperators:
 		who, err = ca.callerOfOperators(ctx, time.Now())
 	}
+	if err == nil && who.node != "" {
+		err = ca.refuseBannedAgent(who.node)
+	}
 	if err != nil {
 		return ctx, err
 	}
@@ -217,6 +221,9 @@ func (ca *CA) callerByTLS(ctx context.Context, wanted role, now time.Time) (call
 	}
 	who := caller{roles: []role{roleAnyone, roleAgent}, id: id.String(), node: uid, leaf: leaf}
 	if wanted == roleSession {
+		if err := ca.refuseBannedAgent(uid); err != nil {
+			return caller{}, err
+		}
 		if who.asker, err = ca.sessions.asker(uid, leaf); err != nil {
 			return caller{}, err
 		}
@@ -347,6 +354,16 @@ func (i interceptors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamSer
 	ctx, err = i.ca.admit(ctx, i.at, info.FullMethod)
 	if err != nil {
 		return err
+	}
+	if who := admitted(ctx); who.node != "" {
+		following, done := i.ca.follow(ctx, who.node)
+		defer func() {
+			if why, ok := errors.AsType[*api.Error](context.Cause(following)); ok {
+				err = why // whatever the handler made of its end
+			}
+			done()
+		}()
+		ctx = following
 	}
 	receive := api.Receive
 	if !info.IsClientStream {

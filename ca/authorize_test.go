@@ -63,6 +63,8 @@ var afterwards = map[string]api.Reason{
 	"signet.v1.Authority/AttestAgent": api.ProtocolSkew,
 	"signet.v1.Authority/Session":     api.SessionProtocol,
 	"signet.v1.Authority/Issue":       api.BatchSize,
+	"signet.v1.Admin/BanNode":         api.NotFound,
+	"signet.v1.Admin/AllowNode":       api.NotFound,
 }
 
 // A visitor is one kind of caller.
@@ -88,6 +90,8 @@ func (v visitor) want(call string) string {
 		return string(api.CAUnavailable)
 	case mayCall[call] == "nobody" || (admin || operators) != strings.HasPrefix(call, "signet.v1.Admin/"):
 		return string(api.CallUnknown)
+	case slices.Contains(v.is, "banned"):
+		return string(api.NodeBanned)
 	case slices.Contains(v.is, mayCall[call]):
 		return served
 	case admin:
@@ -145,12 +149,18 @@ func visitorsOf(t *testing.T, s *catest.Server) []visitor {
 	self := s.CA().Self()
 	replica := svidOf(t, self.Certificate, self.PrivateKey.(crypto.Signer))
 	as := func(svid *x509svid.SVID) *grpc.ClientConn { return dial(t, s, svid) }
+	banned := newNode(t, s, "node-4")
+	banned.session()
+	if _, err := adminOf(t, s.CA()).BanNode(t.Context(), &apiv1.BanNodeRequest{Node: "node-4"}); err != nil {
+		t.Fatal(api.FromStatus(err))
+	}
 	return []visitor{
 		{name: "no certificate", is: []string{"anyone"}, conn: as(nil)},
 		{name: "workload", is: []string{"anyone"}, conn: as(svidOf(t, issued.GetChain(), key))},
 		{name: "agent without session", is: []string{"anyone", "agent"}, conn: as(held.svid)},
 		{name: "agent with session", is: []string{"anyone", "agent", "agent with session"}, conn: as(n.svid)},
 		{name: "agent of another node, with its session", is: []string{"anyone", "agent", "agent with session"}, conn: as(far.session().n.svid)},
+		{name: "agent of a banned node", is: []string{"banned"}, conn: as(banned.svid)},
 		{name: "the CA itself", is: []string{"anyone"}, conn: as(replica)},
 		{name: "agent of a foreign trust domain", is: []string{transport}, conn: as(foreignSVID(t, other, spiffeid.RequireFromString("spiffe://other.org"+n.svid.ID.Path())))},
 		{name: "agent under a foreign root of our name", is: []string{transport}, conn: as(foreignSVID(t, ours, n.svid.ID))},

@@ -79,6 +79,9 @@ type CA struct {
 	bundle   latest.Value[*Bundle]  // nil until the record was read
 	record   latest.Value[journal.Journal]
 	changing sync.Mutex                   // held while the record is changed and installed
+	bans     atomic.Pointer[banned]       // who is banned by record; nil until it was read
+	streams  streams                      // of agents
+	broken   chan error                   // gets the error of a change of the record whose outcome is unknown; of capacity 1
 	keySets  latest.Value[*apiv1.KeySets] // nil until the first was read
 	sessions sessions
 	memory   *memory
@@ -137,6 +140,7 @@ func New(cfg Config) (*CA, error) {
 		askWork:  newGate(cfg.Asking, cfg.Queue),
 		askDoor:  newGate(cfg.Asking, doorQueue),
 		people:   newOperators(),
+		broken:   make(chan error, 1),
 		stopping: make(chan struct{}),
 	}, nil
 }
@@ -145,27 +149,19 @@ func New(cfg Config) (*CA, error) {
 // returns nil. An error ends the process: the record is missing, damaged or foreign, or a write has an unknown outcome.
 func (ca *CA) Run(ctx context.Context) error {
 	defer close(ca.stopping)
-	j, _, err := ca.cfg.Store.Load(ctx)
-	if err != nil {
+	if err := ca.reload(ctx); err != nil {
 		return err
 	}
-	if j.TrustDomain != ca.cfg.TrustDomain.Name() {
-		return api.E(api.StateForeign, "the record belongs to trust domain %q, the configuration says %q", j.TrustDomain, ca.cfg.TrustDomain)
-	}
-	b, err := NewBundle(j)
-	if err != nil {
-		return err
-	}
-	ca.record.Set(j)
-	ca.bundle.Set(b)
-	ca.metrics.setBundle(b)
-	ca.log.InfoContext(ctx, "record loaded", "trust_domain", j.TrustDomain, "generation", b.Generation.String(), "root", j.ActiveAuthority().ID)
+	j := ca.record.Load()
+	ca.log.InfoContext(ctx, "record loaded", "trust_domain", j.TrustDomain, "generation", j.Generation().String(), "root", j.ActiveAuthority().ID,
+		"banned_nodes", len(j.Bans))
 	return run.All(ctx,
 		run.Task{Name: "intermediate", Run: ca.keepIntermediate},
 		run.Task{Name: "publisher", Run: ca.keepPublished},
 		run.Task{Name: "key sets", Run: ca.keepKeySets},
 		run.Task{Name: "memory", Run: ca.keepMemory},
 		run.Task{Name: "ledger", Run: ca.watchLedger},
+		run.Task{Name: "record", Run: ca.watchRecord},
 	)
 }
 
@@ -283,6 +279,16 @@ func (ca *CA) watchLedger(ctx context.Context) error {
 		return nil
 	case <-ca.cfg.Ledger.Failed():
 		return api.E(api.LedgerFailed, "the ledger can no longer be written")
+	}
+}
+
+// watchRecord ends the process when it is not known whether a change of the record was kept.
+func (ca *CA) watchRecord(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-ca.broken:
+		return err
 	}
 }
 

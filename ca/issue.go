@@ -86,12 +86,16 @@ func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Clai
 		return nil, err
 	}
 	ca.memory.notePod(claims.Issuer, claims.PodUID, issued.Leaf.NotAfter)
+	ca.memory.noteNode(nodeKey{claims.Issuer, claims.NodeUID}, claims.NodeName, d.ID, issued.Leaf.NotAfter)
 	return issued, nil
 }
 
 // recordAndSign puts the decision on record and signs. Before the result leaves, Sign verified it under its issuer, whose
 // whole path was verified when it was made, and here the root of that path must be in our own bundle.
 func (ca *CA) recordAndSign(ctx context.Context, s *signing, p *issuance.Prepared, e *audit.Entry) (*issuance.Issued, error) {
+	if err := ca.refuseBanned(e.Cluster, e.NodeUID); err != nil { // since it was attested
+		return nil, err
+	}
 	e.Serial, e.NotAfter, e.Issuer = p.Serial(), p.NotAfter(), hex.EncodeToString(s.cert.SubjectKeyId)
 	if err := ca.cfg.Ledger.Append(ctx, *e); err != nil {
 		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {
@@ -104,6 +108,9 @@ func (ca *CA) recordAndSign(ctx context.Context, s *signing, p *issuance.Prepare
 		return nil, err
 	}
 	if err := s.issuer.CheckBundle(ca.bundle.Load().Roots); err != nil {
+		return nil, err
+	}
+	if err := ca.refuseBanned(e.Cluster, e.NodeUID); err != nil { // the ledger may have taken its time
 		return nil, err
 	}
 	return issued, nil
@@ -130,6 +137,9 @@ func (ca *CA) attest(ctx context.Context, e attestor.Evidence, audience string, 
 // authorize decides whether this agent may have an SVID for the attested workload: same cluster, same node, one place for
 // each token, and a pod that lives.
 func (ca *CA) authorize(ctx context.Context, who asker, c attestor.Claims, volume string, now time.Time) error {
+	if err := ca.refuseBanned(c.Issuer, c.NodeUID); err != nil {
+		return err
+	}
 	if c.Issuer != who.issuer {
 		return api.E(api.IssuerMismatch, "the workload's token comes from another cluster than the agent's")
 	}

@@ -197,6 +197,6 @@ func (ca *CA) agentOf(info credentials.AuthInfo) (string, bool) {
 	if err != nil {
 		return "", false
 	}
-	_, ok = api.NodeUID(id, ca.cfg.TrustDomain)
-	return id.String(), ok
+	uid, ok := api.NodeUID(id, ca.cfg.TrustDomain)
+	return id.String(), ok && ca.refuseBannedAgent(uid) == nil
 }

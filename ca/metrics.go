@@ -21,6 +21,7 @@ type Metrics struct {
 	generation      prometheus.Gauge
 	mintFailures    prometheus.Counter
 	publishFailures prometheus.Counter
+	banned          prometheus.Gauge
 	breakGlass      prometheus.Counter
 }
 
@@ -47,7 +48,9 @@ func NewMetrics() *Metrics {
 		breakGlass: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "signet_break_glass_calls_total", Help: "Calls that were let in by a break-glass certificate; normally none."}),
 	}
-	m.Collector = metrics.Group{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.breakGlass}
+	m.banned = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "signet_ca_nodes_banned", Help: "Nodes that operators have banned and not allowed again."})
+	m.Collector = metrics.Group{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass}
 	return m
 }
 

@@ -78,6 +78,14 @@ func (s *sessions) add(x *session) {
 	of[x] = struct{}{}
 }
 
+// drop forgets the sessions of a node, whose streams were ended: they have no say any more, even while one still waits to be
+// told so.
+func (s *sessions) drop(nodeUID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byNode, nodeUID)
+}
+
 func (s *sessions) remove(x *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,6 +136,10 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	}
 	x.leaf = who.leaf
 	ca.sessions.add(x)
+	if err := ca.refuseBanned(x.issuer, x.nodeUID); err != nil { // since it was asked for its Hello
+		ca.sessions.remove(x)
+		return err
+	}
 	ca.metrics.sessions.Inc()
 	ca.log.InfoContext(ctx, "session opened", "node", x.nodeName, "node_uid", x.nodeUID, "agent_version", x.version)
 	defer func() {

@@ -66,6 +66,8 @@ const (
 	KindAttestAgent Kind = "attest-agent" // an agent's SVID is about to be signed
 	KindMint        Kind = "mint"         // an intermediate is about to be asked for
 	KindRefuse      Kind = "refuse"       // somebody was refused
+	KindBanNode     Kind = "ban-node"     // a node is about to be banned
+	KindAllowNode   Kind = "allow-node"   // the ban of a node is about to be taken back
 	KindOperator    Kind = "operator"     // an operator came in from elsewhere: a token's first call, each call of a break-glass certificate
 )
 
@@ -89,7 +91,7 @@ type Entry struct {
 	NotAfter          time.Time `json:"notAfter,omitzero"`  // of the certificate
 	Issuer            string    `json:"issuer,omitempty"`   // key id of the authority that signs, lower-case hex
 	Reason            string    `json:"reason,omitempty"`   // of a refusal, from the closed table
-	Detail            string    `json:"detail,omitempty"`   // of a refusal: what was found, in words; free of secrets
+	Detail            string    `json:"detail,omitempty"`   // of a refusal: what was found, in words; of a ban: why, in the operator's; free of secrets
 	Method            string    `json:"method,omitempty"`   // the call that was made: "Issue", "AttestAgent", "Session"
 	Caller            string    `json:"caller,omitempty"`   // SPIFFE ID of who made the call; or "uid:" and a user of this machine, "sa:" and an operator's ServiceAccount and token, "break-glass:" and a name; empty where nobody was known
 	CallerNode        string    `json:"callerNode,omitempty"`

@@ -1,0 +1,148 @@
+package ca
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca/journal"
+)
+
+// A ban is about one node: the UID of one cluster. A node that was made anew under the same name is another one. The record
+// holds the bans, so they outlive every replica; what is decided here is decided by the record that was read last.
+//
+// A token names cluster and node. An agent's SVID names the node's UID alone, so where nothing but an SVID is shown a ban of
+// that UID counts whichever cluster it is in: API servers draw them at random, and two clusters have one in common only if
+// somebody forged it.
+
+// banned answers who is banned. It is replaced whole, never changed.
+type banned struct {
+	record journal.Journal
+	uids   map[string]struct{}
+}
+
+// bannedRetry is the least time after which an agent that is banned comes again, drawn up to twice as long: somebody has to
+// allow it, and that takes minutes.
+const bannedRetry = time.Minute
+
+func nodeBanned() error {
+	return &api.Error{Reason: api.NodeBanned, Detail: "the agent's node is banned", RetryAfter: bannedRetry + rand.N(bannedRetry)}
+}
+
+// refuseBanned refuses what comes from a node that is banned.
+func (ca *CA) refuseBanned(cluster, nodeUID string) error {
+	if nodeUID == "" {
+		return nil // it is no node's
+	}
+	b := ca.bans.Load()
+	if b == nil {
+		return api.E(api.CAUnavailable, "the CA is starting")
+	}
+	if _, ok := b.record.Banned(cluster, nodeUID); !ok {
+		return nil
+	}
+	return nodeBanned()
+}
+
+// refuseBannedAgent refuses whoever shows the SVID of a node that is banned.
+func (ca *CA) refuseBannedAgent(nodeUID string) error {
+	b := ca.bans.Load()
+	if b == nil {
+		return api.E(api.CAUnavailable, "the CA is starting")
+	}
+	if _, ok := b.uids[nodeUID]; ok {
+		return nodeBanned()
+	}
+	return nil
+}
+
+// install makes a record that was read or stored the one by which is decided. Whoever is banned by it and was not before
+// has no session any more when it returns. The caller holds ca.changing, so that the newest is installed last.
+func (ca *CA) install(j journal.Journal) {
+	b := &banned{record: j, uids: map[string]struct{}{}}
+	for _, ban := range j.Bans {
+		b.uids[ban.NodeUID] = struct{}{}
+	}
+	ca.bans.Store(b) // before streams are ended: one that begins now finds it
+	ca.record.Set(j)
+	ca.metrics.banned.Set(float64(len(j.Bans)))
+	for uid := range b.uids {
+		ca.streams.end(uid, nodeBanned())
+		ca.sessions.drop(uid)
+	}
+}
+
+// reload reads the record anew and installs it: at the start, and wherever it is known that another replica changed it.
+func (ca *CA) reload(ctx context.Context) error {
+	ca.changing.Lock()
+	defer ca.changing.Unlock()
+	j, _, err := ca.cfg.Store.Load(ctx)
+	if err != nil {
+		return err
+	}
+	if j.TrustDomain != ca.cfg.TrustDomain.Name() {
+		return api.E(api.StateForeign, "the record belongs to trust domain %q, the configuration says %q", j.TrustDomain, ca.cfg.TrustDomain)
+	}
+	b, err := NewBundle(j)
+	if err != nil {
+		return err
+	}
+	ca.install(j)
+	if old := ca.bundle.Load(); old == nil || old.Generation.Sequence() < b.Generation.Sequence() {
+		ca.bundle.Set(b)
+		ca.metrics.setBundle(b)
+	}
+	return nil
+}
+
+// streams are those of agents that are open now, by the UID of their node. The zero value is ready.
+type streams struct {
+	mu     sync.Mutex
+	byNode map[string]map[*context.CancelCauseFunc]struct{}
+}
+
+// follow returns the context of a stream of an agent, which ends with the refusal once its node is banned. Done must be
+// called when the stream has ended.
+func (ca *CA) follow(ctx context.Context, nodeUID string) (following context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	ca.streams.add(nodeUID, &cancel)
+	if err := ca.refuseBannedAgent(nodeUID); err != nil { // between its admission and now
+		cancel(err)
+	}
+	return ctx, func() {
+		ca.streams.remove(nodeUID, &cancel)
+		cancel(nil)
+	}
+}
+
+func (s *streams) add(nodeUID string, cancel *context.CancelCauseFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byNode == nil {
+		s.byNode = map[string]map[*context.CancelCauseFunc]struct{}{}
+	}
+	if s.byNode[nodeUID] == nil {
+		s.byNode[nodeUID] = map[*context.CancelCauseFunc]struct{}{}
+	}
+	s.byNode[nodeUID][cancel] = struct{}{}
+}
+
+func (s *streams) remove(nodeUID string, cancel *context.CancelCauseFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byNode[nodeUID], cancel)
+	if len(s.byNode[nodeUID]) == 0 {
+		delete(s.byNode, nodeUID)
+	}
+}
+
+// end ends the streams of a node.
+func (s *streams) end(nodeUID string, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for cancel := range s.byNode[nodeUID] {
+		(*cancel)(why)
+	}
+}
