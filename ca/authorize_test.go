@@ -149,9 +149,9 @@ func visitorsOf(t *testing.T, s *catest.Server) []visitor {
 	self := s.CA().Self()
 	replica := svidOf(t, self.Certificate, self.PrivateKey.(crypto.Signer))
 	as := func(svid *x509svid.SVID) *grpc.ClientConn { return dial(t, s, svid) }
-	banned := newNode(t, s, "node-4")
+	banned := newNode(t, s, "node-banned")
 	banned.session()
-	if _, err := adminOf(t, s.CA()).BanNode(t.Context(), &apiv1.BanNodeRequest{Node: "node-4"}); err != nil {
+	if _, err := adminOf(t, s.CA()).BanNode(t.Context(), &apiv1.BanNodeRequest{Node: "node-banned"}); err != nil {
 		t.Fatal(api.FromStatus(err))
 	}
 	return []visitor{
