@@ -238,7 +238,9 @@ func TestPermissions(t *testing.T) {
 	forEach(t, func(t *testing.T, all []runtime.Object) {
 		var rules []rbacv1.PolicyRule
 		for _, r := range of[*rbacv1.ClusterRole](all) {
-			rules = append(rules, r.Rules...)
+			if peoplesRoles[r.Name] == nil {
+				rules = append(rules, r.Rules...)
+			}
 		}
 		for _, r := range of[*rbacv1.Role](all) {
 			rules = append(rules, r.Rules...)
@@ -274,17 +276,85 @@ func TestPermissions(t *testing.T) {
 	})
 }
 
+// peoplesRoles are the roles of people, and whose tokens each may ask for.
+var peoplesRoles = map[string][]string{
+	"signet-viewer": {"viewer"}, "signet-operator": {"viewer", "operator"}, "signet-emergency": {"viewer", "operator", "emergency"},
+}
+
+// A role of people is the way to the CA, the tokens that it stands for, and nothing else; nobody has it from the start. In
+// the namespace of their ServiceAccounts no pod can run.
+func TestOperators(t *testing.T) {
+	forEach(t, func(t *testing.T, all []runtime.Object) {
+		enabled := bytes.Contains([]byte(configOf(t, all, "signet-ca")["ca.yaml"]), []byte("listen: 127.0.0.1:8444"))
+		found := map[string][]string{}
+		for _, r := range of[*rbacv1.ClusterRole](all) {
+			if peoplesRoles[r.Name] == nil {
+				continue
+			}
+			found[r.Name] = r.Rules[0].ResourceNames
+			want := []rbacv1.PolicyRule{
+				{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, ResourceNames: peoplesRoles[r.Name], Verbs: []string{"create"}},
+				{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
+				{APIGroups: []string{""}, Resources: []string{"pods/portforward"}, ResourceNames: []string{"signet-ca-0"}, Verbs: []string{"get", "create"}},
+				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"signet-bundle"}, Verbs: []string{"get"}},
+			}
+			if d := cmp.Diff(want, r.Rules); d != "" {
+				t.Errorf("%s (-want +got):\n%s", r.Name, d)
+			}
+		}
+		if !enabled {
+			if len(found) != 0 {
+				t.Error(found)
+			}
+			return
+		}
+		if d := cmp.Diff(peoplesRoles, found); d != "" {
+			t.Error(d)
+		}
+		accounts := map[string]string{}
+		for _, a := range of[*corev1.ServiceAccount](all) {
+			if a.Namespace != "signet-system" {
+				accounts[a.Name] = a.Namespace
+			}
+		}
+		quota := slices.IndexFunc(of[*corev1.ResourceQuota](all), func(q *corev1.ResourceQuota) bool { return q.Name == "signet-no-pods" })
+		if quota < 0 {
+			t.Fatal("no quota")
+		}
+		q := of[*corev1.ResourceQuota](all)[quota]
+		if n := q.Spec.Hard[corev1.ResourcePods]; !n.IsZero() || len(q.Spec.Scopes) > 0 || q.Spec.ScopeSelector != nil {
+			t.Errorf("%+v", q.Spec)
+		}
+		want := map[string]string{"viewer": q.Namespace, "operator": q.Namespace, "emergency": q.Namespace}
+		if d := cmp.Diff(want, accounts); d != "" || q.Namespace == "signet-system" {
+			t.Error(q.Namespace, d)
+		}
+	})
+}
+
+// configOf is the data of a ConfigMap.
+func configOf(t *testing.T, all []runtime.Object, name string) map[string]string {
+	t.Helper()
+	for _, c := range of[*corev1.ConfigMap](all) {
+		if c.Name == name {
+			return c.Data
+		}
+	}
+	t.Fatalf("no ConfigMap %s", name)
+	return nil
+}
+
 // What is off is not there.
 func TestOptional(t *testing.T) {
 	all := renderings(t)
 	for _, tc := range []struct {
-		rendering                         string
-		shared, budget, policy, namespace bool
-		claims                            int
+		rendering              string
+		shared, budget, policy bool
+		namespaces, claims     int
 	}{
-		{rendering: "install", budget: true, policy: true, namespace: true, claims: 2},
+		{rendering: "install", budget: true, policy: true, namespaces: 2, claims: 2},
 		{rendering: "bare", claims: 2},
-		{rendering: "shared-socket", shared: true, budget: true, policy: true, claims: 2},
+		{rendering: "shared-socket", shared: true, budget: true, policy: true, namespaces: 1, claims: 2},
 		{rendering: "all", shared: true, budget: true, policy: true, claims: 1},
 	} {
 		t.Run(tc.rendering, func(t *testing.T) {
@@ -302,8 +372,8 @@ func TestOptional(t *testing.T) {
 			if got := len(of[*networkingv1.NetworkPolicy](objs)) == 2; got != tc.policy {
 				t.Error("NetworkPolicies:", got)
 			}
-			if got := len(of[*corev1.Namespace](objs)) == 1; got != tc.namespace {
-				t.Error("namespace:", got)
+			if got := len(of[*corev1.Namespace](objs)); got != tc.namespaces {
+				t.Error("namespaces:", got)
 			}
 			if got := len(one[*appsv1.StatefulSet](t, objs).Spec.VolumeClaimTemplates); got != tc.claims {
 				t.Errorf("%d volumes of the CA", got)

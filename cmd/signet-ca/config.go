@@ -39,6 +39,8 @@ type config struct {
 	Listen string `yaml:"listen"`
 	// The Unix socket of the operator's tool, mode 0600. Default: /run/signet-ca/admin.sock.
 	AdminSocket string `yaml:"adminSocket"`
+	// Where operators come in from elsewhere.
+	Operators operatorsConfig `yaml:"operators"`
 	// host:port of /livez, /readyz and /metrics; "none" for no such port. Default: :9080.
 	HTTP string `yaml:"http"`
 	// Where the shared record is kept.
@@ -272,6 +274,7 @@ func (c *config) check() []string {
 	}
 	c.checkDrivers(bad)
 	c.checkClusters(bad)
+	c.checkOperators(bad)
 	return wrong
 }
 

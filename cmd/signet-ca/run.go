@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -92,6 +93,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 		Keys:        issuance.KeyKind(l.Key),
 		MintBudget:  l.MintBudget,
 		SessionAge:  l.SessionAge,
+		Operators:   l.operators(verifier, log),
 		NotReady:    watched.notReady,
 		Log:         log,
 		Metrics:     ca.NewMetrics(),
@@ -112,7 +114,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 	return ca.New(cfg)
 }
 
-// listen opens the three ports and runs all tasks: the agents' port, the admin socket, health and metrics.
+// listen opens the ports and runs all tasks: the agents' port, the admin socket, the operators' port, health and metrics.
 func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, ledger *audit.Log, sources map[string]*attestor.KeySource, watched kubeParts) error {
 	agents, err := net.Listen("tcp", l.Listen)
 	if err != nil {
@@ -128,6 +130,15 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		Port: "agents", Strangers: l.Connections.Strangers, PerPeer: l.Connections.PerAddress, Rate: l.Connections.PerSecond,
 		Members: l.Connections.Agents, Log: log,
 	})
+	people, peopleTasks, err := operatorsPort(l, log, authority)
+	if err != nil {
+		return err
+	}
+	collectors := []prometheus.Collector{authority.Metrics(), ledger, limited, watched.metrics}
+	if people != nil {
+		defer people.Close()
+		collectors = append(collectors, people)
+	}
 	server := authority.NewServer()
 	healthServer := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(authority.Guard(server), healthServer)
@@ -136,9 +147,9 @@ func listen(ctx context.Context, l *loaded, log *slog.Logger, authority *ca.CA, 
 		{Name: "health", Run: func(ctx context.Context) error { return keepHealth(ctx, healthServer, authority.NotReady) }},
 		daemon.Serve("grpc", server, limited, log),
 		daemon.Serve("admin", authority.NewAdminServer(grpc.Creds(daemon.LocalUsers())), admin, log),
-		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: []prometheus.Collector{authority.Metrics(), ledger, limited, watched.metrics}, Log: log}.Task(),
+		daemon.HTTP{Address: l.HTTP, NotReady: authority.NotReady, Collectors: collectors, Log: log}.Task(),
 	}
-	tasks = append(tasks, watched.tasks()...)
+	tasks = slices.Concat(tasks, peopleTasks, watched.tasks())
 	for issuer, source := range sources {
 		tasks = append(tasks, run.Task{Name: "key set of " + issuer, Run: source.Run})
 	}

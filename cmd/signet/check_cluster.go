@@ -24,12 +24,15 @@ const (
 	caName           = "signet-ca"    // of StatefulSet, Service, ConfigMap and ServiceAccount
 	agentName        = "signet-agent" // of DaemonSet, ConfigMap and ServiceAccount
 	bundleName       = "signet-bundle"
-	labelName        = "app.kubernetes.io/name"
-	labelPartOf      = "app.kubernetes.io/part-of"
-	labelCopy        = "signet.dev/bundle"                                  // of a namespace that wants a copy of the bundle
-	labelProfile     = "security.openshift.io/csi-ephemeral-volume-profile" // of a CSIDriver
-	labelEnforce     = "pod-security.kubernetes.io/enforce"                 // of a namespace
-	volumeYAML       = "csi: {driver: csi.signet.dev, readOnly: true}"
+
+	operatorsNamespace = "signet-operators" // of the ServiceAccounts of people
+	operatorsPort      = 8444               // in the CA's pod
+	labelName          = "app.kubernetes.io/name"
+	labelPartOf        = "app.kubernetes.io/part-of"
+	labelCopy          = "signet.dev/bundle"                                  // of a namespace that wants a copy of the bundle
+	labelProfile       = "security.openshift.io/csi-ephemeral-volume-profile" // of a CSIDriver
+	labelEnforce       = "pod-security.kubernetes.io/enforce"                 // of a namespace
+	volumeYAML         = "csi: {driver: csi.signet.dev, readOnly: true}"
 )
 
 // A kubeFlags says which cluster a command means, with kubectl's flags.

@@ -31,6 +31,10 @@ type caFile struct {
 			ClusterTrustBundle bool   `json:"clusterTrustBundle"`
 		} `json:"kube"`
 	} `json:"publish"`
+	Operators struct {
+		Listen    string `json:"listen"`
+		Namespace string `json:"namespace"`
+	} `json:"operators"`
 	Issuers []struct {
 		TokenReview struct {
 			Kubeconfig string `json:"kubeconfig"`

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,13 +160,14 @@ func (a *app) uninstall(ctx context.Context, o *output, f *uninstallFlags) error
 
 // An uninstaller is one run.
 type uninstaller struct {
-	a       *app
-	cluster *kube.Operator
-	f       *uninstallFlags
-	now     time.Time
-	driver  string
-	ours    bool // something says that this namespace has an installation
-	plan    *uninstallPlan
+	a         *app
+	cluster   *kube.Operator
+	f         *uninstallFlags
+	now       time.Time
+	driver    string
+	operators string // namespace of people's ServiceAccounts
+	ours      bool   // something says that this namespace has an installation
+	plan      *uninstallPlan
 }
 
 // chartKinds are what the chart makes, in the order in which it goes: the driver's object first, so that from then on no pod
@@ -173,24 +175,25 @@ type uninstaller struct {
 var chartKinds = []struct {
 	apiVersion, kind, resource string
 	cluster                    bool
+	operators                  bool // in the operators' namespace as well
 }{
-	{"storage.k8s.io/v1", "CSIDriver", "csidrivers", true},
-	{"apps/v1", "DaemonSet", "daemonsets", false},
-	{"apps/v1", "StatefulSet", "statefulsets", false},
-	{"policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", false},
-	{"v1", "Service", "services", false},
-	{"networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", false},
-	{"v1", "ResourceQuota", "resourcequotas", false},
-	{"v1", "ConfigMap", "configmaps", false},
-	{"rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", false},
-	{"rbac.authorization.k8s.io/v1", "Role", "roles", false},
-	{"rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", true},
-	{"rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", true},
+	{"storage.k8s.io/v1", "CSIDriver", "csidrivers", true, false},
+	{"apps/v1", "DaemonSet", "daemonsets", false, false},
+	{"apps/v1", "StatefulSet", "statefulsets", false, false},
+	{"policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", false, false},
+	{"v1", "Service", "services", false, false},
+	{"networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", false, false},
+	{"v1", "ResourceQuota", "resourcequotas", false, true},
+	{"v1", "ConfigMap", "configmaps", false, false},
+	{"rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", false, false},
+	{"rbac.authorization.k8s.io/v1", "Role", "roles", false, false},
+	{"rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", true, false},
+	{"rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", true, false},
 	// After the rights that they narrow down.
-	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", true},
-	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", true},
+	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", true, false},
+	{"admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", true, false},
 	// Last, for the same command again finds by it that what is left is of this namespace.
-	{"v1", "ServiceAccount", "serviceaccounts", false},
+	{"v1", "ServiceAccount", "serviceaccounts", false, true},
 }
 
 // look makes the plan.
@@ -210,9 +213,19 @@ func (u *uninstaller) look(ctx context.Context) error {
 	i.readConfiguration(ctx) // what it cannot read it leaves at its default; its rows are for check
 	u.driver = i.config.driver()
 	td := u.describe(ctx, i.config.td)
+	u.operators = cmp.Or(i.config.ca.Operators.Namespace, operatorsNamespace)
 	for _, k := range chartKinds {
-		if err := u.find(ctx, k.apiVersion, k.kind, k.resource, k.cluster); err != nil {
-			return u.failed("list "+k.resource, err)
+		namespaces := []string{u.f.namespace}
+		switch {
+		case k.cluster:
+			namespaces = []string{""}
+		case k.operators && u.operators != u.f.namespace:
+			namespaces = []string{u.operators, u.f.namespace}
+		}
+		for _, namespace := range namespaces {
+			if err := u.find(ctx, k.apiVersion, k.kind, k.resource, namespace); err != nil {
+				return u.failed("list "+k.resource, err)
+			}
 		}
 	}
 	if !u.ours { // a mistyped namespace must not take another's driver away
@@ -239,11 +252,8 @@ func (u *uninstaller) describe(ctx context.Context, td spiffeid.TrustDomain) spi
 }
 
 // find adds what of one kind is ours. Helm's objects say so.
-func (u *uninstaller) find(ctx context.Context, apiVersion, kind, resource string, clusterWide bool) error {
-	namespace := u.f.namespace
-	if clusterWide {
-		namespace = ""
-	}
+func (u *uninstaller) find(ctx context.Context, apiVersion, kind, resource, namespace string) error {
+	clusterWide := namespace == ""
 	query := map[string][]string{"labelSelector": {labelPartOf + "=signet," + labelName + " in (" + caName + "," + agentName + ")"}}
 	type object struct {
 		Metadata kMeta `json:"metadata"`
@@ -264,7 +274,7 @@ func (u *uninstaller) find(ctx context.Context, apiVersion, kind, resource strin
 		case kind == "ConfigMap" && (m.Name == bundleName || m.Labels[labelBundleCopy] != ""):
 			return nil // state
 		}
-		u.ours = u.ours || !clusterWide
+		u.ours = u.ours || namespace == u.f.namespace
 		if release := m.Annotations["meta.helm.sh/release-name"]; release != "" {
 			u.plan.HelmRelease = release
 		}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"encoding/base64"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/ca/catest"
+)
+
+// What is wrong with who operates the CA is said before anything is opened.
+func TestOperatorsConfig(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("example.org")
+	glass := base64.StdEncoding.EncodeToString(catest.BreakGlass(t, td, "safe-1").Certificate[0])
+	other := base64.StdEncoding.EncodeToString(catest.BreakGlass(t, spiffeid.RequireTrustDomainFromString("other.org"), "safe-1").Certificate[0])
+	for _, row := range []struct {
+		name string
+		o    operatorsConfig
+		says string // empty: good
+	}{
+		{"nobody", operatorsConfig{}, ""},
+		{"all", operatorsConfig{Listen: "127.0.0.1:8444", Namespace: "people", Issuers: []string{"https://a"}, BreakGlass: []string{glass}}, ""},
+		{"no port", operatorsConfig{BreakGlass: []string{glass}}, "operators.listen is not set"},
+		{"bad port", operatorsConfig{Listen: "8444"}, "is not host:port"},
+		{"bad namespace", operatorsConfig{Listen: ":8444", Namespace: "No"}, "is not the name of a namespace"},
+		{"the agents' namespace", operatorsConfig{Listen: ":8444", Namespace: "signet-system"}, "without pods"},
+		{"unknown issuer", operatorsConfig{Listen: ":8444", Issuers: []string{"https://b"}}, "issuers[0]"},
+		{"no base64", operatorsConfig{Listen: ":8444", BreakGlass: []string{"-----BEGIN"}}, "not base64"},
+		{"no certificate", operatorsConfig{Listen: ":8444", BreakGlass: []string{"AAAA"}}, "not a certificate"},
+		{"twice", operatorsConfig{Listen: ":8444", BreakGlass: []string{glass, glass}}, "there already"},
+		{"another trust domain's", operatorsConfig{Listen: ":8444", BreakGlass: []string{other}}, "/signet/admin/NAME"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := config{TrustDomain: "example.org", Operators: row.o, Issuers: []issuerConfig{{Issuer: "https://a"}}, Agents: agentsConfig{Namespace: "signet-system"}}
+			var wrong []string
+			c.checkOperators(func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) })
+			got := strings.Join(wrong, "; ")
+			if (row.says == "") != (got == "") || !strings.Contains(got, row.says) {
+				t.Errorf("%q", got)
+			}
+			if row.name == "all" {
+				l := &loaded{config: c, td: td}
+				if r := l.operators(nil, slog.New(slog.DiscardHandler)); len(r.BreakGlass) != 1 || r.BreakGlass[0].Name != "safe-1" || r.Namespace != "people" {
+					t.Errorf("%+v", r)
+				}
+			}
+		})
+	}
+}
