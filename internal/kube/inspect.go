@@ -13,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -35,6 +36,11 @@ type OperatorConfig struct {
 type Operator struct {
 	client   *Client
 	verified bool
+	config   *rest.Config // for upgrading
+
+	upgradeOnce sync.Once
+	upgrades    *http.Client // guarded by upgradeOnce, as is upgradeErr
+	upgradeErr  error
 }
 
 // OpenOperator reads the kubeconfig and does not speak to the API server. Its error names the file and never quotes it.
@@ -51,6 +57,7 @@ func OpenOperator(cfg OperatorConfig) (*Operator, error) {
 	base.ContentType, base.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
 	base.DisableCompression = true
 	base.WarningHandlerWithContext = rest.NoWarnings{}
+	plain := rest.CopyConfig(base)
 	wrap := base.WrapTransport // that of an auth provider
 	base.WrapTransport = func(next http.RoundTripper) http.RoundTripper {
 		if wrap != nil {
@@ -73,6 +80,7 @@ func OpenOperator(cfg OperatorConfig) (*Operator, error) {
 			pace: flowcontrol.NewFakeAlwaysRateLimiter(), // its requests come one after another
 		},
 		verified: server.Scheme == "https" && !base.Insecure,
+		config:   plain,
 	}, nil
 }
 
@@ -96,7 +104,13 @@ func (o *Operator) Server() string { return o.client.base }
 func (o *Operator) Verified() bool { return o.verified }
 
 // Close ends idle connections.
-func (o *Operator) Close() { o.client.Close() }
+func (o *Operator) Close() {
+	o.client.Close()
+	o.upgradeOnce.Do(func() { o.upgradeErr = errors.New("the client is closed") })
+	if o.upgrades != nil {
+		o.upgrades.CloseIdleConnections()
+	}
+}
 
 // Read fills into from the JSON document at path, which is at most 8 MiB, and returns the time that the API server says it
 // is; zero where it says none. ErrNotFound and ErrForbidden are told apart.
