@@ -1,9 +1,18 @@
 package ca
 
-import "crypto/tls"
+import (
+	"context"
+	"crypto/tls"
+)
 
 // SetBundle replaces the trust bundle, as a rotation step does.
 func (ca *CA) SetBundle(b *Bundle) { ca.bundle.Set(b) }
 
 // Self returns the replica's own identity with its key, which never leaves the process but in a test.
 func (ca *CA) Self() *tls.Certificate { return ca.signing.Load().self }
+
+// Reload reads the record anew, as where another replica changed it.
+func (ca *CA) Reload(ctx context.Context) error { return ca.reload(ctx) }
+
+// DropSessions forgets the sessions of a node, as their ends do.
+func (ca *CA) DropSessions(nodeUID string) { ca.sessions.drop(nodeUID) }

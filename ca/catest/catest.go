@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -385,6 +386,20 @@ func (d *Directory) Pod(_ context.Context, id ca.PodID) (ca.Pod, error) {
 		return ca.Pod{}, api.E(api.PodUnknown, "the pod is not known")
 	}
 	return p, nil
+}
+
+// FindNodes implements ca.NodeFinder: there are the nodes on which pods live.
+func (d *Directory) FindNodes(nameOrUID string) []ca.NodeID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var found []ca.NodeID
+	for _, p := range d.pods {
+		n := ca.NodeID{Issuer: p.Issuer, UID: p.NodeUID, Name: p.NodeName}
+		if (n.Name == nameOrUID || n.UID == nameOrUID) && !slices.Contains(found, n) {
+			found = append(found, n)
+		}
+	}
+	return found
 }
 
 // Add makes a pod live.
