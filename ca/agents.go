@@ -21,23 +21,50 @@ const agentVolume = "agent"
 // attestAgent turns an agent's own token into the identity of the agent of its node. The pod must be one of ours by
 // namespace and ServiceAccount, and must live. What the record is to say of a refusal is in entry then; nothing where nobody
 // is known.
-func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER []byte, now time.Time, entry *audit.Entry) (*issuance.Issued, error) {
-	claims, err := ca.attestNode(ctx, e, now)
+//
+// While the API server is away the agent shows a ticket, and proves by the certificate of its connection that it holds the
+// SVID that goes with it.
+func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER, ticket []byte, now time.Time, entry *audit.Entry) (*granted, error) {
+	k, err := ca.recall(e, api.AgentAudience(ca.cfg.TrustDomain), ticket, now)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := ca.attestNode(ctx, k, e, now)
 	if claims.Issuer != "" {
 		*entry = entryOf(audit.KindAttestAgent, claims, now)
+		k.note(entry, claims, now)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return ca.certifyAgent(ctx, claims, csrDER, now, entry)
+	issued, err := ca.certifyAgent(ctx, claims, csrDER, k, now, entry)
+	if err != nil {
+		return nil, err
+	}
+	ca.metrics.countKnown("agent", k)
+	return &granted{issued, ca.ticket(ticketAgent, claims, agentVolume, issued.Leaf)}, nil
 }
 
-func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
+// checkAgentTicket is steps (3), (6) and (7) of a known renewal for the agent who has made a connection: its certificate
+// verified against the bundle in the handshake, which proves that he holds its key, and has not expired since.
+func (ca *CA) checkAgentTicket(k *known, c attestor.Claims, who caller) error {
+	if who.leaf == nil || who.node != c.NodeUID {
+		return api.E(api.HeldSVIDInvalid, "the caller did not show the SVID of that node's agent on his connection")
+	}
+	return ca.checkTicket(k, ticketAgent, c, agentVolume, who.leaf)
+}
+
+func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte, k *known, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
 	id, malformed := api.AgentID(ca.cfg.TrustDomain, c.NodeUID)
 	if malformed == nil {
 		e.SPIFFEID = id.String() // of a refusal as well
 	}
-	if err := ca.checkPod(ctx, c, now); err != nil {
+	if k != nil {
+		if err := ca.checkAgentTicket(k, c, admitted(ctx)); err != nil {
+			return nil, err
+		}
+	}
+	if err := ca.checkPod(ctx, c, k, now); err != nil {
 		return nil, err
 	}
 	if err := ca.memory.bindToken(c.Issuer, c.TokenID, c.NodeUID, agentVolume, c.ExpireAt); err != nil {
@@ -74,7 +101,7 @@ func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte
 
 // attestNode checks an agent's own token: audience of agents, our agents' ServiceAccount, a node that it is bound to. Where
 // it is a good token of somebody who is no agent, the claims come with the error.
-func (ca *CA) attestNode(ctx context.Context, e attestor.Evidence, now time.Time) (attestor.Claims, error) {
+func (ca *CA) attestNode(ctx context.Context, k *known, e attestor.Evidence, now time.Time) (attestor.Claims, error) {
 	// Any pod can have a token for this audience, so who is no agent is told so before an API server is asked about it.
 	var refused attestor.Claims
 	ctx = attestor.WithRefusal(ctx, func(c attestor.Claims) error {
@@ -84,7 +111,7 @@ func (ca *CA) attestNode(ctx context.Context, e attestor.Evidence, now time.Time
 		}
 		return err
 	})
-	c, err := ca.attest(ctx, e, api.AgentAudience(ca.cfg.TrustDomain), now)
+	c, err := ca.attestKnown(ctx, k, e, api.AgentAudience(ca.cfg.TrustDomain), now)
 	if err != nil {
 		return refused, err
 	}

@@ -230,7 +230,7 @@ func auditProto(r *audit.Record) *apiv1.AuditEntry {
 		Cluster: r.Cluster, Namespace: r.Namespace, ServiceAccount: r.ServiceAccount, ServiceAccountUid: r.ServiceAccountUID,
 		Pod: r.Pod, PodUid: r.PodUID, Node: r.Node, NodeUid: r.NodeUID, TokenId: r.TokenID, DnsNames: r.DNSNames,
 		Serial: r.Serial, NotAfter: timeProto(r.NotAfter), Issuer: r.Issuer, Reason: r.Reason, Detail: r.Detail, Method: r.Method,
-		Caller: r.Caller, CallerNode: r.CallerNode, Count: r.Count, Last: timeProto(r.Last),
+		Caller: r.Caller, CallerNode: r.CallerNode, Count: r.Count, Last: timeProto(r.Last), Grace: r.Grace,
 	}
 }
 

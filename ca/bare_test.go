@@ -206,13 +206,16 @@ func (*memoryStore) Swap(context.Context, ca.Revision, journal.Journal) (ca.Revi
 	return 0, api.E(api.Internal, "nothing changes the record here")
 }
 
-// Replica implements ca.Store.
-func (s *memoryStore) Replica(_ context.Context, name string) (ca.Replica, error) {
+// Replicas implements ca.Store.
+func (s *memoryStore) Replicas(context.Context) ([]ca.Replica, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.replica.Name == "" {
+		return nil, nil
+	}
 	r := s.replica
-	r.Name, r.Minted = name, slices.Clone(r.Minted)
-	return r, nil
+	r.Minted = slices.Clone(r.Minted)
+	return []ca.Replica{r}, nil
 }
 
 // SaveReplica implements ca.Store.

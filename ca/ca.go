@@ -51,6 +51,8 @@ type Config struct {
 	AgentTTL   time.Duration    // of an agent's own SVID. Zero: 1 h
 	Keys       issuance.KeyKind // of intermediates and of the CA's own identity. Zero: ECDSA P-256
 	MintBudget int              // intermediates an hour. Zero: 20
+	Sealer     *Sealer          // of the keys of renewal tickets in the record. Nil: no tickets, so nothing is renewed while an API server is away
+	Grace      time.Duration    // for which known workloads are renewed while the API server is away; at most MaxGrace. Zero: not at all
 	SessionAge time.Duration    // of an agent's session, drawn from 3/4 of it up. Zero: 1 h
 	Concurrent int              // SVIDs of workloads in work at once. Zero: 4 for each CPU
 	Queue      int              // SVIDs that may wait for their turn. Zero: 4096
@@ -90,7 +92,10 @@ type CA struct {
 	askWork  *gate // who has left work for as long as he waits for an API server
 	askDoor  *gate // who has left door
 	people   *operators
-	stopping chan struct{} // closed when Run ends: sessions end with it
+	tickets  atomic.Pointer[ticketKeys] // nil where there are none
+	sights   *sights                    // nil while nothing is renewed while an API server is away
+	replica  sync.Mutex                 // held while this replica's own record is changed
+	stopping chan struct{}              // closed when Run ends: sessions end with it
 	issued   atomic.Uint64
 	refused  atomic.Uint64
 	quiet    quiet
@@ -112,6 +117,9 @@ func New(cfg Config) (*CA, error) {
 		return nil, api.E(api.ConfigInvalid, "mint budget, session age, concurrency, queue and how many may ask cannot be negative")
 	case cfg.AgentTTL != 0 && (cfg.AgentTTL < issuance.MinTTL || cfg.AgentTTL > issuance.MaxTTL):
 		return nil, api.E(api.ConfigInvalid, "the lifetime of agents' SVIDs is not between %s and %s", issuance.MinTTL, issuance.MaxTTL)
+	}
+	if cfg.Grace < 0 || cfg.Grace > MaxGrace {
+		return nil, api.E(api.ConfigInvalid, "a grace of %s is not between 0s and %s", cfg.Grace, MaxGrace)
 	}
 	if _, err := api.ReplicaID(cfg.TrustDomain, cfg.Replica); err != nil {
 		return nil, api.E(api.ConfigInvalid, "replica %.80q does not make a SPIFFE ID: %v", cfg.Replica, err)
@@ -141,6 +149,7 @@ func New(cfg Config) (*CA, error) {
 		askDoor:  newGate(cfg.Asking, doorQueue),
 		people:   newOperators(),
 		broken:   make(chan error, 1),
+		sights:   newSights(cfg, time.Now()),
 		stopping: make(chan struct{}),
 	}, nil
 }
@@ -155,8 +164,16 @@ func (ca *CA) Run(ctx context.Context) error {
 	j := ca.record.Load()
 	ca.log.InfoContext(ctx, "record loaded", "trust_domain", j.TrustDomain, "generation", j.Generation().String(), "root", j.ActiveAuthority().ID,
 		"banned_nodes", len(j.Bans))
+	if err := ca.startTicketKeys(ctx); err != nil {
+		return err
+	}
+	if err := ca.startSight(ctx); err != nil {
+		return err
+	}
 	return run.All(ctx,
 		run.Task{Name: "intermediate", Run: ca.keepIntermediate},
+		run.Task{Name: "ticket keys", Run: ca.keepTicketKeys},
+		run.Task{Name: "sight of clusters", Run: ca.keepSight},
 		run.Task{Name: "publisher", Run: ca.keepPublished},
 		run.Task{Name: "key sets", Run: ca.keepKeySets},
 		run.Task{Name: "memory", Run: ca.keepMemory},
@@ -231,7 +248,7 @@ func (ca *CA) keepPublished(ctx context.Context) error {
 	}
 }
 
-// keepKeySets gathers the issuers' key sets into the one message that sessions push.
+// keepKeySets gathers the issuers' key sets, and which of their clusters are away, into the one message that sessions push.
 func (ca *CA) keepKeySets(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	var tasks []run.Task
@@ -253,15 +270,18 @@ func (ca *CA) keepKeySets(ctx context.Context) error {
 	}
 	tasks = append(tasks, run.Task{Name: "gather", Run: func(ctx context.Context) error {
 		for {
+			away, awayChanged := ca.awaySince()
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-changed:
+			case <-awayChanged:
+				away, _ = ca.awaySince()
 			}
 			sets := &apiv1.KeySets{}
 			for _, issuer := range slices.Sorted(maps.Keys(ca.cfg.KeySets)) {
 				if jwks, _ := ca.cfg.KeySets[issuer].Snapshot(); jwks != nil {
-					sets.Sets = append(sets.Sets, &apiv1.KeySet{Issuer: issuer, Jwks: jwks})
+					sets.Sets = append(sets.Sets, &apiv1.KeySet{Issuer: issuer, Jwks: jwks, AwaySince: timeProto(away[issuer])})
 				}
 			}
 			if len(sets.Sets) > 0 {
@@ -303,9 +323,9 @@ func (ca *CA) keepMemory(ctx context.Context) error {
 	}
 }
 
-// Init makes the first root of a trust domain and its record. It refuses where there is a record (StateExists) or where
+// Init makes the first root of a trust domain and its record, with a key of renewal tickets where there is a seal. It refuses where there is a record (StateExists) or where
 // a bundle of the trust domain is published already (BundlePublished): a lost volume is not a new root.
-func Init(ctx context.Context, td spiffeid.TrustDomain, s Store, f Founder, p Publisher) (*Bundle, error) {
+func Init(ctx context.Context, td spiffeid.TrustDomain, s Store, f Founder, p Publisher, seal *Sealer) (*Bundle, error) {
 	_, _, err := s.Load(ctx)
 	switch {
 	case err == nil:
@@ -329,6 +349,11 @@ func Init(ctx context.Context, td spiffeid.TrustDomain, s Store, f Founder, p Pu
 	j, err := journal.New(td, root)
 	if err != nil {
 		return nil, err
+	}
+	if seal != nil {
+		if j, err = withTicketKey(j, seal, time.Now()); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := s.Swap(ctx, 0, j); err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -28,8 +29,8 @@ type Store interface {
 	// Swap replaces the journal if its revision is still old, and returns the new revision; StateConflict when it is not,
 	// and nothing was changed. With the zero Revision it creates the journal where there is none.
 	Swap(ctx context.Context, old Revision, j journal.Journal) (Revision, error)
-	// Replica returns what the named replica saved last; the zero Replica when it saved nothing.
-	Replica(ctx context.Context, name string) (Replica, error)
+	// Replicas returns what each replica saved last, sorted by name; StateCorrupt when one of them does not parse.
+	Replicas(ctx context.Context) ([]Replica, error)
 	// SaveReplica replaces the record of one replica; only that replica writes it.
 	SaveReplica(ctx context.Context, r Replica) error
 }
@@ -40,6 +41,28 @@ type Replica struct {
 	// Minted lists the intermediates that may exist: each is written before it is asked for, so its lifetime is known
 	// even when the answer was lost. Expired ones are dropped at the next mint.
 	Minted []Minted `json:"minted,omitempty"`
+	// Clusters is how it sees each cluster, by issuer: its heartbeat, and what its grace is counted from over restarts.
+	Clusters map[string]Sight `json:"clusters,omitempty"`
+}
+
+// Sight is how a replica sees one cluster.
+type Sight struct {
+	// Seen is up to when it has seen everything: less than a minute old while it sees the cluster.
+	Seen time.Time `json:"seen"`
+	// Since is what Seen was when it lost sight; zero once it has seen the cluster again for some minutes.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// ReplicaOf returns what the named replica saved last; one with nothing but its name when it saved nothing.
+func ReplicaOf(ctx context.Context, s Store, name string) (Replica, error) {
+	all, err := s.Replicas(ctx)
+	if err != nil {
+		return Replica{}, err
+	}
+	if i := slices.IndexFunc(all, func(r Replica) bool { return r.Name == name }); i >= 0 {
+		return all[i], nil
+	}
+	return Replica{Name: name}, nil
 }
 
 // Minted is an intermediate that may exist.
@@ -102,6 +125,18 @@ type Directory interface {
 	// made under, DirectoryUnavailable where that cannot be told now. It is called for each issuance, so it answers from
 	// memory; only for a pod that it has not heard of it may ask the cluster, once and bounded.
 	Pod(ctx context.Context, id PodID) (Pod, error)
+}
+
+// Rememberer is a Directory that can tell since when it has not seen a cluster, and what it knew then. What is renewed while
+// an API server is away rests on it; where a Directory is none, nothing is.
+type Rememberer interface {
+	Directory
+	// Seen returns up to when everything in the cluster of that issuer is known, the zero time where nothing ever was; and
+	// whether that is now, so that Pod can tell.
+	Seen(issuer string) (upTo time.Time, now bool)
+	// Recall returns a pod as it was when its cluster was last seen, from memory alone: PodDeleted where it was known to be
+	// gone, PodMismatch where its ServiceAccount or its node was, DirectoryUnavailable where the pod was not known.
+	Recall(id PodID) (Pod, error)
 }
 
 // PodID says which pod is meant. Issuer and UID are what counts. Namespace and Name are the token's claims, by which a

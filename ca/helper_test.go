@@ -53,6 +53,9 @@ type node struct {
 	s    *catest.Server
 	pod  attestortest.Pod
 	svid *x509svid.SVID
+
+	first  *apiv1.Evidence // on which it was attested
+	ticket []byte          // that came with svid
 }
 
 // newNode attests the agent of a node.
@@ -63,7 +66,7 @@ func newNode(t *testing.T, s *catest.Server, name string) *node {
 	if err != nil {
 		t.Fatalf("the agent of %s was not attested: %v", name, err)
 	}
-	n.svid = svidOf(t, resp.GetChain(), key)
+	n.svid, n.ticket = svidOf(t, resp.GetChain(), key), resp.GetTicket()
 	return n
 }
 
@@ -72,6 +75,9 @@ func (n *node) attest(change func(*apiv1.AttestAgentRequest)) (*apiv1.AttestAgen
 	n.t.Helper()
 	key := newKey(n.t)
 	r := &apiv1.AttestAgentRequest{Evidence: n.token(n.pod, api.AgentAudience(n.s.TD)), Csr: newCSR(n.t, key), Protocol: api.Protocol}
+	if n.first == nil {
+		n.first = r.Evidence
+	}
 	if change != nil {
 		change(r)
 	}

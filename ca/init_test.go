@@ -81,7 +81,7 @@ func TestInit(t *testing.T) {
 			made := newBare(t, nil).store.journal
 			s, f, p := &firstStore{}, &founder{root: made.Authorities[0]}, &published{}
 			tt.change(s, f, p)
-			b, err := ca.Init(t.Context(), exampleOrg, s, f, p)
+			b, err := ca.Init(t.Context(), exampleOrg, s, f, p, nil)
 			if tt.want != "" {
 				wantReason(t, err, tt.want)
 			} else {

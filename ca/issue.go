@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"time"
@@ -16,8 +17,15 @@ import (
 // its token was delivered.
 type Request struct {
 	Evidence attestor.Evidence
-	CSR      []byte // PKCS#10 DER
-	Volume   string // opaque, at most 256 bytes
+	CSR      []byte   // PKCS#10 DER
+	Volume   string   // opaque, at most 256 bytes
+	Renewal  *Renewal // nil: nothing was shown that the caller holds
+}
+
+// granted is an SVID and its ticket.
+type granted struct {
+	*issuance.Issued
+	ticket []byte // nil where there are none
 }
 
 // maxVolume bounds Request.Volume.
@@ -31,36 +39,79 @@ type asker struct {
 
 // issue is the main path, numbered as in ARCHITECTURE.md. Whatever it refuses has its reason; what it issues is on record
 // before it is signed, and was verified before it is returned. What the record is to say of a refusal is in e then.
-func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
+func (ca *CA) issue(ctx context.Context, who asker, r Request, now time.Time, e *audit.Entry) (*granted, error) {
 	if len(r.Volume) > maxVolume {
 		return nil, api.E(api.TokenMalformed, "the volume's name is longer than %d bytes", maxVolume)
 	}
 	// (4) Attest: token before CSR, so that nothing is spent on a key whose owner is unknown.
-	claims, err := ca.attest(ctx, r.Evidence, api.WorkloadAudience(ca.cfg.TrustDomain), now)
+	// Where its cluster is away, what it holds already may count for what nobody can say now: see known.go.
+	audience := api.WorkloadAudience(ca.cfg.TrustDomain)
+	k, err := ca.recall(r.Evidence, audience, r.ticket(), now)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := ca.attestKnown(ctx, k, r.Evidence, audience, now)
 	if err != nil {
 		return nil, err
 	}
 	*e = entryOf(audit.KindIssue, claims, now)
-	issued, err := ca.decideAndSign(ctx, who, claims, r, now, e)
+	k.note(e, claims, now)
+	issued, err := ca.decideAndSign(ctx, who, claims, r, k, now, e)
 	if err != nil {
 		return nil, err
 	}
 	ca.issued.Add(1)
-	return issued, nil
+	ca.metrics.countKnown("workload", k)
+	return &granted{issued, ca.ticket(ticketWorkload, claims, r.Volume, issued.Leaf)}, nil
 }
 
-func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Claims, r Request, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
+// ticket returns the ticket that came with a request; nil where none did.
+func (r Request) ticket() []byte {
+	if r.Renewal == nil {
+		return nil
+	}
+	return r.Renewal.Ticket
+}
+
+// ticket makes the ticket of an SVID that was issued to c.
+func (ca *CA) ticket(kind ticketKind, c attestor.Claims, volume string, leaf *x509.Certificate) []byte {
+	keys := ca.tickets.Load()
+	if keys == nil {
+		return nil
+	}
+	return keys.seal(ticketOf(kind, c, volume, leaf))
+}
+
+func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Claims, r Request, k *known, now time.Time, e *audit.Entry) (*issuance.Issued, error) {
 	// (4) Decide: the claimed node must be the caller's, the pod must live, the policy must allow it. The policy needs
 	// nobody's answer, so it comes first for the record: a refusal is found by the identity that was asked for, too.
 	d, denied := ca.cfg.Policy.Decide(claims)
 	if denied == nil {
 		e.SPIFFEID, e.DNSNames = d.ID.String(), d.DNSNames
 	}
-	if err := ca.authorize(ctx, who, claims, r.Volume, now); err != nil {
+	var held []*x509.Certificate
+	if k != nil {
+		var err error
+		if held, err = parseHeld(r.Renewal.Chain); err != nil {
+			return nil, err
+		}
+		if err := ca.checkTicket(k, ticketWorkload, claims, r.Volume, held[0]); err != nil {
+			return nil, err
+		}
+	}
+	if err := ca.authorize(ctx, who, claims, r.Volume, k, now); err != nil {
 		return nil, err
 	}
 	if denied != nil {
 		return nil, denied
+	}
+	if k != nil {
+		if err := ca.checkHeld(held, d.ID, now); err != nil {
+			return nil, err
+		}
+		if err := checkPossession(held[0], k.ticket, r.CSR, r.Renewal.Possession); err != nil {
+			return nil, err
+		}
 	}
 	csr, err := issuance.ParseCSR(r.CSR, ca.cfg.Policy.Keys())
 	if err != nil {
@@ -136,7 +187,7 @@ func (ca *CA) attest(ctx context.Context, e attestor.Evidence, audience string, 
 
 // authorize decides whether this agent may have an SVID for the attested workload: same cluster, same node, one place for
 // each token, and a pod that lives.
-func (ca *CA) authorize(ctx context.Context, who asker, c attestor.Claims, volume string, now time.Time) error {
+func (ca *CA) authorize(ctx context.Context, who asker, c attestor.Claims, volume string, k *known, now time.Time) error {
 	if err := ca.refuseBanned(c.Issuer, c.NodeUID); err != nil {
 		return err
 	}
@@ -149,22 +200,35 @@ func (ca *CA) authorize(ctx context.Context, who asker, c attestor.Claims, volum
 	if c.NodeUID != who.nodeUID || c.NodeName != who.nodeName { // the name goes on record, so it must be true too
 		return api.E(api.NodeMismatch, "the workload's pod runs on another node than the agent that asks")
 	}
-	if err := ca.checkPod(ctx, c, now); err != nil {
+	if err := ca.checkPod(ctx, c, k, now); err != nil {
 		return err
 	}
 	return ca.memory.bindToken(c.Issuer, c.TokenID, who.nodeUID, volume, c.ExpireAt)
 }
 
+func podID(c attestor.Claims) PodID {
+	return PodID{Issuer: c.Issuer, UID: c.PodUID, Namespace: c.Namespace, Name: c.PodName}
+}
+
 // checkPod asks the directory whether the pod of the token lives and is the one it claims to be. Until its deletion time
-// only renewals pass; after it nothing does, whether or not the object still exists.
-func (ca *CA) checkPod(ctx context.Context, c attestor.Claims, now time.Time) error {
+// only renewals pass; after it nothing does, whether or not the object still exists. For a known renewal it is asked what it
+// knew when it last saw the cluster.
+func (ca *CA) checkPod(ctx context.Context, c attestor.Claims, k *known, now time.Time) error {
+	if k != nil {
+		return ca.checkRemembered(c, now)
+	}
 	if ca.cfg.Directory == nil {
 		return nil
 	}
-	p, err := ca.cfg.Directory.Pod(ctx, PodID{Issuer: c.Issuer, UID: c.PodUID, Namespace: c.Namespace, Name: c.PodName})
+	p, err := ca.cfg.Directory.Pod(ctx, podID(c))
 	if err != nil {
 		return err
 	}
+	return judgePod(p, c, now, ca.memory.holds(c.Issuer, c.PodUID, now))
+}
+
+// judgePod compares the token's pod with the one that the cluster knows. Holds says that it holds an SVID.
+func judgePod(p Pod, c attestor.Claims, now time.Time, holds bool) error {
 	if p.UID != c.PodUID || p.Namespace != c.Namespace || p.Name != c.PodName || p.ServiceAccount != c.ServiceAccount ||
 		p.ServiceAccountUID != "" && p.ServiceAccountUID != c.ServiceAccountUID ||
 		p.NodeUID != "" && p.NodeUID != c.NodeUID {
@@ -179,7 +243,7 @@ func (ca *CA) checkPod(ctx context.Context, c attestor.Claims, now time.Time) er
 	if !now.Before(p.DeleteAt) {
 		return api.E(api.PodDeleted, "the pod is deleted")
 	}
-	if !ca.memory.holds(c.Issuer, c.PodUID, now) {
+	if !holds {
 		return api.E(api.PodDeleted, "the pod is being deleted, so only an identity that it holds is renewed")
 	}
 	return nil

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"crypto/x509"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -23,6 +24,8 @@ type Metrics struct {
 	publishFailures prometheus.Counter
 	banned          prometheus.Gauge
 	breakGlass      prometheus.Counter
+	known           *prometheus.CounterVec
+	away            *prometheus.GaugeVec
 }
 
 // NewMetrics returns the CA's metrics, to be registered by the caller.
@@ -50,7 +53,14 @@ func NewMetrics() *Metrics {
 	}
 	m.banned = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "signet_ca_nodes_banned", Help: "Nodes that operators have banned and not allowed again."})
-	m.Collector = metrics.Group{m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass}
+	m.known = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "signet_ca_grace_renewals_total", Help: "SVIDs renewed by their tickets while the API server of their cluster was away, by what they are for (workload, agent)."}, []string{"kind"})
+	m.away = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "signet_ca_cluster_away_seconds", Help: "For how long the API server of a cluster has been away for this replica; 0 while it is there."}, []string{"cluster"})
+	for _, kind := range []string{"workload", "agent"} {
+		m.known.WithLabelValues(kind) // so that the first is seen as a rise from 0
+	}
+	m.Collector = metrics.Group{m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass}
 	return m
 }
 
@@ -61,6 +71,22 @@ func (m *Metrics) count(kind string, err error) {
 	} else if kind == "workload" { // a refused agent is counted at the boundary
 		m.refusals.WithLabelValues(string(api.ReasonOf(err))).Inc()
 	}
+}
+
+// countKnown notes an SVID that was renewed by its ticket; nothing for nil.
+func (m *Metrics) countKnown(kind string, k *known) {
+	if k != nil {
+		m.known.WithLabelValues(kind).Inc()
+	}
+}
+
+// setAway shows for how long a cluster is away.
+func (m *Metrics) setAway(issuer string, away bool, since, now time.Time) {
+	v := 0.0
+	if away && !since.IsZero() {
+		v = max(0, elapsed(now, since).Seconds())
+	}
+	m.away.WithLabelValues(issuer).Set(v)
 }
 
 func (m *Metrics) setBundle(b *Bundle) {

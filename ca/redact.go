@@ -25,5 +25,8 @@ func (s *Sealer) LogValue() slog.Value { return slog.StringValue("sealer") }
 // MarshalText implements encoding.TextMarshaler.
 func (s *Sealer) MarshalText() ([]byte, error) { return []byte("sealer"), nil }
 
+// Format implements fmt.Formatter: whoever has a key of tickets can make them.
+func (k ticketKey) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "ticket key %x", k.id) }
+
 // Format implements fmt.Formatter: it holds the keys of the intermediate and of the replica.
 func (s *signing) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "intermediate of root %s", s.root) }

@@ -15,7 +15,6 @@ import (
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
-	"github.com/signet-ca/signet/ca/issuance"
 	"github.com/signet-ca/signet/internal/audit"
 )
 
@@ -69,6 +68,9 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 	if r.GetProtocol() != api.Protocol {
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
 	}
+	if n := len(r.GetRenewal().GetTicket()); n > api.MaxTicketBytes {
+		return nil, api.E(api.TicketInvalid, "the ticket has %d bytes, at most %d are read", n, api.MaxTicketBytes)
+	}
 	var entry audit.Entry
 	issued, err := a.attestInTurn(ctx, r, &entry)
 	a.ca.metrics.count("agent", err)
@@ -83,12 +85,13 @@ func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest
 		Chain:   issued.Chain,
 		RenewAt: timestamppb.New(issued.RenewAt),
 		Bundle:  bundleProto(a.ca.bundle.Load()),
+		Ticket:  issued.ticket,
 	}, nil
 }
 
 // attestInTurn waits for a turn and attests. What the record is to say of a refusal is in e then; nothing where nobody is
 // known.
-func (a *authority) attestInTurn(ctx context.Context, r *apiv1.AttestAgentRequest, e *audit.Entry) (*issuance.Issued, error) {
+func (a *authority) attestInTurn(ctx context.Context, r *apiv1.AttestAgentRequest, e *audit.Entry) (*granted, error) {
 	turn, err := a.ca.door.take(ctx, whence(ctx), a.ca.askDoor)
 	if err != nil {
 		return nil, err
@@ -96,7 +99,7 @@ func (a *authority) attestInTurn(ctx context.Context, r *apiv1.AttestAgentReques
 	defer turn.end()
 	ctx = attestor.WithAside(ctx, turn.aside)
 	evidence := attestor.Evidence{Kind: r.GetEvidence().GetKind(), Data: r.GetEvidence().GetData()}
-	return a.ca.attestAgent(ctx, evidence, r.GetCsr(), time.Now(), e)
+	return a.ca.attestAgent(ctx, evidence, r.GetCsr(), r.GetRenewal().GetTicket(), time.Now(), e)
 }
 
 // Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing.
@@ -141,7 +144,8 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 	ctx = attestor.WithAside(ctx, turn.aside)
 	start := time.Now()
 	e := attestor.Evidence{Kind: item.GetEvidence().GetKind(), Data: item.GetEvidence().GetData()}
-	issued, ierr := a.ca.issue(ctx, who, Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume()}, start, &entry)
+	request := Request{Evidence: e, CSR: item.GetCsr(), Volume: item.GetVolume(), Renewal: renewalOf(item.GetRenewal())}
+	issued, ierr := a.ca.issue(ctx, who, request, start, &entry)
 	if err = ierr; err != nil {
 		return nil
 	}
@@ -150,5 +154,14 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 		SpiffeId: issued.ID.String(),
 		Chain:    issued.Chain,
 		RenewAt:  timestamppb.New(issued.RenewAt),
+		Ticket:   issued.ticket,
 	}}}
+}
+
+// renewalOf is what a workload's agent shows beside the token.
+func renewalOf(r *apiv1.Renewal) *Renewal {
+	if r == nil {
+		return nil
+	}
+	return &Renewal{Ticket: r.GetTicket(), Chain: r.GetChain(), Possession: r.GetPossession()}
 }

@@ -130,7 +130,7 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	ca, ctx := a.ca, stream.Context()
 	who := admitted(ctx)
 	in := receive(stream)
-	x, err := ca.hello(ctx, in, who.node)
+	x, err := ca.hello(ctx, in, who)
 	if err != nil {
 		return err
 	}
@@ -159,8 +159,15 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 	defer end.Stop()
 	b, bundleChanged := ca.bundle.Get()
 	sets, setsChanged := ca.keySets.Get()
+	gone, goneChanged := ca.elsewhere(x.issuer)
+	var leave <-chan time.Time
 	sendBundle, sendSets := true, true
 	for {
+		if gone && leave == nil {
+			leave = time.After(leaveAfter())
+		} else if !gone {
+			leave = nil
+		}
 		if sendBundle {
 			if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Bundle{Bundle: bundleProto(b)}}); err != nil {
 				return err
@@ -181,6 +188,10 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 			return api.E(api.SessionEnded, "the CA is stopping")
 		case <-x.ousted:
 			return api.E(api.SessionEnded, "the agent has opened %d newer sessions", maxSessions)
+		case <-leave:
+			return api.E(api.SessionEnded, "this replica cannot see the agent's cluster, and another one does")
+		case <-goneChanged:
+			gone, goneChanged = ca.elsewhere(x.issuer)
 		case <-bundleChanged:
 			b, bundleChanged = ca.bundle.Get()
 			sendBundle = true
@@ -238,7 +249,10 @@ func unreadable(err error) error {
 
 // hello waits for the first message and ties the session to a node of one cluster: the agent's own token must name the
 // node that its SVID names.
-func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*session, error) {
+//
+// While the API server is away its Hello shows the ticket of the SVID with which the session is opened.
+func (ca *CA) hello(ctx context.Context, in <-chan received, who caller) (*session, error) {
+	nodeUID := who.node
 	var m received
 	select {
 	case m = <-in:
@@ -260,11 +274,8 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*s
 		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", h.GetProtocol(), api.Protocol)
 	}
 	now := time.Now()
-	c, err := ca.attestNode(ctx, attestor.Evidence{Kind: h.GetEvidence().GetKind(), Data: h.GetEvidence().GetData()}, now)
+	c, err := ca.attestSession(ctx, h, who, now)
 	if err != nil {
-		return nil, ca.recordRefusal(ctx, "Session", asker{nodeUID: nodeUID}, entryOf(audit.KindRefuse, c, now), err)
-	}
-	if err := ca.checkAgent(ctx, c, nodeUID, now); err != nil {
 		return nil, ca.recordRefusal(ctx, "Session", asker{nodeUID: nodeUID}, entryOf(audit.KindRefuse, c, now), err)
 	}
 	return &session{
@@ -276,12 +287,32 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, nodeUID string) (*s
 	}, nil
 }
 
+// attestSession attests the token in a Hello and decides whether the agent who has made the connection may open a session
+// with it. What is known of the token comes with the error.
+func (ca *CA) attestSession(ctx context.Context, h *apiv1.Hello, who caller, now time.Time) (attestor.Claims, error) {
+	evidence := attestor.Evidence{Kind: h.GetEvidence().GetKind(), Data: h.GetEvidence().GetData()}
+	k, err := ca.recall(evidence, api.AgentAudience(ca.cfg.TrustDomain), h.GetTicket(), now)
+	if err != nil {
+		return attestor.Claims{}, err
+	}
+	c, err := ca.attestNode(ctx, k, evidence, now)
+	if err != nil {
+		return c, err
+	}
+	return c, ca.checkAgent(ctx, c, who, k, now)
+}
+
 // checkAgent decides whether an agent with an SVID of that node may open a session with its token.
-func (ca *CA) checkAgent(ctx context.Context, c attestor.Claims, nodeUID string, now time.Time) error {
-	if c.NodeUID != nodeUID {
+func (ca *CA) checkAgent(ctx context.Context, c attestor.Claims, who caller, k *known, now time.Time) error {
+	if c.NodeUID != who.node {
 		return api.E(api.NodeMismatch, "the agent's token names another node than its SVID")
 	}
-	return ca.checkPod(ctx, c, now)
+	if k != nil {
+		if err := ca.checkAgentTicket(k, c, who); err != nil {
+			return err
+		}
+	}
+	return ca.checkPod(ctx, c, k, now)
 }
 
 // apply takes over what an agent says it holds.

@@ -178,7 +178,9 @@ func (ca *CA) askRoot(ctx context.Context, r MintRequest, now time.Time) ([]*x50
 // bookMint writes down that an intermediate may exist; MintBudget when too many were asked for in the last hour. What a
 // clock that was wrong has put into the future does not count.
 func (ca *CA) bookMint(ctx context.Context, m Minted) error {
-	r, err := ca.cfg.Store.Replica(ctx, ca.cfg.Replica)
+	ca.replica.Lock()
+	defer ca.replica.Unlock()
+	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
 	if err != nil {
 		return err
 	}
@@ -194,12 +196,15 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	if recent >= ca.cfg.MintBudget {
 		return api.E(api.MintBudget, "%d intermediates were minted in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
 	}
-	return ca.cfg.Store.SaveReplica(ctx, Replica{Name: ca.cfg.Replica, Minted: append(kept, m)})
+	r.Minted = append(kept, m)
+	return ca.cfg.Store.SaveReplica(ctx, r)
 }
 
 // unbookMint takes back what was booked at that time.
 func (ca *CA) unbookMint(ctx context.Context, at time.Time) error {
-	r, err := ca.cfg.Store.Replica(ctx, ca.cfg.Replica)
+	ca.replica.Lock()
+	defer ca.replica.Unlock()
+	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
 	if err != nil {
 		return err
 	}

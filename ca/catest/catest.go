@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/url"
@@ -106,7 +107,7 @@ func New(t testing.TB, o Options) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ca.Init(t.Context(), s.TD, st, up.(ca.Founder), nil); err != nil {
+	if _, err := ca.Init(t.Context(), s.TD, st, up.(ca.Founder), nil, sealer); err != nil {
 		t.Fatal(err)
 	}
 	if err := closeStore(); err != nil {
@@ -200,7 +201,7 @@ func (s *Server) config(st ca.Store, ledger *audit.Log) ca.Config {
 	}
 	cfg := ca.Config{
 		TrustDomain: s.TD, Replica: Replica, Version: "test",
-		Store: st, Upstream: up, Ledger: ledger, Archive: ledger, Directory: s.Pods, Policy: policy,
+		Store: st, Upstream: up, Sealer: s.sealer, Ledger: ledger, Archive: ledger, Directory: s.Pods, Policy: policy,
 		Attestors: map[string]attestor.Attestor{api.EvidenceServiceAccount: verifier},
 		KeySets:   map[string]ca.KeySets{IssuerName: fixedKeys(s.Tokens.JWKS())},
 		Operators: ca.OperatorRule{Attestor: verifier},
@@ -364,15 +365,48 @@ func BreakGlass(t testing.TB, td spiffeid.TrustDomain, name string, change ...fu
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// Directory is a ca.Directory in memory.
+// Directory is a ca.Directory in memory, and remembers what it knew when it began to fail.
 type Directory struct {
 	mu   sync.Mutex
 	pods map[string]ca.Pod
+	gone map[string]bool // by UID: were removed
 	err  error
+
+	lost      time.Time         // when it began to fail
+	remembers map[string]ca.Pod // what was there then
+	buried    map[string]bool   // what was gone then
 }
 
 // NewDirectory returns a directory without pods.
-func NewDirectory() *Directory { return &Directory{pods: map[string]ca.Pod{}} }
+func NewDirectory() *Directory {
+	return &Directory{pods: map[string]ca.Pod{}, gone: map[string]bool{}}
+}
+
+var _ ca.Rememberer = (*Directory)(nil)
+
+// Seen implements ca.Rememberer: everything is seen while it does not fail.
+func (d *Directory) Seen(string) (time.Time, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return d.lost, false
+	}
+	return time.Now(), true
+}
+
+// Recall implements ca.Rememberer.
+func (d *Directory) Recall(id ca.PodID) (ca.Pod, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p, ok := d.remembers[id.UID]
+	switch {
+	case d.buried[id.UID]:
+		return ca.Pod{}, api.E(api.PodDeleted, "the pod is deleted")
+	case !ok || p.Issuer != id.Issuer:
+		return ca.Pod{}, api.E(api.DirectoryUnavailable, "the pod was not known when the cluster was last seen")
+	}
+	return p, nil
+}
 
 // Pod implements ca.Directory.
 func (d *Directory) Pod(_ context.Context, id ca.PodID) (ca.Pod, error) {
@@ -426,11 +460,20 @@ func (d *Directory) Remove(p attestortest.Pod) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.pods, p.UID)
+	d.gone[p.UID] = true
 }
 
-// Fail makes every question fail with err; nil ends it.
+// Fail makes every question fail with err; nil ends it. What is added, changed or removed meanwhile is seen only then.
 func (d *Directory) Fail(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err != nil && d.err == nil {
+		d.lost, d.remembers, d.buried = time.Now(), maps.Clone(d.pods), maps.Clone(d.gone)
+	}
 	d.err = err
+}
+
+// Lose makes it see nothing any more, as when the API server is away, until Fail(nil).
+func (d *Directory) Lose() {
+	d.Fail(api.E(api.DirectoryUnavailable, "the cluster cannot be seen now"))
 }

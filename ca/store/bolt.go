@@ -282,20 +282,22 @@ func (s *boltStore) Swap(_ context.Context, old ca.Revision, j journal.Journal) 
 	return next, nil
 }
 
-// Replica implements ca.Store.
-func (s *boltStore) Replica(_ context.Context, name string) (ca.Replica, error) {
-	r := ca.Replica{Name: name}
-	err := s.view(func(tx *bbolt.Tx) error {
-		data := tx.Bucket(bucketReplicas).Get([]byte(name))
-		if data == nil {
+// Replicas implements ca.Store.
+func (s *boltStore) Replicas(context.Context) (all []ca.Replica, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketReplicas).ForEach(func(name, data []byte) error { // in the order of their names
+			r := ca.Replica{Name: string(name)}
+			if err := json.Unmarshal(data, &r); err != nil {
+				return api.E(api.StateCorrupt, "the record of a replica is damaged: %v", err)
+			}
+			all = append(all, r)
 			return nil
-		}
-		if err := json.Unmarshal(data, &r); err != nil {
-			return api.E(api.StateCorrupt, "the record of a replica is damaged: %v", err)
-		}
-		return nil
+		})
 	})
-	return r, err
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
 }
 
 // SaveReplica implements ca.Store.

@@ -225,7 +225,7 @@ func TestBoltDamage(t *testing.T) {
 				}
 				found[api.ReasonOf(err)]++
 			}
-			s.Replica(t.Context(), "ca-0")
+			ca.ReplicaOf(t.Context(), s, "ca-0")
 			s.SaveReplica(t.Context(), ca.Replica{Name: "ca-1"})
 			if err := closeStore(); err != nil {
 				t.Fatal(err)
@@ -281,7 +281,7 @@ func TestBoltRecord(t *testing.T) {
 			s, _ := open(t, c)
 			_, _, err = s.Load(t.Context())
 			want(t, err, tt.want)
-			_, err = s.Replica(t.Context(), "ca-0")
+			_, err = ca.ReplicaOf(t.Context(), s, "ca-0")
 			want(t, err, api.StateCorrupt)
 			for _, old := range []ca.Revision{0, 1, 7} { // what cannot be read is not written over
 				_, err := s.Swap(t.Context(), old, newJournal(t))

@@ -226,7 +226,7 @@ func reopen(t *testing.T, c store.Config) {
 
 func wantReplica(t *testing.T, s ca.Store, want ca.Replica) {
 	t.Helper()
-	got, err := s.Replica(t.Context(), want.Name)
+	got, err := ca.ReplicaOf(t.Context(), s, want.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,6 +238,9 @@ func wantReplica(t *testing.T, s ca.Store, want ca.Replica) {
 func replicas(t *testing.T, c store.Config) {
 	s, _ := open(t, c)
 	wantReplica(t, s, ca.Replica{Name: "never saved"})
+	if all, err := s.Replicas(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("%d replicas saved nothing (%v)", len(all), err)
+	}
 	minted := ca.Minted{At: time.Unix(1, 2).UTC(), NotAfter: time.Unix(3, 0).UTC(), Root: "aa"}
 	one := ca.Replica{Name: "ca-0", Minted: []ca.Minted{minted}}
 	two := ca.Replica{Name: "ca-1", Minted: []ca.Minted{minted, minted}}
@@ -249,12 +252,21 @@ func replicas(t *testing.T, c store.Config) {
 	wantReplica(t, s, one)
 	wantReplica(t, s, two)
 	one.Minted = nil
+	one.Clusters = map[string]ca.Sight{"https://a": {Seen: time.Unix(5, 6).UTC()}, "https://b": {Seen: time.Unix(7, 0).UTC(), Since: time.Unix(4, 0).UTC()}}
 	if err := s.SaveReplica(t.Context(), one); err != nil {
 		t.Fatal(err)
 	}
 	wantReplica(t, s, one)
 	wantReplica(t, s, two)
-	_, _, err := s.Load(t.Context())
+	last := ca.Replica{Name: "ca-10"} // by name, not by number
+	if err := s.SaveReplica(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.Replicas(t.Context())
+	if diff := cmp.Diff([]ca.Replica{one, two, last}, all); err != nil || diff != "" {
+		t.Errorf("replicas (%v) (-want +got):\n%s", err, diff)
+	}
+	_, _, err = s.Load(t.Context())
 	want(t, err, api.StateMissing) // a replica's record is not the journal
 }
 
@@ -269,7 +281,7 @@ func concurrentReplicas(t *testing.T, c store.Config) {
 				if err := s.SaveReplica(t.Context(), r); err != nil {
 					t.Error(err)
 				}
-				got, err := s.Replica(t.Context(), name)
+				got, err := ca.ReplicaOf(t.Context(), s, name)
 				if err != nil || len(got.Minted) != n+1 {
 					t.Errorf("%s: %d entries (%v), want %d", name, len(got.Minted), err, n+1)
 				}
@@ -290,7 +302,7 @@ func closed(t *testing.T, c store.Config) {
 	if _, err := s.Swap(t.Context(), 0, newJournal(t)); err == nil {
 		t.Error("a closed store swaps")
 	}
-	if _, err := s.Replica(t.Context(), "x"); err == nil {
+	if _, err := ca.ReplicaOf(t.Context(), s, "x"); err == nil {
 		t.Error("a closed store reads replicas")
 	}
 	if err := s.SaveReplica(t.Context(), ca.Replica{Name: "x"}); err == nil {

@@ -103,7 +103,7 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeStore()) }()
-	return ca.Init(ctx, l.td, s, founder, p.Publisher)
+	return ca.Init(ctx, l.td, s, founder, p.Publisher, sealer)
 }
 
 // makeFolders makes those of the files that the CA keeps: on an empty volume there are none.

@@ -269,7 +269,7 @@ func TestDiskFullStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := s.Replica(t.Context(), "ca-0")
+	got, err := ca.ReplicaOf(t.Context(), s, "ca-0")
 	if err != nil || len(got.Minted) != good {
 		t.Errorf("%d are there, want %d: %v", len(got.Minted), good, err)
 	}

@@ -143,7 +143,7 @@ func judgeStore(r run) error {
 		return fmt.Errorf("record number %d under revision %d", j.Number, rev)
 	}
 	least, most = tell(r.said, "replica").outcomes()
-	replica, err := s.Replica(ctx, "ca-0")
+	replica, err := ca.ReplicaOf(ctx, s, "ca-0")
 	if err != nil || len(replica.Minted) < least || len(replica.Minted) > most {
 		return fmt.Errorf("the replica holds %d, want %d to %d: %v", len(replica.Minted), least, most, err)
 	}

@@ -98,6 +98,7 @@ type Entry struct {
 	CallerNodeUID     string    `json:"callerNodeUID,omitempty"`
 	Count             uint64    `json:"count,omitempty"` // of refusals that this entry stands for; 0 means 1
 	Last              time.Time `json:"last,omitzero"`   // the last of them, where there are more
+	Grace             bool      `json:"grace,omitempty"` // decided by the rule of known renewals: the API server was away
 }
 
 // Options say how a ledger is kept. The zero Options are good.

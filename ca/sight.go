@@ -1,0 +1,308 @@
+package ca
+
+import (
+	"context"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/internal/latest"
+)
+
+// Bounds of how long an API server may be away, and of what is told as one absence.
+const (
+	DefaultGrace = 4 * time.Hour
+	MaxGrace     = 24 * time.Hour
+
+	// awayAfter is how long a cluster must not have been seen by this process, so that neither a start nor a hiccup of a
+	// watch counts: what is held lasts longer.
+	awayAfter = 15 * time.Second
+	// settled is how long a cluster must have been seen again for its absence to be over. A shorter return neither begins
+	// a new grace nor has kubelets had the time to bring fresh tokens.
+	settled = 5 * time.Minute
+
+	lookEvery = 5 * time.Second
+	// A heartbeat is written this often: by a replica that is alone, and among others.
+	beatAlone = time.Minute
+	beatAmong = 10 * time.Second
+	// beatFresh is how old the heartbeat of another replica may be that sees the cluster.
+	beatFresh = 45 * time.Second
+	// leaveWithin is the time in which the agents of a replica that sees nothing are sent to the others.
+	leaveWithin = 10 * time.Second
+)
+
+// sights is what this replica knows of how it sees clusters. The rule of known renewals begins here: whether a cluster is
+// away, and since when. It is nil where that rule is off.
+type sights struct {
+	directory Rememberer
+	issuers   []string
+	grace     time.Duration
+	started   time.Time
+
+	away latest.Value[map[string]time.Time] // since when, of clusters whose known workloads are renewed; for agents
+	gone latest.Value[map[string]bool]      // clusters that another replica sees and this one does not
+
+	mu     sync.Mutex // guards what follows
+	of     map[string]*sight
+	others map[string]time.Time // when another replica saw a cluster last
+}
+
+// sight is how one cluster is seen.
+type sight struct {
+	Sight
+	again time.Time // since when it is seen without a gap, while Since is set; zero while it is not
+}
+
+// newSights returns nil where the rule is off: without a grace, without a directory that remembers, or without tickets.
+func newSights(cfg Config, now time.Time) *sights {
+	d, ok := cfg.Directory.(Rememberer)
+	if !ok || cfg.Grace == 0 || cfg.Sealer == nil {
+		return nil
+	}
+	s := &sights{directory: d, grace: cfg.Grace, started: now, issuers: slices.Sorted(maps.Keys(cfg.KeySets)), of: map[string]*sight{}}
+	for _, issuer := range s.issuers {
+		s.of[issuer] = &sight{}
+	}
+	return s
+}
+
+// restore takes over what this replica wrote down before it was started anew: a restart begins no new grace.
+func (s *sights) restore(r Replica) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for issuer, was := range r.Clusters {
+		if of := s.of[issuer]; of != nil {
+			of.Sight = was
+		}
+	}
+}
+
+// look asks how a cluster is seen at this moment, and returns it; away says that it has not been for long enough to count.
+func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
+	upTo, current := s.directory.Seen(issuer)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of := s.of[issuer]
+	if of == nil {
+		return Sight{}, false
+	}
+	if current || upTo.After(of.Seen) {
+		of.Seen = upTo
+	}
+	if !current {
+		of.again = time.Time{}
+		if of.Since.IsZero() {
+			of.Since = of.Seen
+		}
+		unseen := elapsed(now, s.started)
+		if !upTo.IsZero() {
+			unseen = min(unseen, elapsed(now, upTo))
+		}
+		return of.Sight, unseen >= awayAfter
+	}
+	if of.Since.IsZero() {
+		return of.Sight, false
+	}
+	if of.again.IsZero() {
+		of.again = now
+	}
+	if elapsed(now, of.again) >= settled {
+		of.Since, of.again = time.Time{}, time.Time{}
+	}
+	return of.Sight, false
+}
+
+// absence says since when a cluster is away whose known workloads may be renewed: the zero time while it is seen, or only just
+// was. An error is why nothing of it is renewed although it is away.
+func (s *sights) absence(issuer string, now time.Time) (since time.Time, err error) {
+	if s == nil {
+		return time.Time{}, nil
+	}
+	seen, away := s.look(issuer, now)
+	if !away {
+		return time.Time{}, nil
+	}
+	gone := elapsed(now, seen.Since)
+	switch {
+	case s.seenElsewhere(issuer, now):
+		return time.Time{}, api.E(api.DirectoryUnavailable, "the cluster cannot be seen by this replica; another one sees it")
+	case seen.Since.IsZero():
+		return time.Time{}, api.E(api.DirectoryUnavailable, "the cluster was never seen by this replica")
+	case seen.Since.Sub(now) > time.Minute: // the clock was set back since it was written down
+		return time.Time{}, api.E(api.GraceOver, "when the cluster was last seen is not known: it is in the future by the CA's clock")
+	case gone >= s.grace:
+		return time.Time{}, api.E(api.GraceOver, "the cluster has not been seen for %s, and the grace is %s", gone.Round(time.Second), s.grace)
+	}
+	return seen.Since, nil
+}
+
+// elapsed is the time from then to now. Time that the machine slept counts, and so does time by which its clock was set
+// back: only what both clocks deny has not passed.
+func elapsed(now, then time.Time) time.Duration {
+	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))
+}
+
+// startSight reads what was written down of clusters, before anything is issued.
+func (ca *CA) startSight(ctx context.Context) error {
+	if ca.sights == nil {
+		return nil
+	}
+	ca.replica.Lock()
+	defer ca.replica.Unlock()
+	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
+	if err != nil {
+		return err
+	}
+	ca.sights.restore(r)
+	return nil
+}
+
+// keepSight looks at the clusters, tells agents which are away, and keeps this replica's heartbeat in the store until ctx
+// ends. It fails only when a write has an unknown outcome.
+func (ca *CA) keepSight(ctx context.Context) error {
+	s := ca.sights
+	if s == nil {
+		return nil
+	}
+	b := heartbeat{ca: ca}
+	for {
+		now := time.Now()
+		all := map[string]Sight{}
+		away, gone := map[string]time.Time{}, map[string]bool{}
+		for _, issuer := range s.issuers {
+			seen, unseen := s.look(issuer, now)
+			all[issuer] = seen
+			ca.metrics.setAway(issuer, unseen, seen.Since, now)
+			since, err := s.absence(issuer, now)
+			switch {
+			case err == nil && !since.IsZero():
+				away[issuer] = since
+			case unseen && s.seenElsewhere(issuer, now):
+				gone[issuer] = true
+			}
+		}
+		tell(&s.away, away)
+		tell(&s.gone, gone)
+		if err := b.beat(ctx, all, now); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return b.write(context.WithoutCancel(ctx), all, now) // what the next start counts from
+		case <-time.After(lookEvery):
+		}
+	}
+}
+
+// tell sets a value that is another than before.
+func tell[V comparable](of *latest.Value[map[string]V], v map[string]V) {
+	if !maps.Equal(of.Load(), v) {
+		of.Set(v)
+	}
+}
+
+// seenElsewhere reports whether the heartbeat of another replica that sees the cluster is fresh, by the clocks of two
+// machines.
+func (s *sights) seenElsewhere(issuer string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return now.Sub(s.others[issuer]).Abs() <= beatFresh
+}
+
+// heartbeat writes down how this replica sees the clusters, and reads what the others wrote. It is used by one goroutine.
+type heartbeat struct {
+	ca      *CA
+	written map[string]Sight
+	tried   time.Time
+	among   bool // there are other replicas
+}
+
+// beat writes where it is due: at once when a cluster was lost or came back, else from time to time, and not at all while
+// nothing changes. Others are listened to as often.
+func (b *heartbeat) beat(ctx context.Context, all map[string]Sight, now time.Time) error {
+	every := beatAlone
+	if b.among {
+		every = beatAmong
+	}
+	turned := !maps.EqualFunc(all, b.written, func(a, b Sight) bool { return a.Since.Equal(b.Since) })
+	if !b.tried.IsZero() && elapsed(now, b.tried) < every && (!turned || elapsed(now, b.tried) < lookEvery) {
+		return nil
+	}
+	return b.write(ctx, all, now)
+}
+
+// write writes what has changed, and reads what others wrote.
+func (b *heartbeat) write(ctx context.Context, all map[string]Sight, now time.Time) error {
+	b.tried = now
+	err := b.exchange(ctx, all, now)
+	switch {
+	case err == nil || api.ReasonOf(err) == api.StateUnknown:
+		return err
+	case ctx.Err() == nil:
+		b.ca.log.WarnContext(ctx, "heartbeat not written", "error", err)
+	}
+	return nil
+}
+
+func (b *heartbeat) exchange(ctx context.Context, all map[string]Sight, now time.Time) error {
+	ca := b.ca
+	ca.replica.Lock()
+	defer ca.replica.Unlock()
+	replicas, err := ca.cfg.Store.Replicas(ctx)
+	if err != nil {
+		return err
+	}
+	own := Replica{Name: ca.cfg.Replica}
+	others := map[string]time.Time{}
+	b.among = false
+	for _, r := range replicas {
+		if r.Name == own.Name {
+			own = r
+			continue
+		}
+		for issuer, seen := range r.Clusters {
+			if seen.Seen.After(others[issuer]) {
+				others[issuer] = seen.Seen
+			}
+			b.among = b.among || now.Sub(seen.Seen).Abs() <= time.Hour
+		}
+	}
+	ca.sights.mu.Lock()
+	ca.sights.others = others
+	ca.sights.mu.Unlock()
+	if maps.EqualFunc(all, own.Clusters, func(a, b Sight) bool { return a.Seen.Equal(b.Seen) && a.Since.Equal(b.Since) }) {
+		b.written = all
+		return nil
+	}
+	own.Clusters = all
+	if err := ca.cfg.Store.SaveReplica(ctx, own); err != nil {
+		return err
+	}
+	b.written = all
+	return nil
+}
+
+// awaySince returns since when clusters are away whose known workloads are renewed, and a channel that is closed when that
+// has changed.
+func (ca *CA) awaySince() (map[string]time.Time, <-chan struct{}) {
+	if ca.sights == nil {
+		return nil, nil
+	}
+	return ca.sights.away.Get()
+}
+
+// elsewhere reports whether another replica sees a cluster that this one does not, and returns a channel that is closed when
+// that may have changed.
+func (ca *CA) elsewhere(issuer string) (bool, <-chan struct{}) {
+	if ca.sights == nil {
+		return false, nil
+	}
+	gone, changed := ca.sights.gone.Get()
+	return gone[issuer], changed
+}
+
+// leaveAfter is when an agent is sent away whose cluster another replica sees: not all of them at the same moment.
+func leaveAfter() time.Duration { return rand.N(leaveWithin) }

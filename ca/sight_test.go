@@ -1,0 +1,165 @@
+package ca
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// seer is a Rememberer that sees one cluster as a test says.
+type seer struct {
+	upTo time.Time
+	now  bool
+}
+
+func (*seer) Pod(context.Context, PodID) (Pod, error) {
+	return Pod{}, api.E(api.DirectoryUnavailable, "-")
+}
+func (*seer) Recall(PodID) (Pod, error)          { return Pod{}, api.E(api.DirectoryUnavailable, "-") }
+func (s *seer) Seen(string) (time.Time, bool)    { return s.upTo, s.now }
+func (s *seer) see(at time.Time)                 { s.upTo, s.now = at, true }
+func (s *seer) lose()                            { s.now = false }
+func newSeen(d *seer, started time.Time) *sights { return newSeenFor(d, started, 4*time.Hour) }
+
+func newSeenFor(d *seer, started time.Time, grace time.Duration) *sights {
+	return newSights(Config{Directory: d, Grace: grace, Sealer: &Sealer{}, KeySets: map[string]KeySets{"a": nil}}, started)
+}
+
+var began = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func at(d time.Duration) time.Time { return began.Add(d) }
+
+// What an absence is, moment by moment: the first whole minute of each story is seen.
+func TestAbsence(t *testing.T) {
+	type step struct {
+		after time.Duration // the start
+		sees  bool
+		since time.Duration // of the absence; -1: there is none
+		want  api.Reason    // of a refusal
+	}
+	const none = -1
+	for _, tt := range []struct {
+		name  string
+		was   Sight // before a restart at began
+		steps []step
+	}{
+		{"seen", Sight{}, []step{{0, true, none, ""}, {time.Hour, true, none, ""}}},
+		{"a hiccup", Sight{}, []step{{time.Minute, true, none, ""}, {time.Minute + 14*time.Second, false, none, ""}, {time.Minute + 20*time.Second, true, none, ""}}},
+		{"away", Sight{}, []step{
+			{time.Minute, true, none, ""}, {time.Minute + 15*time.Second, false, time.Minute, ""},
+			{4*time.Hour + time.Minute - time.Second, false, time.Minute, ""},
+			{4*time.Hour + time.Minute, false, none, api.GraceOver}, {100 * time.Hour, false, none, api.GraceOver},
+		}},
+		{"a return of seconds begins no new grace", Sight{}, []step{
+			{time.Minute, true, none, ""}, {time.Hour, false, time.Minute, ""}, {3 * time.Hour, true, none, ""},
+			{3*time.Hour + 20*time.Second, false, time.Minute, ""}, {4*time.Hour + time.Minute, false, none, api.GraceOver},
+		}},
+		{"returns that never last", Sight{}, []step{
+			{time.Minute, true, none, ""}, {time.Hour, false, time.Minute, ""},
+			{2 * time.Hour, true, none, ""}, {2*time.Hour + 4*time.Minute, true, none, ""}, {2*time.Hour + 5*time.Minute, false, time.Minute, ""},
+			{2*time.Hour + 6*time.Minute, true, none, ""}, {2*time.Hour + 10*time.Minute, true, none, ""}, {2*time.Hour + 11*time.Minute, false, time.Minute, ""},
+		}},
+		{"a return of minutes does", Sight{}, []step{
+			{time.Minute, true, none, ""}, {time.Hour, false, time.Minute, ""}, {3 * time.Hour, true, none, ""}, {3*time.Hour + 5*time.Minute, true, none, ""},
+			{4 * time.Hour, false, 3*time.Hour + 5*time.Minute, ""}, {7 * time.Hour, false, 3*time.Hour + 5*time.Minute, ""},
+		}},
+		{"never seen", Sight{}, []step{{14 * time.Second, false, none, ""}, {15 * time.Second, false, none, api.DirectoryUnavailable}, {time.Hour, false, none, api.DirectoryUnavailable}}},
+		{"restarted while it is away", Sight{Seen: at(-time.Hour), Since: at(-time.Hour)}, []step{
+			{0, false, none, ""}, {15 * time.Second, false, -time.Hour, ""}, {3*time.Hour - time.Second, false, -time.Hour, ""}, {3 * time.Hour, false, none, api.GraceOver},
+		}},
+		{"restarted, and away since", Sight{Seen: at(-time.Minute)}, []step{{time.Second, false, none, ""}, {time.Minute, false, -time.Minute, ""}, {4 * time.Hour, false, none, api.GraceOver}}},
+		{"restarted after a day", Sight{Seen: at(-24 * time.Hour)}, []step{{time.Second, false, none, ""}, {time.Minute, false, none, api.GraceOver}, {2 * time.Minute, true, none, ""}}},
+		{"restarted after a return of seconds", Sight{Seen: at(-time.Second), Since: at(-3 * time.Hour)}, []step{
+			{time.Second, true, none, ""}, {time.Minute, false, -3 * time.Hour, ""}, {time.Hour, false, none, api.GraceOver},
+		}},
+		{"written down in the future", Sight{Seen: at(2 * time.Hour), Since: at(2 * time.Hour)}, []step{{time.Minute, false, none, api.GraceOver}, {119 * time.Minute, false, 2 * time.Hour, ""}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := &seer{}
+			s := newSeen(d, began)
+			s.restore(Replica{Clusters: map[string]Sight{"a": tt.was, "of nobody": {Seen: began}}})
+			for _, st := range tt.steps {
+				now := at(st.after)
+				if d.lose(); st.sees {
+					d.see(now)
+				}
+				since, err := s.absence("a", now)
+				switch {
+				case st.want != "":
+					if err == nil || api.ReasonOf(err) != st.want {
+						t.Fatalf("after %s: since %s (%v), want %s", st.after, since, err, st.want)
+					}
+				case err != nil:
+					t.Fatalf("after %s: %v", st.after, err)
+				case st.since == none && !since.IsZero(), st.since != none && !since.Equal(at(st.since)):
+					t.Fatalf("after %s: away since %s, want %s", st.after, since.Sub(began), st.since)
+				}
+			}
+		})
+	}
+}
+
+// Another replica's fresh heartbeat sends agents there; an old one, and one of another cluster, does not.
+func TestAbsenceElsewhere(t *testing.T) {
+	d := &seer{}
+	s := newSeen(d, began)
+	d.see(began)
+	s.look("a", began)
+	d.lose()
+	now := at(time.Hour)
+	for _, tt := range []struct {
+		name string
+		seen map[string]time.Time
+		want api.Reason
+	}{
+		{"fresh", map[string]time.Time{"a": now.Add(-beatFresh)}, api.DirectoryUnavailable},
+		{"from a clock that is ahead", map[string]time.Time{"a": now.Add(beatFresh)}, api.DirectoryUnavailable},
+		{"old", map[string]time.Time{"a": now.Add(-beatFresh - 1)}, ""},
+		{"of another cluster", map[string]time.Time{"b": now}, ""},
+		{"none", nil, ""},
+	} {
+		s.others = tt.seen
+		if since, err := s.absence("a", now); tt.want == "" && (err != nil || since.IsZero()) || tt.want != "" && (err == nil || api.ReasonOf(err) != tt.want) {
+			t.Errorf("%s: since %s (%v), want %q", tt.name, since, err, tt.want)
+		}
+	}
+}
+
+// Without a grace, tickets or a directory that remembers the rule is off, and a cluster that nobody configured is never away.
+func TestSightsOff(t *testing.T) {
+	d := &seer{}
+	for name, cfg := range map[string]Config{
+		"no grace":     {Directory: d, Sealer: &Sealer{}},
+		"no tickets":   {Directory: d, Grace: time.Hour},
+		"no memory":    {Directory: struct{ Directory }{d}, Sealer: &Sealer{}, Grace: time.Hour},
+		"no directory": {Sealer: &Sealer{}, Grace: time.Hour},
+	} {
+		s := newSights(cfg, began)
+		if since, err := s.absence("a", at(time.Hour)); s != nil || !since.IsZero() || err != nil {
+			t.Errorf("%s: %v, since %s (%v)", name, s, since, err)
+		}
+	}
+	if since, err := newSeen(d, began).absence("b", at(time.Hour)); !since.IsZero() || err != nil {
+		t.Errorf("an unknown cluster is away since %s (%v)", since, err)
+	}
+}
+
+// Time that a machine slept counts, and so does time by which its clock was set back.
+func TestElapsed(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name string
+		then time.Time
+		want time.Duration
+	}{
+		{"both clocks", now.Add(-time.Hour), time.Hour},
+		{"from a file", now.Round(0).Add(-time.Hour), time.Hour},
+		{"the future", now.Add(time.Minute), -time.Minute},
+	} {
+		if got := elapsed(now, tt.then); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
