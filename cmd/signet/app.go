@@ -29,10 +29,11 @@ type app struct {
 	poll           time.Duration // between two looks of --watch
 	version        string        // of the link; empty: the module's
 
-	name    string        // how people call this binary: "signet" or "kubectl signet"
-	socket  string        // --socket
-	timeout time.Duration // --timeout: bounds each request
-	started bool          // a command's own code ran: what fails from here on is no longer a usage error
+	name      string        // how people call this binary: "signet" or "kubectl signet"
+	socket    string        // --socket
+	operators operatorFlags // the way to a CA in a cluster
+	timeout   time.Duration // --timeout: bounds each request
+	started   bool          // a command's own code ran: what fails from here on is no longer a usage error
 }
 
 // The groups of help, in the order in which they are shown.
@@ -67,6 +68,7 @@ func (a *app) commands() []*cobra.Command {
 		inGroup(groupLook, a.auditCommand()),
 		inGroup(groupLook, a.whyCommand()),
 		inGroup(groupLook, a.explainCommand()),
+		inGroup(groupOperate, a.breakGlassCommand()),
 		inGroup(groupRun, a.completionCommand()),
 		a.versionCommand(),
 		exitCodesTopic(),
@@ -109,7 +111,7 @@ func (a *app) root() *cobra.Command {
 		Use:   "signet",
 		Short: "Look at and operate a Signet CA",
 		Long: "Signet gives each workload of a Kubernetes cluster a short-lived SPIFFE identity. This is its operator's tool;\n" +
-			"it speaks to the CA over the CA's admin socket, and to a cluster as kubectl does.",
+			"it speaks to the CA over the CA's admin socket, or through a cluster as kubectl does, as one of three roles.",
 		Example: "  signet demo                   # see it work, on this machine\n" +
 			"  signet install | kubectl apply -f -\n" +
 			"  signet check --wait           # is it working in the cluster? If not, what to do?\n" +
@@ -128,6 +130,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "`PATH` of the CA's admin socket (default $"+socketEnv+", then "+defaultSocket+")")
 	root.PersistentFlags().DurationVar(&a.timeout, "timeout", 10*time.Second, "give up on a request after this `DURATION`; 0 waits")
 	root.MarkPersistentFlagFilename("socket")
+	a.operators.add(root)
 
 	root.AddCommand(a.commands()...)
 	used := map[string]bool{}

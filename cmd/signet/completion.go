@@ -43,6 +43,9 @@ func (a *app) completionCommand() *cobra.Command {
 
 // complete asks the CA for words. Whatever goes wrong, the answer is no words: there is no place to show an error.
 func complete[R any](a *app, c *cobra.Command, list func(context.Context, *channel) (R, error), words func(R) []string) ([]string, cobra.ShellCompDirective) {
+	if cluster, err := a.throughCluster(); err != nil || cluster && !a.operators.given() {
+		return nil, cobra.ShellCompDirectiveNoFileComp // nobody's key press is to ask a cluster for a token
+	}
 	a.timeout = completionTimeout
 	r, err := once(a, func(ch *channel) (R, error) { return list(c.Context(), ch) })
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/signet-ca/signet/api"
@@ -25,25 +27,43 @@ const maxAnswer = 128 << 20
 type channel struct {
 	apiv1.AdminClient
 	conn *grpc.ClientConn
-	path string
+	path string      // of the socket
+	way  *clusterWay // nil: the socket
 
 	mu      sync.Mutex
 	dialErr error // of the last attempt, which gRPC reports only as text; guarded by mu
 }
 
-// connect prepares a channel to the socket that flag, environment or default name. The caller closes it.
+// connect prepares a channel to the CA that flags, environment or defaults name: by a socket of this machine, or through a
+// cluster. The caller closes it.
 func (a *app) connect() (*channel, error) {
+	cluster, err := a.throughCluster()
+	if err != nil {
+		return nil, err
+	}
 	ch := &channel{path: a.socketPath()}
-	conn, err := grpc.NewClient("passthrough:///signet-ca",
+	options := []grpc.DialOption{
 		// No TLS: the socket's permissions are the proof of identity, in both directions.
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(ch.dial),
+	}
+	if cluster {
+		if ch.way, err = a.openWay(); err != nil {
+			return nil, err
+		}
+		options = []grpc.DialOption{
+			grpc.WithTransportCredentials(credentials.NewTLS(ch.way.tls())),
+			grpc.WithPerRPCCredentials(ch.way),
+			grpc.WithContextDialer(ch.dialCluster),
+		}
+	}
+	conn, err := grpc.NewClient("passthrough:///signet-ca", append(options,
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second},
 			// Without it, a CA that is busy for the length of a backoff would count as gone. --timeout bounds each request.
 			MinConnectTimeout: time.Hour,
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))...)
 	if err != nil {
 		return nil, err
 	}
@@ -73,8 +93,30 @@ func (ch *channel) dial(ctx context.Context, _ string) (net.Conn, error) {
 	return conn, err
 }
 
+func (ch *channel) dialCluster(ctx context.Context, _ string) (net.Conn, error) {
+	conn, err := ch.way.dial(ctx)
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	ch.dialErr = err
+	return conn, err
+}
+
+// where tells people what is being spoken to.
+func (ch *channel) where() string {
+	if ch.way != nil {
+		return ch.way.where()
+	}
+	return ch.path
+}
+
 // Close ends the connection.
-func (ch *channel) Close() error { return ch.conn.Close() }
+func (ch *channel) Close() error {
+	err := ch.conn.Close()
+	if ch.way != nil {
+		ch.way.close()
+	}
+	return err
+}
 
 // ask makes one request, bounded by --timeout, and turns what went wrong into a failure.
 func ask[Q, R any](ctx context.Context, a *app, ch *channel, call func(context.Context, Q, ...grpc.CallOption) (R, error), req Q) (R, error) {
@@ -107,6 +149,9 @@ func (a *app) callFailed(ch *channel, err error) error {
 	ch.mu.Lock()
 	dialErr := ch.dialErr
 	ch.mu.Unlock()
+	if ch.way != nil {
+		return a.clusterCallFailed(ch, f, dialErr)
+	}
 	switch {
 	case f.err.Reason == api.DeadlineExceeded:
 		f.err = api.Wrap(api.DeadlineExceeded, err, "the CA did not answer within "+a.timeout.String())
@@ -121,6 +166,27 @@ func (a *app) callFailed(ch *channel, err error) error {
 	default:
 		f.err = api.Wrap(api.CAUnavailable, dialErr, "the CA cannot be reached at "+ch.path)
 		f.why, f.next = whyNoConnection(dialErr), "signet-ca run, or name its socket: signet --socket PATH ..."
+	}
+	return f
+}
+
+// clusterCallFailed is callFailed where the CA is not reached by its socket.
+func (a *app) clusterCallFailed(ch *channel, f *failure, dialErr error) error {
+	if own, ok := errors.AsType[*failure](cmp.Or(ch.way.failure(), dialErr)); ok {
+		return own
+	}
+	switch {
+	case f.err.Reason == api.DeadlineExceeded:
+		f.err = api.Wrap(api.DeadlineExceeded, f.err, "there was no answer from "+ch.where()+" within "+a.timeout.String())
+		f.next = ch.way.f.signet("check")
+	case f.err.Reason == api.CAUnavailable && dialErr != nil:
+		f.err = api.Wrap(api.CAUnavailable, dialErr, "the CA cannot be reached at "+ch.where()+": "+brief(dialErr))
+		f.next = ch.way.f.signet("check")
+	case f.err.Reason == api.CAUnavailable && f.err.CorrelationID == "":
+		f.err = api.Wrap(api.CAUnavailable, f.err, "the connection to "+ch.where()+" broke off: "+clip(f.err.Detail, maxFound))
+		f.next = ch.way.f.signet("check")
+	case f.err.Reason == api.TokenAudience:
+		f.why = "The CA is of another trust domain than its published bundle."
 	}
 	return f
 }
