@@ -280,7 +280,7 @@ func (c *fakeCluster) serve(w http.ResponseWriter, r *http.Request) {
 		f(w)
 	case path == "/version":
 		c.send(w, 200, object{"major": "1", "minor": c.minor, "gitVersion": "v1." + c.minor + ".2"})
-	case r.Method == http.MethodPost && strings.HasSuffix(path, "/subjectaccessreviews"):
+	case r.Method == http.MethodPost && strings.HasSuffix(path, "subjectaccessreviews"):
 		c.review(w, r)
 	case r.Method == http.MethodDelete:
 		c.delete(w, r)

@@ -32,8 +32,9 @@ type caFile struct {
 		} `json:"kube"`
 	} `json:"publish"`
 	Operators struct {
-		Listen    string `json:"listen"`
-		Namespace string `json:"namespace"`
+		Listen     string   `json:"listen"`
+		Namespace  string   `json:"namespace"`
+		BreakGlass []string `json:"breakGlass"`
 	} `json:"operators"`
 	Issuers []struct {
 		TokenReview struct {

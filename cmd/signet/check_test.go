@@ -2,11 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/ca/catest"
 )
 
 // lookAt runs check against c and returns what it says, with the exit code.
@@ -50,7 +56,7 @@ func TestCheckGood(t *testing.T) {
 	}
 	for _, check := range []string{
 		"api-server", "version", "clock", "namespace", "configuration", "csi-driver", "ca", "state", "service", "agents", "nodes",
-		"bundle", "roots", "copies", "trust-bundle", "permissions", "shared-socket", "inline-volumes", "pods", "read-only",
+		"bundle", "roots", "copies", "trust-bundle", "permissions", "operators", "shared-socket", "inline-volumes", "pods", "read-only",
 	} {
 		if len(r.rows(check)) == 0 {
 			t.Errorf("nothing is said of %s", check)
@@ -225,6 +231,15 @@ func TestCheckBroken(t *testing.T) {
 		{"too many rights", func(_ *testing.T, c *fakeCluster) {
 			c.may = func(map[string]string) bool { return true }
 		}, "permissions", resultWarning, "get nodes/proxy", "clusterrolebindings"},
+		{"no role of operators", func(_ *testing.T, c *fakeCluster) { c.remove(people + "/serviceaccounts/emergency") }, "operators", resultBad, "nobody can come as emergency", "signet install"},
+		{"a pod among operators", func(_ *testing.T, c *fakeCluster) {
+			c.put("apiVersion: v1\nkind: Pod\nmetadata: {namespace: signet-operators, name: mole}\n")
+		}, "operators", resultBad, "mole", "get pods"},
+		{"no quota", func(_ *testing.T, c *fakeCluster) { c.remove(people + "/resourcequotas/signet-no-pods") }, "operators", resultWarning, "nothing keeps pods out", "signet install"},
+		{"a quota of one", func(_ *testing.T, c *fakeCluster) {
+			c.set(people+"/resourcequotas/signet-no-pods", "1", "spec", "hard", "pods")
+		}, "operators", resultWarning, "nothing keeps pods out", "signet install"},
+		{"no reviews of oneself", forbidden("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"), "operators", resultUnknown, "SelfSubjectAccessReviews", ""},
 		{"no reviews", forbidden("/apis/authorization.k8s.io/v1/subjectaccessreviews"), "permissions", resultUnknown, "SubjectAccessReviews", ""},
 
 		{"shared socket alone", agentYAML("sharedSocket: /run/signet/shared/agent.sock"), "shared-socket", resultBad, "collects its neighbours' tokens", "agent.sharedSocket"},
@@ -416,5 +431,46 @@ func TestKubectlLine(t *testing.T) {
 	}
 	if got, want := k.signet("check", "--wait"), `signet check --kubeconfig '/a b/it'\''s' --context prod --wait -n id`; got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// people is the namespace of the operators' ServiceAccounts.
+const people = "/api/v1/namespaces/signet-operators"
+
+// check says as which role one may come, who is bound to each, and which break-glass certificate ends.
+func TestCheckOperators(t *testing.T) {
+	c := newCluster(t)
+	defer c.Close()
+	c.put(`apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {namespace: signet-operators, name: on-call}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: signet-operator}
+subjects: [{kind: Group, name: sre}, {kind: ServiceAccount, namespace: ci, name: bot}]
+`)
+	c.mu.Lock()
+	was := c.may
+	c.may = func(a map[string]string) bool { return was(a) || a["user"] == "" && a["name"] != "emergency" }
+	c.mu.Unlock()
+	soon := catest.BreakGlass(t, spiffeid.RequireTrustDomainFromString("cluster.local"), "safe-1", func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = testNow.Add(-time.Hour), testNow.Add(30*24*time.Hour)
+	})
+	c.set(sys+"/configmaps/signet-ca", "trustDomain: cluster.local\noperators: {listen: \"127.0.0.1:8444\", breakGlass: ["+
+		base64.StdEncoding.EncodeToString(soon.Certificate[0])+"]}\n", "data", "ca.yaml")
+	r, _, _ := lookAt(t, c)
+	got := map[string]string{}
+	for _, row := range append(r.rows("operators"), r.rows("break-glass")...) {
+		got[row.Object] += row.Result + ": " + row.Found
+	}
+	const object = "signet-operators/serviceaccount/"
+	for of, want := range map[string]string{
+		object + "viewer":            "good: you may come as viewer; bound: group sre, serviceaccount ci/bot",
+		object + "operator":          "good: you may come as operator; bound: group sre, serviceaccount ci/bot",
+		object + "emergency":         "good: you may not come as emergency",
+		"namespace/signet-operators": "good: it has no pods, and a quota keeps it so",
+		"":                           "warning: spiffe://cluster.local/signet/admin/safe-1 expires in 30d",
+	} {
+		if got[of] != want {
+			t.Errorf("%s: %q, want %q", of, got[of], want)
+		}
 	}
 }

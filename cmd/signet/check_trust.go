@@ -420,33 +420,44 @@ func (i *checkup) checkPermissions(ctx context.Context) {
 func (i *checkup) rights(ctx context.Context, account string, all []right, has bool) ([]string, error) {
 	var found []string
 	for _, r := range all {
-		attributes := map[string]string{"verb": r.verb, "group": r.group, "resource": r.resource, "subresource": r.subresource, "name": r.name, "namespace": r.namespace}
-		maps.DeleteFunc(attributes, func(_, v string) bool { return v == "" })
-		ask := map[string]any{
-			"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
-			"spec": map[string]any{
-				"user":               "system:serviceaccount:" + i.kf.namespace + ":" + account,
-				"groups":             []string{"system:serviceaccounts", "system:serviceaccounts:" + i.kf.namespace, "system:authenticated"},
-				"resourceAttributes": attributes,
-			},
-		}
-		var answer struct {
-			Status *struct {
-				Allowed bool `json:"allowed"`
-				Denied  bool `json:"denied"`
-			} `json:"status"`
-		}
-		if err := i.cluster.Create(ctx, "/apis/authorization.k8s.io/v1/subjectaccessreviews", ask, &answer); err != nil {
+		allowed, err := i.review(ctx, "SubjectAccessReview", map[string]any{
+			"user":               "system:serviceaccount:" + i.kf.namespace + ":" + account,
+			"groups":             []string{"system:serviceaccounts", "system:serviceaccounts:" + i.kf.namespace, "system:authenticated"},
+			"resourceAttributes": r.attributes(),
+		})
+		if err != nil {
 			return nil, err
 		}
-		if answer.Status == nil {
-			return nil, errors.New("the answer is no SubjectAccessReview")
-		}
-		if (answer.Status.Allowed && !answer.Status.Denied) == has {
+		if allowed == has {
 			found = append(found, r.String())
 		}
 	}
 	return found, nil
+}
+
+// attributes are what a review asks about.
+func (r right) attributes() map[string]string {
+	m := map[string]string{"verb": r.verb, "group": r.group, "resource": r.resource, "subresource": r.subresource, "name": r.name, "namespace": r.namespace}
+	maps.DeleteFunc(m, func(_, v string) bool { return v == "" })
+	return m
+}
+
+// review posts one review of the kind authorization.k8s.io has, and returns its answer.
+func (i *checkup) review(ctx context.Context, kind string, spec map[string]any) (allowed bool, err error) {
+	ask := map[string]any{"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+	var answer struct {
+		Status *struct {
+			Allowed bool `json:"allowed"`
+			Denied  bool `json:"denied"`
+		} `json:"status"`
+	}
+	if err := i.cluster.Create(ctx, "/apis/authorization.k8s.io/v1/"+strings.ToLower(kind)+"s", ask, &answer); err != nil {
+		return false, err
+	}
+	if answer.Status == nil {
+		return false, errors.New("the answer is no " + kind)
+	}
+	return answer.Status.Allowed && !answer.Status.Denied, nil
 }
 
 // sharedSocketPolicy is the name of the ValidatingAdmissionPolicy, and of its binding, that the shared socket needs.
