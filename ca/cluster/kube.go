@@ -37,6 +37,9 @@ type KubeConfig struct {
 	Stale  time.Duration // how long the watches may be cut; zero: DefaultStale
 	Log    *slog.Logger  // required
 
+	// Persist is a file that keeps what was last seen over a restart, in a folder of this process alone. Empty: nothing is.
+	Persist string
+
 	// Metrics that the watches report to. Nil: nobody asks.
 	Metrics *Metrics
 }
@@ -59,6 +62,9 @@ type KubeDirectory struct {
 	goneRing []string
 	goneNext int
 	misses   map[string]time.Time // until when, by UID
+	changes  uint64               // of what is kept in Persist
+	saved    uint64               // changes that Persist holds; owned by remember
+	restored time.Time            // up to when Persist had seen everything; zero: there was none
 
 	missing  atomic.Pointer[string] // the permission that is missing; nil: none that is known of
 	told     sync.Mutex
@@ -100,6 +106,9 @@ func NewKubeDirectory(cfg KubeConfig) (*KubeDirectory, error) {
 		d.watch(kube.Nodes, d.replaceNodes, d.applyNode, func() int { return len(d.nodes) }),
 		d.watch(kube.ServiceAccounts, d.replaceAccounts, d.applyAccount, func() int { return len(d.accounts) }),
 		d.watch(kube.Pods, d.replacePods, d.applyPod, func() int { return len(d.pods) }),
+	}
+	if cfg.Persist != "" {
+		d.restore()
 	}
 	return d, nil
 }
@@ -146,7 +155,7 @@ func (d *KubeDirectory) Rules() []kube.Rule {
 
 // Run follows the cluster until ctx ends.
 func (d *KubeDirectory) Run(ctx context.Context) error {
-	tasks := []run.Task{{Name: "permissions", Run: d.checkRules}}
+	tasks := []run.Task{{Name: "permissions", Run: d.checkRules}, {Name: "memory", Run: d.remember}}
 	for _, w := range d.watches {
 		tasks = append(tasks, run.Task{Name: "watch", Run: w.Run})
 	}
@@ -269,10 +278,24 @@ func (d *KubeDirectory) complete(ctx context.Context, id ca.PodID, p kubePod) (c
 	switch {
 	case gone:
 		return ca.Pod{}, api.E(api.PodDeleted, "the pod is deleted")
-	case time.Unix(p.made, 0).Add(clockSkew).Before(sa.made):
-		// It still runs as what its ServiceAccount once was, though kubelet gets tokens of the new one for it.
-		return ca.Pod{}, api.E(api.PodMismatch, "the pod is older than its ServiceAccount, which was made anew")
+	case olderThan(p, sa):
+		return ca.Pod{}, errAccountAnew()
 	}
+	return d.pod(id, p, sa, node), nil
+}
+
+// olderThan reports whether a pod still runs as what its ServiceAccount once was, though kubelet gets tokens of the new one
+// for it.
+func olderThan(p kubePod, sa owner) bool {
+	return time.Unix(p.made, 0).Add(clockSkew).Before(sa.made)
+}
+
+func errAccountAnew() error {
+	return api.E(api.PodMismatch, "the pod is older than its ServiceAccount, which was made anew")
+}
+
+// pod is a pod as it is told.
+func (d *KubeDirectory) pod(id ca.PodID, p kubePod, sa owner, node string) ca.Pod {
 	pod := ca.Pod{
 		Issuer: d.cfg.Issuer, Namespace: p.namespace, Name: p.name, UID: id.UID,
 		ServiceAccount: p.account, ServiceAccountUID: sa.uid, NodeName: p.node, NodeUID: node, Finished: p.finished,
@@ -280,7 +303,7 @@ func (d *KubeDirectory) complete(ctx context.Context, id ca.PodID, p kubePod) (c
 	if p.deleteAt != 0 {
 		pod.DeleteAt = time.Unix(p.deleteAt, 0)
 	}
-	return pod, nil
+	return pod
 }
 
 // lookUp asks the cluster about a pod that the watch has not told of. What it finds is not kept: the watch will tell.
@@ -342,6 +365,7 @@ func (d *KubeDirectory) replacePods(all []kube.Object) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	for uid := range d.pods {
 		if _, still := pods[uid]; !still {
 			d.bury(uid)
@@ -353,6 +377,7 @@ func (d *KubeDirectory) replacePods(all []kube.Object) {
 func (d *KubeDirectory) applyPod(o kube.Object, deleted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	delete(d.misses, o.UID)
 	if !deleted {
 		d.pods[o.UID] = reduce(o)
@@ -379,12 +404,14 @@ func (d *KubeDirectory) replaceAccounts(all []kube.Object) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	d.accounts = accounts
 }
 
 func (d *KubeDirectory) applyAccount(o kube.Object, deleted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	if deleted {
 		delete(d.accounts, account{o.Namespace, o.Name})
 		return
@@ -399,12 +426,14 @@ func (d *KubeDirectory) replaceNodes(all []kube.Object) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	d.nodes = nodes
 }
 
 func (d *KubeDirectory) applyNode(o kube.Object, deleted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	if deleted {
 		delete(d.nodes, o.Name)
 		return

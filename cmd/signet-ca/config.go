@@ -153,6 +153,9 @@ type directoryConfig struct {
 	Path string `yaml:"path"`
 	// For kind kube: how long a watch may be cut before nothing new is issued, from 1s to 1m. Default: 5s.
 	StaleAfter time.Duration `yaml:"staleAfter"`
+	// For kind kube: for how long known workloads are renewed while the API server is away, from 0s (not at all) to 24h; see
+	// docs/api-server-away.md. Default: 4h.
+	Grace time.Duration `yaml:"grace"`
 }
 
 // agentsConfig says which pods are agents.
@@ -174,7 +177,7 @@ type loaded struct {
 
 // load reads the configuration and the policy and reports all that is wrong with them at once.
 func load(path string) (*loaded, error) {
-	c := config{Ledger: ledgerConfig{Retention: defaultRetention}} // where zero means something else than its absence
+	c := config{Ledger: ledgerConfig{Retention: defaultRetention}, Directory: directoryConfig{Grace: ca.DefaultGrace}} // where zero means something else than its absence
 	if err := strictyaml.DecodeFile(path, &c); err != nil {
 		return nil, api.Wrap(api.ConfigInvalid, err, err.Error())
 	}

@@ -110,7 +110,7 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 func makeFolders(l *loaded) error {
 	paths := []string{l.Store.Path}
 	for _, is := range l.Issuers {
-		paths = append(paths, is.JWKS.Persist)
+		paths = append(paths, is.JWKS.Persist, is.Watch.Persist)
 	}
 	for _, path := range paths {
 		if path == "" {

@@ -26,6 +26,9 @@ type watchConfig struct {
 	Kubeconfig string `yaml:"kubeconfig"`
 	// The context of the kubeconfig. Default: its current one.
 	Context string `yaml:"context"`
+	// A file that keeps over restarts what was last seen of the cluster, for renewals while the API server is away; without it
+	// a CA that is started anew meanwhile renews nothing. Default: none.
+	Persist string `yaml:"persist"`
 }
 
 // publishKubeConfig says in which cluster's ConfigMap the bundle is shown.
@@ -53,6 +56,9 @@ func (c *config) checkKube(bad func(string, ...any)) {
 		} else if c.Directory.Kind != "kube" && w != (watchConfig{}) {
 			bad("issuers[%d].watch is for a directory of kind kube", i)
 		}
+	}
+	if g := c.Directory.Grace; g < 0 || g > ca.MaxGrace {
+		bad("directory.grace of %s is not between 0s and %s", g, ca.MaxGrace)
 	}
 	if s := c.Directory.StaleAfter; s != 0 && (s < cluster.MinStale || s > cluster.MaxStale) {
 		bad("directory.staleAfter of %s is not between %s and %s", s, cluster.MinStale, cluster.MaxStale)
@@ -88,7 +94,7 @@ func openClusters(l *loaded, log *slog.Logger, m *cluster.Metrics) (cluster.Clus
 		if err != nil {
 			return nil, err
 		}
-		d, err := cluster.NewKubeDirectory(cluster.KubeConfig{Issuer: is.Issuer, Client: client, Stale: l.Directory.StaleAfter, Log: log, Metrics: m})
+		d, err := cluster.NewKubeDirectory(cluster.KubeConfig{Issuer: is.Issuer, Client: client, Stale: l.Directory.StaleAfter, Persist: is.Watch.Persist, Log: log, Metrics: m})
 		if err != nil {
 			return nil, err
 		}

@@ -68,14 +68,14 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 		return err
 	}
 	watched := kubeParts{reviews, clusters, publish, metrics}
-	authority, err := newCA(l, log, s, up, ledger, verifier, sources, watched)
+	authority, err := newCA(l, log, s, up, sealer, ledger, verifier, sources, watched)
 	if err != nil {
 		return err
 	}
 	return listen(ctx, l, log, authority, ledger, sources, watched)
 }
 
-func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audit.Log, verifier attestor.Attestor,
+func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, sealer *ca.Sealer, ledger *audit.Log, verifier attestor.Attestor,
 	sources map[string]*attestor.KeySource, watched kubeParts) (*ca.CA, error) {
 	cfg := ca.Config{
 		TrustDomain: l.td,
@@ -92,6 +92,8 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, ledger *audi
 		AgentTTL:    l.Agents.TTL,
 		Keys:        issuance.KeyKind(l.Key),
 		MintBudget:  l.MintBudget,
+		Sealer:      sealer,
+		Grace:       l.Directory.Grace,
 		SessionAge:  l.SessionAge,
 		Operators:   l.operators(verifier, log),
 		NotReady:    watched.notReady,

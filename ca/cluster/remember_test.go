@@ -1,0 +1,245 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/internal/kube"
+)
+
+// KubeDirectory and Clusters remember.
+var (
+	_ ca.Rememberer = (*KubeDirectory)(nil)
+	_ ca.Rememberer = Clusters(nil)
+)
+
+// awayAPI is an API server with two pods, which can go away.
+type awayAPI struct {
+	*apiServer
+	away atomic.Bool
+}
+
+const (
+	pathWeb  = "/api/v1/namespaces/shop/pods/web-0"
+	pathGone = "/api/v1/namespaces/shop/pods/gone-0"
+)
+
+func newAwayAPI(t *testing.T) *awayAPI {
+	t.Helper()
+	a := &awayAPI{apiServer: newAPIServer(t)}
+	a.setFault(func(r *http.Request) int {
+		switch {
+		case strings.Contains(r.URL.Path, "accessreviews"):
+			return http.StatusServiceUnavailable
+		case a.away.Load():
+			return http.StatusInternalServerError
+		}
+		return 0
+	})
+	pod := func() map[string]any {
+		return map[string]any{"spec": map[string]any{"nodeName": "n1", "serviceAccountName": "web"}, "status": map[string]any{"phase": "Running"}}
+	}
+	a.set("/api/v1/nodes/n1", map[string]any{})
+	a.set("/api/v1/namespaces/shop/serviceaccounts/web", map[string]any{})
+	a.set(pathWeb, pod())
+	a.set(pathGone, pod())
+	return a
+}
+
+func (a *awayAPI) uid(path string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.objects[path]["metadata"].(map[string]any)["uid"].(string)
+}
+
+// follow runs a directory until stop is called.
+func (a *awayAPI) follow(t *testing.T, persist string) (d *KubeDirectory, stop func()) {
+	t.Helper()
+	d, err := NewKubeDirectory(KubeConfig{Issuer: issuer, Client: a.open(t), Stale: MinStale, Log: slog.New(slog.DiscardHandler), Persist: persist})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := d.Run(ctx); err != nil {
+			t.Errorf("the directory ended: %v", err)
+		}
+	}()
+	stop = func() {
+		cancel()
+		<-done
+	}
+	t.Cleanup(stop)
+	return d, stop
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it never came to be that %s", what)
+		}
+	}
+}
+
+func sees(d ca.Rememberer) bool {
+	_, now := d.Seen(issuer)
+	return now
+}
+
+// A directory that has lost its cluster says so, and remembers what it knew then, over a restart too; what it was never told
+// of it does not know.
+func TestRemember(t *testing.T) {
+	a := newAwayAPI(t)
+	persist := filepath.Join(t.TempDir(), "cluster.json")
+	d, stop := a.follow(t, persist)
+	if upTo, now := d.Seen(issuer); !upTo.IsZero() && !now {
+		t.Error("a cluster was seen before it was asked")
+	}
+	until(t, "it is seen", func() bool { return sees(d) })
+	webUID, goneUID := a.uid(pathWeb), a.uid(pathGone)
+	a.set(pathGone, nil)
+	until(t, "a pod is gone", func() bool {
+		_, err := d.Recall(ca.PodID{Issuer: issuer, UID: goneUID})
+		return api.ReasonOf(err) == api.PodDeleted && err != nil
+	})
+	a.away.Store(true)
+	until(t, "it is lost", func() bool { return !sees(d) })
+	check := func(d ca.Rememberer, gone api.Reason) {
+		t.Helper()
+		upTo, now := d.Seen(issuer)
+		if upTo.IsZero() || now {
+			t.Errorf("seen up to %s, now %t", upTo, now)
+		}
+		p, err := d.Recall(ca.PodID{Issuer: issuer, UID: webUID})
+		if err != nil || p.Name != "web-0" || p.ServiceAccountUID == "" || p.NodeUID == "" {
+			t.Errorf("remembered %+v (%v)", p, err)
+		}
+		for _, tt := range []struct {
+			id   ca.PodID
+			want api.Reason
+		}{
+			{ca.PodID{Issuer: issuer, UID: goneUID}, gone},
+			{ca.PodID{Issuer: issuer, UID: "never", Namespace: "shop", Name: "web-0"}, api.DirectoryUnavailable},
+		} {
+			if p, err := d.Recall(tt.id); api.ReasonOf(err) != tt.want || err == nil || p != (ca.Pod{}) {
+				t.Errorf("%+v: %+v (%v), want %s", tt.id, p, err, tt.want)
+			}
+		}
+		if _, err := d.Pod(t.Context(), ca.PodID{Issuer: issuer, UID: webUID}); api.ReasonOf(err) != api.DirectoryUnavailable {
+			t.Errorf("a pod that cannot be seen: %v", err)
+		}
+	}
+	check(d, api.PodDeleted)
+	check(Clusters{issuer: d}, api.PodDeleted)
+	lost, _ := d.Seen(issuer)
+	stop()
+
+	again, stop := a.follow(t, persist)
+	check(again, api.DirectoryUnavailable)
+	if upTo, _ := again.Seen(issuer); upTo.After(lost) || lost.Sub(upTo) > 2*time.Minute {
+		t.Errorf("after a restart seen up to %s, before up to %s", upTo, lost)
+	}
+	stop()
+	// A CA that ends without ever having seen the cluster does not forget what it was told.
+	again, stop = a.follow(t, persist)
+	check(again, api.DirectoryUnavailable)
+	a.away.Store(false)
+	until(t, "it is seen again", func() bool { return sees(again) })
+	if _, err := again.Pod(t.Context(), ca.PodID{Issuer: issuer, UID: webUID}); err != nil {
+		t.Errorf("after the return: %v", err)
+	}
+	stop()
+
+	a.away.Store(true)
+	for name, content := range map[string]string{
+		"none": "", "damaged": "{", "of another version": `{"version":9,"issuer":"` + issuer + `","seen":"2026-01-01T00:00:00Z"}`,
+		"of another cluster": `{"version":1,"issuer":"https://other","seen":"2026-01-01T00:00:00Z"}`, "without a time": `{"version":1,"issuer":"` + issuer + `"}`,
+	} {
+		path := filepath.Join(t.TempDir(), "memory.json")
+		if content != "" {
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d, stop := a.follow(t, path)
+		if upTo, now := d.Seen(issuer); !upTo.IsZero() || now {
+			t.Errorf("a file that is %s: seen up to %s, now %t", name, upTo, now)
+		}
+		if _, err := d.Recall(ca.PodID{Issuer: issuer, UID: webUID}); api.ReasonOf(err) != api.DirectoryUnavailable {
+			t.Errorf("a file that is %s: %v", name, err)
+		}
+		stop()
+	}
+	if upTo, now := (Clusters{}).Seen(issuer); !upTo.IsZero() || now {
+		t.Error("no cluster is seen")
+	}
+	if _, err := (Clusters{}).Recall(ca.PodID{Issuer: issuer, UID: webUID}); api.ReasonOf(err) != api.PodUnknown {
+		t.Errorf("of no cluster: %v", err)
+	}
+}
+
+// Whose ServiceAccount or node was gone at the end is refused as it would have been then.
+func TestRecallMismatch(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		tell func(*KubeDirectory)
+		want api.Reason // empty: remembered
+	}{
+		{"all is there", func(*KubeDirectory) {}, ""},
+		{"the node is gone", func(d *KubeDirectory) { d.applyNode(kube.Object{Name: "n1"}, true) }, api.PodMismatch},
+		{"the ServiceAccount is gone", func(d *KubeDirectory) { d.replaceAccounts(nil) }, api.PodMismatch},
+		{"the ServiceAccount was made anew", func(d *KubeDirectory) {
+			o := webPod()
+			o.Name, o.UID, o.Created = "web", "s2", made.Add(clockSkew+time.Second)
+			d.applyAccount(o, false)
+		}, api.PodMismatch},
+		{"it has no node yet", func(d *KubeDirectory) { o := webPod(); o.NodeName = ""; d.applyPod(o, false) }, api.DirectoryUnavailable},
+		{"it is gone", func(d *KubeDirectory) { d.applyPod(webPod(), true) }, api.PodDeleted},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			told := toldDirectory(t)
+			tt.tell(told)
+			fresh, err := NewKubeDirectory(told.cfg) // whose watches have not begun
+			if err != nil {
+				t.Fatal(err)
+			}
+			told.watches, told.restored = fresh.watches, made
+			p, err := told.Recall(ca.PodID{Issuer: issuer, UID: "u1"})
+			if tt.want == "" && (err != nil || p.NodeUID != "n1-uid") || tt.want != "" && (err == nil || api.ReasonOf(err) != tt.want) {
+				t.Errorf("%+v (%v), want %q", p, err, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzMemory(f *testing.F) {
+	f.Add([]byte(`{"version":1,"issuer":"` + issuer + `","seen":"2026-01-01T00:00:00Z","pods":[{"u":"a","m":1}],"accounts":[{"u":"b"}],"nodes":[{"u":"c","n":"n1"}]}`))
+	f.Add([]byte(`{`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := parseMemory(data, issuer)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(m)
+		if err != nil {
+			return // a year that JSON cannot say
+		}
+		if _, err := parseMemory(again, issuer); err != nil {
+			t.Fatalf("what was read cannot be written: %v", err)
+		}
+	})
+}
