@@ -48,9 +48,10 @@ type fakeAdmin struct {
 	root, inter *x509.Certificate
 
 	mu     sync.Mutex
-	looked *sync.Cond // on mu; each listing that was answered
-	scene  string     // guarded by mu
-	looks  int        // listings answered; guarded by mu
+	looked *sync.Cond            // on mu; each listing that was answered
+	scene  string                // guarded by mu
+	looks  int                   // listings answered; guarded by mu
+	bans   map[string]*apiv1.Ban // by UID; guarded by mu
 }
 
 func newFakeAdmin(tb testing.TB) *fakeAdmin {

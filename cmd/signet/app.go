@@ -65,6 +65,7 @@ func (a *app) commands() []*cobra.Command {
 		inGroup(groupLook, a.svidCommand()),
 		inGroup(groupLook, a.bundleCommand()),
 		inGroup(groupLook, a.authorityCommand()),
+		inGroup(groupLook, a.nodeCommand()),
 		inGroup(groupLook, a.auditCommand()),
 		inGroup(groupLook, a.whyCommand()),
 		inGroup(groupLook, a.explainCommand()),

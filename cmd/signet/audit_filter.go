@@ -19,8 +19,11 @@ import (
 	apiv1 "github.com/signet-ca/signet/api/v1"
 )
 
-// kindRefuse is the kind of a refusal; kindIssue that of a workload's SVID.
+// kindRefuse is the kind of a refusal; kindIssue that of a workload's SVID; kindBan and kindAllow those of decisions about
+// nodes.
 const (
+	kindBan    = "ban-node"
+	kindAllow  = "allow-node"
 	kindIssue  = "issue"
 	kindRefuse = "refuse"
 )
@@ -31,6 +34,9 @@ var auditKinds = [][2]string{
 	{"attest-agent", "an agent's SVID"},
 	{"mint", "an intermediate"},
 	{kindRefuse, "a refusal"},
+	{kindBan, "a node was banned"},
+	{kindAllow, "the ban of a node was taken back"},
+	{"operator", "an operator came in from elsewhere"},
 }
 
 // wholeSerial is the number of hex digits of a serial number that this authority makes, 20 bytes.

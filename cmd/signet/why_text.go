@@ -17,15 +17,22 @@ var outcomes = map[string]string{
 	"attest-agent": "issued, to an agent",
 	"mint":         "an intermediate was asked for",
 	kindRefuse:     "REFUSED",
+	kindBan:        "a node was banned",
+	kindAllow:      "the ban of a node was taken back",
+	"operator":     "an operator came in from elsewhere",
 }
 
 // describeDecision is what was asked, found and done, and the page of the reason.
 func (a *app) describeDecision(d *decision) []block {
 	e := d.Entry
+	found := "Found"
+	if e.Type == kindBan || e.Type == kindAllow {
+		found = "Why" // in the operator's words
+	}
 	about := known(
 		pair{"ID", e.CorrelationID},
 		pair{"Outcome", cmp.Or(outcomes[e.Type], e.Type)},
-		pair{"Found", whatWasFound(e)},
+		pair{found, whatWasFound(e)},
 		pair{"When", when(e, a.now())},
 		pair{"Asked", asked(e)},
 		pair{"For", whose(e)},
