@@ -20,7 +20,7 @@ import (
 
 // TestBanBetween bans a node while what it asked for is under way: it gets nothing that comes after the ban's answer.
 //
-// threat: C14
+// threat: B06
 func TestBanBetween(t *testing.T) {
 	t.Run("while its SVID is put on record", func(t *testing.T) {
 		catest.Bubble(t, func(t *testing.T) {
