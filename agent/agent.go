@@ -13,6 +13,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -60,6 +61,8 @@ type Agent struct {
 	link      latest.Value[*link]             // nil while there is no session
 	trouble   latest.Value[*api.Error]        // why there is none; nil before the first failure
 	changed   latest.Value[uint64]            // counts changes that the CA should hear of
+
+	banned atomic.Bool // by the CA, as it said last
 
 	mu         sync.Mutex
 	identities map[podKey]*Identity
@@ -124,10 +127,13 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) Trust() *latest.Value[*Trust] { return &a.trust }
 
 // NotReady names what is missing before the agent can serve; empty when it is ready. An agent that holds identities is
-// ready while the CA is away.
+// ready while the CA is away, but not where its node is banned: nobody new is served there.
 func (a *Agent) NotReady() []string {
 	if a.link.Load() != nil {
 		return nil
+	}
+	if a.banned.Load() {
+		return []string{"this node is banned: nothing is renewed on it (" + string(api.NodeBanned) + ", " + api.NodeBanned.Code() + ")"}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

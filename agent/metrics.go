@@ -16,6 +16,7 @@ type Metrics struct {
 	sessionFailures prometheus.Counter
 	trustRefused    prometheus.Counter
 	connected       prometheus.Gauge
+	banned          prometheus.Gauge
 	generation      prometheus.Gauge
 	selfEnd         prometheus.Gauge
 }
@@ -36,12 +37,14 @@ func NewMetrics() *Metrics {
 			Name: "signet_agent_bundles_refused_total", Help: "Trust bundles from the CA that did not follow from the one held. Any is an incident."}),
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "signet_agent_connected", Help: "1 while there is a session with the CA."}),
+		banned: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "signet_agent_banned", Help: "1 while the CA refuses this node because it is banned."}),
 		generation: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "signet_agent_bundle_sequence", Help: "Generation of the trust bundle that is held, as spiffe_sequence."}),
 		selfEnd: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "signet_agent_own_svid_not_after_timestamp_seconds", Help: "When the agent's own SVID expires."}),
 	}
-	m.Collector = metrics.Group{m.renewals, m.first, m.expired, m.sessionFailures, m.trustRefused, m.connected, m.generation, m.selfEnd}
+	m.Collector = metrics.Group{m.renewals, m.first, m.expired, m.sessionFailures, m.trustRefused, m.connected, m.banned, m.generation, m.selfEnd}
 	return m
 }
 

@@ -61,7 +61,12 @@ func (a *Agent) keepSession(ctx context.Context) error {
 		wait := max(b.NextBackOff(), min(e.RetryAfter, maxRetryAfter))
 		a.metrics.sessionFailures.Inc()
 		a.trouble.Set(e)
-		a.log.WarnContext(ctx, "no session with the CA", attrs(e, "retry_in", wait.String())...)
+		if e.Reason == api.NodeBanned {
+			wait = max(wait, bannedRetry)
+			a.noteBan(ctx, e)
+		} else {
+			a.log.WarnContext(ctx, "no session with the CA", attrs(e, "retry_in", wait.String())...)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -90,12 +95,13 @@ func (a *Agent) session(ctx context.Context) error {
 	defer cancel()
 	stream, err := a.open(ctx, cancel, l.client)
 	if err != nil {
-		if e := api.AsError(err); final(e) {
+		if e := api.AsError(err); final(e) && e.Reason != api.NodeBanned {
 			// The CA does not believe the identity that it gave us, or not for this node: the next try begins with a new one.
 			a.self.Set(&credential{svid: self.svid, nodeUID: self.nodeUID})
 		}
 		return err
 	}
+	a.noteAllowed(ctx)
 	a.metrics.connected.Set(1)
 	defer a.metrics.connected.Set(0)
 	a.link.Set(l)
@@ -113,7 +119,7 @@ func (a *Agent) identify(ctx context.Context) (*credential, error) {
 	switch {
 	case err == nil:
 		return fresh, nil
-	case self == nil || !time.Now().Before(self.svid.Certificates[0].NotAfter):
+	case self == nil || !time.Now().Before(self.svid.Certificates[0].NotAfter), api.ReasonOf(err) == api.NodeBanned:
 		return nil, err
 	}
 	a.log.WarnContext(ctx, "own identity not renewed, keeping it", attrs(api.AsError(err))...)
@@ -356,6 +362,9 @@ func (l *link) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, e
 		return r.GetSvid(), nil
 	case r.GetRefusal() != nil:
 		reason := api.Reason(r.GetRefusal().GetReason())
+		if reason == api.NodeBanned { // the session's end comes after it; no workload is refused for it
+			return nil, api.E(api.CAUnavailable, "the node is banned")
+		}
 		if !reason.Known() {
 			return nil, api.E(api.Internal, "the CA refused with a reason that this agent does not know")
 		}
