@@ -56,11 +56,12 @@ type Agent struct {
 	trustMu   sync.Mutex // held while a bundle is compared with trust and takes its place
 	trustKept bool       // the cache holds trust: what an agent was told once it does not forget
 	trust     latest.Value[*Trust]
-	verifier  latest.Value[attestor.Attestor] // nil until there are key sets
-	self      latest.Value[*credential]       // the agent's own identity; nil until attested
-	link      latest.Value[*link]             // nil while there is no session
-	trouble   latest.Value[*api.Error]        // why there is none; nil before the first failure
-	changed   latest.Value[uint64]            // counts changes that the CA should hear of
+	verifier  latest.Value[attestor.Attestor]    // nil until there are key sets
+	self      latest.Value[*credential]          // the agent's own identity; nil until attested
+	link      latest.Value[*link]                // nil while there is no session
+	trouble   latest.Value[*api.Error]           // why there is none; nil before the first failure
+	away      latest.Value[map[string]time.Time] // clusters that are away, by issuer: since when, as the CA said last
+	changed   latest.Value[uint64]               // counts changes that the CA should hear of
 
 	banned atomic.Bool // by the CA, as it said last
 
@@ -153,7 +154,8 @@ func (a *Agent) NotReady() []string {
 // checked here, by the key sets that the CA pushed, so that an identity that is held can be served while the CA is away;
 // a new one is only ever given by the CA, which checks again. Volume says where on the node the token was delivered.
 //
-// Admit blocks while there are no key sets to check by. Until is when the token expires. It returns an *api.Error: why the
+// Admit blocks while there are no key sets to check by. Until is when the token expires; while the API server is away one
+// that has expired since still opens what is held, for some minutes at a time. It returns an *api.Error: why the
 // token is not good, or why the CA refused this workload moments ago.
 func (a *Agent) Admit(ctx context.Context, e attestor.Evidence, volume string) (id *Identity, until time.Time, err error) {
 	v, err := a.waitVerifier(ctx)
@@ -162,10 +164,10 @@ func (a *Agent) Admit(ctx context.Context, e attestor.Evidence, volume string) (
 	}
 	c, err := v.Attest(ctx, e, api.WorkloadAudience(a.cfg.TrustDomain), time.Now())
 	if err != nil {
-		return nil, time.Time{}, err
+		return a.admitLate(ctx, v, e, err)
 	}
-	if self := a.self.Load(); self != nil && c.NodeUID != self.nodeUID {
-		return nil, time.Time{}, api.E(api.NodeMismatch, "the token's pod runs on another node")
+	if err := a.checkNode(c); err != nil {
+		return nil, time.Time{}, err
 	}
 	if id, err = a.identity(c, e, volume); err != nil {
 		return nil, time.Time{}, err
@@ -174,6 +176,14 @@ func (a *Agent) Admit(ctx context.Context, e attestor.Evidence, volume string) (
 		return nil, time.Time{}, refused
 	}
 	return id, c.ExpireAt, nil
+}
+
+// checkNode wants a token of our own node.
+func (a *Agent) checkNode(c attestor.Claims) error {
+	if self := a.self.Load(); self != nil && c.NodeUID != self.nodeUID {
+		return api.E(api.NodeMismatch, "the token's pod runs on another node")
+	}
+	return nil
 }
 
 func (a *Agent) waitVerifier(ctx context.Context) (attestor.Attestor, error) {

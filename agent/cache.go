@@ -122,6 +122,7 @@ type cachedSVID struct {
 	Chain   [][]byte  `json:"chain"`
 	Key     []byte    `json:"key"` // PKCS#8
 	RenewAt time.Time `json:"renewAt"`
+	Ticket  []byte    `json:"ticket,omitempty"` // an earlier build writes none, and reads none
 }
 
 type cachedIdentity struct {
@@ -146,7 +147,7 @@ func (a *Agent) cacheTrust(t *Trust) {
 }
 
 func (a *Agent) cacheSelf(c *credential) {
-	if s, err := freeze(c.svid, c.renewAt); err == nil {
+	if s, err := freeze(c.svid, c.renewAt, c.ticket); err == nil {
 		a.put(entrySelf, s)
 	}
 }
@@ -154,7 +155,7 @@ func (a *Agent) cacheSelf(c *credential) {
 func (a *Agent) cacheKeySets(k KeySets) { a.put(entryKeySets, k) }
 
 func (a *Agent) cacheIdentity(id *Identity, h Held) {
-	s, err := freeze(h.SVID, h.RenewAt)
+	s, err := freeze(h.SVID, h.RenewAt, []byte(h.ticket))
 	if err != nil {
 		return
 	}
@@ -209,12 +210,12 @@ func (a *Agent) put(name string, v any) {
 	}
 }
 
-func freeze(s *x509svid.SVID, renewAt time.Time) (cachedSVID, error) {
+func freeze(s *x509svid.SVID, renewAt time.Time, ticket []byte) (cachedSVID, error) {
 	key, err := x509.MarshalPKCS8PrivateKey(s.PrivateKey)
 	if err != nil {
 		return cachedSVID{}, err
 	}
-	c := cachedSVID{Key: key, RenewAt: renewAt}
+	c := cachedSVID{Key: key, RenewAt: renewAt, Ticket: ticket}
 	for _, cert := range s.Certificates {
 		c.Chain = append(c.Chain, cert.Raw)
 	}
@@ -327,7 +328,7 @@ func (a *Agent) restoreSelf(data []byte, now time.Time) error {
 	if !ok {
 		return errors.New("it is not an agent's identity")
 	}
-	a.self.Set(&credential{svid: s, nodeUID: uid, renewAt: c.RenewAt})
+	a.self.Set(&credential{svid: s, nodeUID: uid, renewAt: c.RenewAt, ticket: c.Ticket})
 	a.metrics.selfEnd.Set(float64(s.Certificates[0].NotAfter.Unix()))
 	return nil
 }
@@ -347,7 +348,7 @@ func (a *Agent) restoreIdentity(data []byte, now time.Time) error {
 	k := podKey{c.Issuer, c.PodUID, c.ServiceAccountUID}
 	id := newIdentity(k, Pod{Namespace: c.Namespace, Name: c.PodName, UID: c.PodUID}, a)
 	id.proof = proof{evidence: attestor.Evidence{Kind: c.EvidenceKind, Data: c.Evidence}, volume: c.Volume, end: c.EvidenceEnd}
-	id.held.Set(Held{SVID: s, RenewAt: c.SVID.RenewAt})
+	id.held.Set(Held{SVID: s, ticket: string(c.SVID.Ticket), RenewAt: c.SVID.RenewAt})
 	id.given.Store(true)
 	a.identities[k] = id
 	return nil

@@ -37,6 +37,8 @@ type Held struct {
 	RenewAt time.Time
 	Refusal *api.Error // the last attempt's failure; nil after a success
 
+	ticket string // came with SVID; empty where it has none
+
 	waits bool // for what comes by itself: a session, or kubelet's next token. So it is no refusal, and what came ends the wait
 }
 
@@ -157,7 +159,7 @@ func (id *Identity) offer(e attestor.Evidence, end time.Time, volume string) {
 func (id *Identity) take(e attestor.Evidence, end time.Time, volume string) {
 	id.proof = proof{evidence: e, volume: volume, end: end, n: id.proof.n + 1}
 	if h := id.held.Load(); aboutToken(h.Refusal) {
-		id.held.Set(Held{SVID: h.SVID, RenewAt: time.Now()})
+		id.held.Set(Held{SVID: h.SVID, ticket: h.ticket, RenewAt: time.Now()})
 	}
 	select {
 	case id.wake <- struct{}{}:
@@ -205,7 +207,7 @@ func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Conte
 		if wait <= 0 {
 			p, ok := id.newest(now)
 			switch {
-			case ok:
+			case ok || id.renewable(h):
 				err := renew(ctx, id, p)
 				if ctx.Err() != nil {
 					return
@@ -277,10 +279,10 @@ func (a *Agent) failed(id *Identity, p proof, err error, wait time.Duration) {
 			left = time.Until(h.SVID.Certificates[0].NotAfter).Round(time.Second).String()
 		}
 		if aboutToken(e) && id.proof.n != p.n { // there is a newer token already
-			return Held{SVID: h.SVID, RenewAt: time.Now()}
+			return Held{SVID: h.SVID, ticket: h.ticket, RenewAt: time.Now()}
 		}
 		waits := errors.Is(err, errNoSession) || e.Reason == api.TokenExpired && id.volumes > 0
-		return Held{SVID: h.SVID, RenewAt: time.Now().Add(wait), Refusal: e, waits: waits}
+		return Held{SVID: h.SVID, ticket: h.ticket, RenewAt: time.Now().Add(wait), Refusal: e, waits: waits}
 	})
 	a.log.Warn("identity not renewed, keeping what is held", attrs(e, "pod", id.pod.Namespace+"/"+id.pod.Name, "held_for", left, "retry_in", wait.String())...)
 	a.touch()
@@ -326,6 +328,11 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 		return err
 	}
 	item := &apiv1.IssueItem{Evidence: &apiv1.Evidence{Kind: p.evidence.Kind, Data: p.evidence.Data}, Csr: csr, Volume: p.volume}
+	if h := id.held.Load(); id.renewable(h) {
+		if item.Renewal, err = renewal(h.SVID, h.ticket, csr); err != nil {
+			return err
+		}
+	}
 	got, err := l.issue(ctx, item)
 	if err != nil {
 		return err
@@ -337,7 +344,7 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	if api.IsReserved(svid.ID) || svid.ID.String() != got.GetSpiffeId() {
 		return api.E(api.SVIDRejected, "the CA answered with another identity than it said")
 	}
-	h := Held{SVID: svid, RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
+	h := Held{SVID: svid, ticket: string(got.GetTicket()), RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
 	id.set(func(Held) Held { return h })
 	if !id.given.Swap(true) {
 		a.metrics.first.Observe(time.Since(id.began).Seconds())

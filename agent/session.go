@@ -26,6 +26,7 @@ type credential struct {
 	svid    *x509svid.SVID
 	nodeUID string
 	renewAt time.Time
+	ticket  []byte // came with svid; nil where it has none
 }
 
 func (c *credential) good(now time.Time) bool {
@@ -93,11 +94,11 @@ func (a *Agent) session(ctx context.Context) error {
 	}()
 	ctx, cancel := context.WithDeadline(ctx, self.svid.Certificates[0].NotAfter)
 	defer cancel()
-	stream, err := a.open(ctx, cancel, l.client)
+	stream, err := a.open(ctx, cancel, l.client, self.ticket)
 	if err != nil {
 		if e := api.AsError(err); final(e) && e.Reason != api.NodeBanned {
 			// The CA does not believe the identity that it gave us, or not for this node: the next try begins with a new one.
-			a.self.Set(&credential{svid: self.svid, nodeUID: self.nodeUID})
+			a.self.Set(&credential{svid: self.svid, nodeUID: self.nodeUID, ticket: self.ticket})
 		}
 		return err
 	}
@@ -145,18 +146,15 @@ func (a *Agent) attestSelf(ctx context.Context) (*credential, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := a.dial(nil)
+	request := &apiv1.AttestAgentRequest{Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}, Csr: csr, Protocol: api.Protocol}
+	resp, err := a.callAttest(ctx, nil, request)
+	if self := a.self.Load(); ticketHelps(err) && self != nil && self.ticket != nil && time.Now().Before(self.svid.Certificates[0].NotAfter) {
+		// Where its cluster is away the CA may take what is held for it: the ticket, and the key behind this connection.
+		request.Renewal = &apiv1.Renewal{Ticket: self.ticket}
+		resp, err = a.callAttest(ctx, self.svid, request)
+	}
 	if err != nil {
 		return nil, err
-	}
-	defer conn.Close()
-	resp, err := apiv1.NewAuthorityClient(conn).AttestAgent(ctx, &apiv1.AttestAgentRequest{
-		Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data},
-		Csr:      csr,
-		Protocol: api.Protocol,
-	}, grpc.WaitForReady(false))
-	if err != nil {
-		return nil, api.FromStatus(err)
 	}
 	if err := a.applyTrust(resp.GetBundle()); err != nil {
 		return nil, err
@@ -169,12 +167,26 @@ func (a *Agent) attestSelf(ctx context.Context) (*credential, error) {
 	if !ok {
 		return nil, api.E(api.SVIDRejected, "the CA answered with an identity that is not an agent's")
 	}
-	c := &credential{svid: svid, nodeUID: nodeUID, renewAt: renewAt(resp.GetRenewAt(), svid.Certificates[0], time.Now())}
+	c := &credential{svid: svid, nodeUID: nodeUID, ticket: resp.GetTicket(), renewAt: renewAt(resp.GetRenewAt(), svid.Certificates[0], time.Now())}
 	a.self.Set(c)
 	a.cacheSelf(c)
 	a.metrics.selfEnd.Set(float64(svid.Certificates[0].NotAfter.Unix()))
 	a.log.InfoContext(ctx, "agent attested", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter, "renew_at", c.renewAt)
 	return c, nil
+}
+
+// callAttest asks for the agent's SVID, over a connection of its own that shows svid, or nothing.
+func (a *Agent) callAttest(ctx context.Context, svid *x509svid.SVID, r *apiv1.AttestAgentRequest) (*apiv1.AttestAgentResponse, error) {
+	conn, err := a.dial(svid)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	resp, err := apiv1.NewAuthorityClient(conn).AttestAgent(ctx, r, grpc.WaitForReady(false))
+	if err != nil {
+		return nil, api.FromStatus(err)
+	}
+	return resp, nil
 }
 
 // dial makes a connection to the CA, which is known by its SPIFFE ID under the newest bundle; with an SVID the agent
@@ -205,16 +217,16 @@ func (a *Agent) dial(svid *x509svid.SVID) (*grpc.ClientConn, error) {
 
 // open opens a session and waits for its Welcome and for the bundle that comes behind it: bundle before SVID, always. A CA
 // that takes longer than a request may is given up; cancel must end ctx.
-func (a *Agent) open(ctx context.Context, cancel context.CancelFunc, c apiv1.AuthorityClient) (apiv1.Authority_SessionClient, error) {
+func (a *Agent) open(ctx context.Context, cancel context.CancelFunc, c apiv1.AuthorityClient, ticket []byte) (apiv1.Authority_SessionClient, error) {
 	patience := time.AfterFunc(a.cfg.IssueTimeout, cancel)
-	stream, err := a.handshake(ctx, c)
+	stream, err := a.handshake(ctx, c, ticket)
 	if !patience.Stop() {
 		return nil, api.E(api.DeadlineExceeded, "the CA did not open the session within %s", a.cfg.IssueTimeout)
 	}
 	return stream, err
 }
 
-func (a *Agent) handshake(ctx context.Context, c apiv1.AuthorityClient) (apiv1.Authority_SessionClient, error) {
+func (a *Agent) handshake(ctx context.Context, c apiv1.AuthorityClient, ticket []byte) (apiv1.Authority_SessionClient, error) {
 	e, err := a.cfg.Prover.Prove(ctx)
 	if err != nil {
 		return nil, err
@@ -223,7 +235,7 @@ func (a *Agent) handshake(ctx context.Context, c apiv1.AuthorityClient) (apiv1.A
 	if err != nil {
 		return nil, api.FromStatus(err)
 	}
-	hello := &apiv1.Hello{Protocol: api.Protocol, Version: a.cfg.Version, Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}}
+	hello := &apiv1.Hello{Protocol: api.Protocol, Version: a.cfg.Version, Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}, Ticket: ticket}
 	if err := stream.Send(&apiv1.SessionRequest{Message: &apiv1.SessionRequest_Hello{Hello: hello}}); err != nil {
 		_, err = stream.Recv() // the reason comes with the next read
 		return nil, api.FromStatus(err)
@@ -324,6 +336,7 @@ func (a *Agent) receive(stream apiv1.Authority_SessionClient) error {
 			}
 		case m.GetKeySets() != nil:
 			a.applyKeySets(m.GetKeySets())
+			a.applyAway(m.GetKeySets())
 		}
 	}
 }
