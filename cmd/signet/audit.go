@@ -61,7 +61,7 @@ func (a *app) auditCommand() *cobra.Command {
 			return err
 		}
 		full := f.seen.n.Load() == auditLast // before refusals that came again were made one
-		if f.serial != "" {
+		if f.local() {
 			full = w.n == auditLast
 		}
 		if full && !all && !asked && o.isText() {
@@ -110,6 +110,7 @@ type auditEntry struct {
 	CallerNode        string   `json:"callerNode,omitempty"`
 	Count             uint64   `json:"count,omitempty"` // of a refusal: how often, this time included
 	Last              string   `json:"last,omitempty"`  // the last of them, where there are more than one
+	Grace             bool     `json:"grace,omitempty"` // decided by a renewal ticket, while the API server was away
 
 	time, last, notAfter time.Time
 }
@@ -120,7 +121,7 @@ func newAuditEntry(in *apiv1.AuditEntry) *auditEntry {
 		Cluster: in.GetCluster(), Namespace: in.GetNamespace(), ServiceAccount: in.GetServiceAccount(),
 		ServiceAccountUID: in.GetServiceAccountUid(), Pod: in.GetPod(), PodUID: in.GetPodUid(), Node: in.GetNode(), NodeUID: in.GetNodeUid(),
 		TokenID: in.GetTokenId(), DNSNames: in.GetDnsNames(), Serial: in.GetSerial(), IssuerKeyID: in.GetIssuer(), Reason: in.GetReason(),
-		Detail: in.GetDetail(), Method: in.GetMethod(), Caller: in.GetCaller(), CallerNode: in.GetCallerNode(),
+		Detail: in.GetDetail(), Method: in.GetMethod(), Caller: in.GetCaller(), CallerNode: in.GetCallerNode(), Grace: in.GetGrace(),
 		time: timeOf(in.GetTime()), last: timeOf(in.GetLast()), notAfter: timeOf(in.GetNotAfter()),
 	}
 	name := e.CorrelationID
@@ -193,7 +194,7 @@ func (a *app) eachAudit(ctx context.Context, f *auditFilter, last int, do func(*
 		then := do
 		do = func(e *auditEntry) error { stop(); return then(e) }
 	}
-	if f.serial == "" || last == 0 {
+	if !f.local() || last == 0 {
 		f.req.Last = uint32(last)
 		return a.streamAudit(ctx, ch, &f.req, &f.seen, func(e *auditEntry) error {
 			if !f.keeps(e) {

@@ -47,6 +47,7 @@ type auditFilter struct {
 	req     apiv1.ListAuditRequest
 	serial  string // the beginning of a serial number, which is compared here: the CA knows whole ones
 	refused bool
+	grace   bool  // only what was decided while an API server was away; compared here too
 	seen    tally // what the CA sent
 }
 
@@ -97,6 +98,7 @@ func (a *app) auditFilterFlags(c *cobra.Command) *auditFilter {
 		return err
 	})
 	fl.BoolVar(&f.refused, "refused", false, "only refusals")
+	fl.BoolVar(&f.grace, "grace", false, "only what was decided by renewal tickets, while an API server was away")
 	a.completeAuditFlags(c)
 	return f
 }
@@ -211,12 +213,17 @@ func (f *auditFilter) check() error {
 // narrow reports whether anything is left out.
 func (f *auditFilter) narrow() bool {
 	r := &f.req
-	return f.serial != "" || r.SpiffeId != "" || r.Namespace != "" || r.Pod != "" || r.Node != "" || r.Serial != "" || r.Reason != "" ||
+	return f.local() || r.SpiffeId != "" || r.Namespace != "" || r.Pod != "" || r.Node != "" || r.Serial != "" || r.Reason != "" ||
 		len(r.Kinds) > 0 || r.Since != nil || r.Until != nil
 }
 
 // keeps reports whether an entry passes what is compared here.
-func (f *auditFilter) keeps(e *auditEntry) bool { return strings.HasPrefix(e.Serial, f.serial) }
+func (f *auditFilter) keeps(e *auditEntry) bool {
+	return strings.HasPrefix(e.Serial, f.serial) && (e.Grace || !f.grace)
+}
+
+// local reports whether anything is compared here.
+func (f *auditFilter) local() bool { return f.serial != "" || f.grace }
 
 func (a *app) completeAuditFlags(c *cobra.Command) {
 	c.RegisterFlagCompletionFunc("namespace", a.completeNamespaces)

@@ -97,6 +97,7 @@ func (f *fakeAdmin) record() []*apiv1.AuditEntry {
 	foreign.Reason, foreign.Detail = string(api.NamespaceNotAllowed), "the policy does not allow this namespace"
 	foreign.Count, foreign.Last = 37, ago(90*time.Second)
 	again := issued(5, 10*time.Minute, "web-1", "node-a", "d4")
+	again.Grace, again.Detail = true, "renewed by its ticket: the API server has not been seen for 1h0m0s"
 	return []*apiv1.AuditEntry{
 		{Source: "ledger", Seq: 1, Time: ago(60 * time.Minute), Kind: "mint", CorrelationId: "c0ffee0000000001", SpiffeId: "spiffe://example.org",
 			NotAfter: timestamppb.New(testNow.Add(23 * time.Hour)), Issuer: hex.EncodeToString(f.root.SubjectKeyId)},

@@ -146,6 +146,14 @@ func auditColumns() []column {
 	}
 }
 
+// mark is what stands in place of a reason where nothing was refused: that the API server was away.
+func (e *auditEntry) mark() string {
+	if e.Grace {
+		return "(grace)"
+	}
+	return ""
+}
+
 func auditTable(entries []*auditEntry, wide bool) *metav1.Table {
 	var rows [][]string
 	for _, e := range entries {
@@ -155,7 +163,7 @@ func auditTable(entries []*auditEntry, wide bool) *metav1.Table {
 		}
 		rows = append(rows, []string{
 			dash(stamp(e.time)), dash(e.Type), dash(e.SPIFFEID), dash(e.pod()), dash(cmp.Or(e.Node, e.CallerNode)), serial,
-			dash(strings.TrimSpace(e.Reason + " " + e.times())), dash(e.CorrelationID),
+			dash(strings.TrimSpace(cmp.Or(e.Reason, e.mark()) + " " + e.times())), dash(e.CorrelationID),
 			fmt.Sprintf("%s %d", dash(e.Source), e.Seq), dash(e.NotAfter), dash(e.IssuerKeyID), dash(strings.Join(e.DNSNames, ",")),
 			dash(e.Method), dash(e.Caller), dash(e.CallerNode), dash(e.PodUID), dash(e.NodeUID), dash(e.ServiceAccount), dash(e.Cluster),
 			dash(e.TokenID), dash(e.Detail),

@@ -31,7 +31,7 @@ func (a *app) describeDecision(d *decision) []block {
 	}
 	about := known(
 		pair{"ID", e.CorrelationID},
-		pair{"Outcome", cmp.Or(outcomes[e.Type], e.Type)},
+		pair{"Outcome", cmp.Or(outcomes[e.Type], e.Type) + e.away()},
 		pair{found, whatWasFound(e)},
 		pair{"When", when(e, a.now())},
 		pair{"Asked", asked(e)},
@@ -54,6 +54,14 @@ func (a *app) describeDecision(d *decision) []block {
 		blocks = append(blocks, describePage(d.Explanation)...)
 	}
 	return blocks
+}
+
+// away says that nobody could be asked.
+func (e *auditEntry) away() string {
+	if e.Grace {
+		return ", while the API server was away (docs/api-server-away.md)"
+	}
+	return ""
 }
 
 // known leaves out what there is nothing to say of.
