@@ -317,17 +317,23 @@ func TestOperators(t *testing.T) {
 				accounts[a.Name] = a.Namespace
 			}
 		}
-		quota := slices.IndexFunc(of[*corev1.ResourceQuota](all), func(q *corev1.ResourceQuota) bool { return q.Name == "signet-no-pods" })
-		if quota < 0 {
-			t.Fatal("no quota")
+		var namespace string
+		for _, p := range of[*admissionv1.ValidatingAdmissionPolicy](all) {
+			if p.Name == "signet-operators" {
+				namespace = p.Spec.MatchConstraints.NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"]
+				if p.Spec.Validations[0].Expression != "false" || *p.Spec.FailurePolicy != admissionv1.Fail || len(p.Spec.MatchConditions) > 0 {
+					t.Errorf("%+v", p.Spec)
+				}
+			}
 		}
-		q := of[*corev1.ResourceQuota](all)[quota]
-		if n := q.Spec.Hard[corev1.ResourcePods]; !n.IsZero() || len(q.Spec.Scopes) > 0 || q.Spec.ScopeSelector != nil {
-			t.Errorf("%+v", q.Spec)
+		for _, b := range of[*admissionv1.ValidatingAdmissionPolicyBinding](all) {
+			if b.Name == "signet-operators" && (b.Spec.PolicyName != b.Name || !slices.Equal(b.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny})) {
+				t.Errorf("%+v", b.Spec)
+			}
 		}
-		want := map[string]string{"viewer": q.Namespace, "operator": q.Namespace, "emergency": q.Namespace}
-		if d := cmp.Diff(want, accounts); d != "" || q.Namespace == "signet-system" {
-			t.Error(q.Namespace, d)
+		want := map[string]string{"viewer": namespace, "operator": namespace, "emergency": namespace}
+		if d := cmp.Diff(want, accounts); d != "" || namespace == "" || namespace == "signet-system" {
+			t.Error(namespace, d)
 		}
 	})
 }

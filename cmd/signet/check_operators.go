@@ -16,8 +16,8 @@ import (
 	"github.com/signet-ca/signet/internal/kube"
 )
 
-// noPods is the ResourceQuota that keeps pods out of the operators' namespace.
-const noPods = "signet-no-pods"
+// noPods is the ValidatingAdmissionPolicy, and its binding, that keeps pods out of the operators' namespace.
+const noPods = "signet-operators"
 
 // checkOperators looks at who may operate the CA, as far as RBAC says it: whoever asks, and who is bound to our roles. What
 // else gives somebody tokens in that namespace nobody can list.
@@ -78,26 +78,48 @@ func (i *checkup) checkOperatorsNamespace(ctx context.Context, namespace string)
 		names = append(names, p.Metadata.Name)
 		return nil
 	})
-	var quota struct {
-		Spec struct {
-			Hard map[string]string `json:"hard"`
-		} `json:"spec"`
-	}
-	quotaErr := i.get(ctx, in("v1", namespace, "resourcequotas", noPods), &quota)
+	lacks, policyErr := i.admissionLacks(ctx, noPods)
 	switch {
 	case err != nil:
 		i.cannot("operators", object, "list the pods of "+namespace, err)
 	case len(names) > 0:
 		i.add("operators", resultBad, object, plural(len(names), "pod")+" in the namespace of the operators' ServiceAccounts: "+clip(strings.Join(names, ", "), maxFound),
 			i.kf.kubectl("-n", namespace, "get", "pods"))
-	case errors.Is(quotaErr, kube.ErrNotFound) || quotaErr == nil && quota.Spec.Hard["pods"] != "0":
-		i.add("operators", resultWarning, object, "nothing keeps pods out of it: the ResourceQuota "+noPods+" is not there, or allows some", i.install()).settled = true
-	case quotaErr != nil:
-		i.cannot("operators", object, "read ResourceQuotas in "+namespace, quotaErr)
+	case policyErr != nil:
+		i.cannot("operators", object, "read validatingadmissionpolicies", policyErr)
+	case lacks != "":
+		i.add("operators", resultWarning, object, "nothing keeps pods out of it: "+lacks, i.install()).settled = true
 	default:
-		i.good("operators", object, "it has no pods, and a quota keeps it so")
+		i.good("operators", object, "it has no pods, and a policy keeps it so")
 	}
 	return true
+}
+
+// admissionLacks says why a ValidatingAdmissionPolicy and its binding of the same name do not deny; "" where they do.
+func (i *checkup) admissionLacks(ctx context.Context, name string) (string, error) {
+	const group = "admissionregistration.k8s.io/v1"
+	var policy, binding struct {
+		Spec struct {
+			FailurePolicy     string   `json:"failurePolicy"`
+			PolicyName        string   `json:"policyName"`
+			ValidationActions []string `json:"validationActions"`
+		} `json:"spec"`
+	}
+	for resource, into := range map[string]any{"validatingadmissionpolicies": &policy, "validatingadmissionpolicybindings": &binding} {
+		switch err := i.get(ctx, in(group, "", resource, name), into); {
+		case errors.Is(err, kube.ErrNotFound):
+			return "of " + resource + " there is no " + name, nil
+		case err != nil:
+			return "", err
+		}
+	}
+	switch {
+	case policy.Spec.FailurePolicy == "Ignore":
+		return "the ValidatingAdmissionPolicy " + name + " lets in what it cannot judge", nil
+	case binding.Spec.PolicyName != name || !slices.Contains(binding.Spec.ValidationActions, "Deny"):
+		return "the ValidatingAdmissionPolicyBinding " + name + " does not deny", nil
+	}
+	return "", nil
 }
 
 // checkGlass tells in time which break-glass certificate will end.

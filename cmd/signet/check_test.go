@@ -235,10 +235,12 @@ func TestCheckBroken(t *testing.T) {
 		{"a pod among operators", func(_ *testing.T, c *fakeCluster) {
 			c.put("apiVersion: v1\nkind: Pod\nmetadata: {namespace: signet-operators, name: mole}\n")
 		}, "operators", resultBad, "mole", "get pods"},
-		{"no quota", func(_ *testing.T, c *fakeCluster) { c.remove(people + "/resourcequotas/signet-no-pods") }, "operators", resultWarning, "nothing keeps pods out", "signet install"},
-		{"a quota of one", func(_ *testing.T, c *fakeCluster) {
-			c.set(people+"/resourcequotas/signet-no-pods", "1", "spec", "hard", "pods")
+		{"no policy against pods", func(_ *testing.T, c *fakeCluster) {
+			c.remove("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/signet-operators")
 		}, "operators", resultWarning, "nothing keeps pods out", "signet install"},
+		{"a policy that only warns", func(_ *testing.T, c *fakeCluster) {
+			c.set("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/signet-operators", []any{"Warn"}, "spec", "validationActions")
+		}, "operators", resultWarning, "does not deny", "signet install"},
 		{"no reviews of oneself", forbidden("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"), "operators", resultUnknown, "SelfSubjectAccessReviews", ""},
 		{"no reviews", forbidden("/apis/authorization.k8s.io/v1/subjectaccessreviews"), "permissions", resultUnknown, "SubjectAccessReviews", ""},
 
@@ -466,7 +468,7 @@ subjects: [{kind: Group, name: sre}, {kind: ServiceAccount, namespace: ci, name:
 		object + "viewer":            "good: you may come as viewer; bound: group sre, serviceaccount ci/bot",
 		object + "operator":          "good: you may come as operator; bound: group sre, serviceaccount ci/bot",
 		object + "emergency":         "good: you may not come as emergency",
-		"namespace/signet-operators": "good: it has no pods, and a quota keeps it so",
+		"namespace/signet-operators": "good: it has no pods, and a policy keeps it so",
 		"":                           "warning: spiffe://cluster.local/signet/admin/safe-1 expires in 30d",
 	} {
 		if got[of] != want {

@@ -183,7 +183,7 @@ var chartKinds = []struct {
 	{"policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", false, false},
 	{"v1", "Service", "services", false, false},
 	{"networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", false, false},
-	{"v1", "ResourceQuota", "resourcequotas", false, true},
+	{"v1", "ResourceQuota", "resourcequotas", false, false},
 	{"v1", "ConfigMap", "configmaps", false, false},
 	{"rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", false, false},
 	{"rbac.authorization.k8s.io/v1", "Role", "roles", false, false},

@@ -206,6 +206,20 @@ func (c *ControlPlane) Restart(t testing.TB) {
 	}
 }
 
+// auditPolicy has the API server put on record who asked for which token, which is the end of the trail from a credential
+// id to a person.
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: Metadata
+    resources: [{group: "", resources: [serviceaccounts/token]}]
+  - level: None
+`
+
+// AuditLog is the path of the API server's audit log, JSON lines.
+func (c *ControlPlane) AuditLog() string { return filepath.Join(c.Dir, "audit.log") }
+
 // runAPIServer returns when it is ready.
 func (c *ControlPlane) runAPIServer(t testing.TB, port string) error {
 	t.Helper()
@@ -218,6 +232,10 @@ func (c *ControlPlane) runAPIServer(t testing.TB, port string) error {
 		"--tls-cert-file=" + file("apiserver.crt"), "--tls-private-key-file=" + file("apiserver.key"), "--client-ca-file=" + c.CAFile,
 		"--service-account-issuer=" + Issuer, "--service-account-signing-key-file=" + c.SigningKey,
 		"--service-account-key-file=" + c.SigningKey, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--audit-policy-file=" + file("audit.yaml"), "--audit-log-path=" + c.AuditLog(),
+	}
+	if err := os.WriteFile(file("audit.yaml"), []byte(auditPolicy), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	if c.config.Address.IsLoopback() {
 		args = append(args, "--endpoint-reconciler-type=none") // it refuses to tell anybody of an address of loopback

@@ -67,8 +67,10 @@ func TestInstall(t *testing.T) {
 }
 
 func installOthers(t *testing.T, c *controlplane.ControlPlane) {
-	if _, err := kubectl(t, c, nil, "create", "namespace", "shop"); err != nil {
-		t.Fatal(err)
+	for _, namespace := range []string{"shop", "people"} { // of the examples, and of values that do not make it
+		if _, err := kubectl(t, c, nil, "create", "namespace", namespace); err != nil {
+			t.Fatal(err)
+		}
 	}
 	paths, err := filepath.Glob("../../deploy/testdata/*.rendered.yaml")
 	if err != nil || len(paths) < 3 {
