@@ -87,7 +87,7 @@ func (h *holder) renew() error {
 // The API server is away for three hours, and tokens live one: known workloads are renewed all the time, and each renewal is
 // marked; a new pod waits, and whatever is not known has its reason. After its return nothing is left of it.
 //
-// threat: G03
+// threat: G03, G04
 func TestKnownRenewal(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, graced())
