@@ -80,7 +80,7 @@ func (a *app) uninstallCommand() *cobra.Command {
 			"so they would hang in Terminating. --wait waits until they have gone.\n\n" +
 			"The CA's state (its volumes, with the root's key) and the published bundle stay, so that an installation made\n" +
 			"anew goes on with the same root. --delete-state TRUST-DOMAIN deletes them as well: nothing that was issued can\n" +
-			"ever be renewed under that root. The namespace always stays.",
+			"ever be renewed under that root. The namespaces always stay.",
 		Example: "  signet uninstall                                     # what is in the way, what would go, what stays\n" +
 			"  signet uninstall --wait --yes                        # wait for the last pod, then do it\n" +
 			"  signet uninstall -o manifest | kubectl delete -f -   # the same in kubectl's hands\n" +

@@ -124,4 +124,7 @@ func (u *uninstaller) tellKept() {
 		u.a.say("kept: %s (the CA's volumes and the bundle), for an installation made anew; it is of trust domain %s", plural(kept, "object"), dash(u.plan.TrustDomain))
 	}
 	u.a.say("kept: namespace/%s", u.f.namespace)
+	if u.operators != u.f.namespace {
+		u.a.say("kept: namespace/%s, where people are bound to roles", u.operators)
+	}
 }

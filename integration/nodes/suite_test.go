@@ -48,6 +48,8 @@ func TestCluster(t *testing.T) {
 		{"Example", false, (*suite).example},
 		{"Latency", false, (*suite).latency},
 		{"Rights", false, (*suite).rights},
+		// threat: L21
+		{"Operators", false, (*suite).operators},
 		{"InitContainers", false, (*suite).initContainers},
 		{"Refused", false, (*suite).refused},
 		{"Envoy", false, (*suite).envoy},
