@@ -85,7 +85,7 @@ func (a *app) nodeBanCommand() *cobra.Command {
 			return err
 		}
 		if o.isText() && !d.DryRun {
-			a.say("a ban takes nothing back: until then others take what it holds, so keep it from their network. Next: kubectl cordon %[1]s; kubectl delete node %[1]s", shellWord(d.Node.Metadata.Name))
+			a.say("a ban takes nothing back: until then others take what it holds, so keep it from their network. Next: kubectl cordon %s; docs/nodes.md has the rest", shellWord(d.Node.Metadata.Name))
 		}
 		return nil
 	}
