@@ -103,7 +103,7 @@ func (s *suite) operators(t *testing.T) {
 	if code != 0 || !seen["viewer"] || !seen["operator"] {
 		t.Errorf("the ledger knows %v: exit code %d: %.2000s", seen, code, out)
 	}
-	if out, err := s.Kubectl(t.Context(), "", "run", "mole", "-n", "signet-operators", "--image=none"); err == nil || !strings.Contains(err.Error(), "no pod runs beside") {
+	if out, err := s.Kubectl(t.Context(), "", "run", "mole", "-n", "signet-operators", "--image=none"); err == nil || !strings.Contains(err.Error(), "orbidden") {
 		t.Errorf("a pod beside the operators' ServiceAccounts: %v, %s", err, out)
 	}
 }
