@@ -167,9 +167,7 @@ func (ca *CA) Run(ctx context.Context) error {
 	if err := ca.startTicketKeys(ctx); err != nil {
 		return err
 	}
-	if err := ca.startSight(ctx); err != nil {
-		return err
-	}
+	ca.startSight(ctx)
 	return run.All(ctx,
 		run.Task{Name: "intermediate", Run: ca.keepIntermediate},
 		run.Task{Name: "ticket keys", Run: ca.keepTicketKeys},

@@ -145,19 +145,20 @@ func elapsed(now, then time.Time) time.Duration {
 	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))
 }
 
-// startSight reads what was written down of clusters, before anything is issued.
-func (ca *CA) startSight(ctx context.Context) error {
+// startSight reads what was written down of clusters, before anything is issued. What cannot be read is not known: then
+// nothing is renewed by tickets before a cluster was seen once.
+func (ca *CA) startSight(ctx context.Context) {
 	if ca.sights == nil {
-		return nil
+		return
 	}
 	ca.replica.Lock()
 	defer ca.replica.Unlock()
 	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
 	if err != nil {
-		return err
+		ca.log.ErrorContext(ctx, "heartbeat not read", "error", err)
+		return
 	}
 	ca.sights.restore(r)
-	return nil
 }
 
 // keepSight looks at the clusters, tells agents which are away, and keeps this replica's heartbeat in the store until ctx

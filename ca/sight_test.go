@@ -17,14 +17,13 @@ type seer struct {
 func (*seer) Pod(context.Context, PodID) (Pod, error) {
 	return Pod{}, api.E(api.DirectoryUnavailable, "-")
 }
-func (*seer) Recall(PodID) (Pod, error)          { return Pod{}, api.E(api.DirectoryUnavailable, "-") }
-func (s *seer) Seen(string) (time.Time, bool)    { return s.upTo, s.now }
-func (s *seer) see(at time.Time)                 { s.upTo, s.now = at, true }
-func (s *seer) lose()                            { s.now = false }
-func newSeen(d *seer, started time.Time) *sights { return newSeenFor(d, started, 4*time.Hour) }
+func (*seer) Recall(PodID) (Pod, error)       { return Pod{}, api.E(api.DirectoryUnavailable, "-") }
+func (s *seer) Seen(string) (time.Time, bool) { return s.upTo, s.now }
+func (s *seer) see(at time.Time)              { s.upTo, s.now = at, true }
+func (s *seer) lose()                         { s.now = false }
 
-func newSeenFor(d *seer, started time.Time, grace time.Duration) *sights {
-	return newSights(Config{Directory: d, Grace: grace, Sealer: &Sealer{}, KeySets: map[string]KeySets{"a": nil}}, started)
+func newSeen(d *seer, started time.Time) *sights {
+	return newSights(Config{Directory: d, Grace: 4 * time.Hour, Sealer: &Sealer{}, KeySets: map[string]KeySets{"a": nil}}, started)
 }
 
 var began = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

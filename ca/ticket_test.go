@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"fmt"
@@ -153,6 +154,75 @@ func FuzzTicket(f *testing.F) {
 			t.Fatal("a ticket has two forms")
 		}
 	})
+}
+
+// What is shown as an SVID that is held is bounded before it is parsed, and refused with one reason whatever it is.
+func FuzzHeld(f *testing.F) {
+	key, err := canary.NewKey()
+	if err != nil {
+		f.Fatal(err)
+	}
+	root, err := issuance.NewRoot(spiffeid.RequireTrustDomainFromString("example.org"), key, time.Hour, time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(root.Raw, 1, []byte("a signature"))
+	f.Add([]byte{0x30, 0}, 3, []byte(nil))
+	f.Add([]byte(nil), 0, []byte(nil))
+	f.Fuzz(func(t *testing.T, der []byte, n int, signature []byte) {
+		chain := make([][]byte, min(max(n, 0), 100))
+		for i := range chain {
+			chain[i] = der
+		}
+		certs, err := parseHeld(chain)
+		if err != nil {
+			if api.ReasonOf(err) != api.HeldSVIDInvalid {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		if len(certs) != len(chain) || len(certs) > maxHeldChain || len(der)*len(chain) > api.MaxHeldChainBytes {
+			t.Fatalf("%d certificates of %d", len(certs), len(chain))
+		}
+		if err := checkPossession(certs[0], []byte("ticket"), []byte("csr"), signature); err == nil || api.ReasonOf(err) != api.PossessionUnproven {
+			t.Fatalf("possession is proven by %d bytes: %v", len(signature), err)
+		}
+	})
+}
+
+// Each kind of key that an SVID may have proves its possession, by the digest of that ticket and that request alone.
+func TestCheckPossession(t *testing.T) {
+	for _, kind := range []issuance.KeyKind{issuance.KeyP256, issuance.KeyP384, issuance.KeyEd25519, issuance.KeyRSA2048} {
+		key, err := issuance.GenerateKey(kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest := api.RenewalDigest([]byte("ticket"), []byte("csr"))
+		options := crypto.SignerOpts(crypto.SHA256)
+		if kind == issuance.KeyEd25519 {
+			options = crypto.Hash(0)
+		}
+		signature, err := key.Sign(rand.Reader, digest[:], options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf := &x509.Certificate{PublicKey: key.Public()}
+		if err := checkPossession(leaf, []byte("ticket"), []byte("csr"), signature); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		for name, err := range map[string]error{
+			"another ticket":  checkPossession(leaf, []byte("ticker"), []byte("csr"), signature),
+			"another request": checkPossession(leaf, []byte("ticket"), []byte("css"), signature),
+			"cut":             checkPossession(leaf, []byte("ticket"), []byte("csr"), signature[1:]),
+			"nothing":         checkPossession(leaf, []byte("ticket"), []byte("csr"), nil),
+			"without end":     checkPossession(leaf, []byte("ticket"), []byte("csr"), make([]byte, api.MaxPossessionBytes+1)),
+			"no key":          checkPossession(&x509.Certificate{}, []byte("ticket"), []byte("csr"), signature),
+		} {
+			if err == nil || api.ReasonOf(err) != api.PossessionUnproven {
+				t.Errorf("%s, %s: %v", kind, name, err)
+			}
+		}
+	}
 }
 
 // Keys are replaced after their time, and kept for as long as a ticket under them lives.
