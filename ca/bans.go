@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"time"
 
@@ -144,5 +145,82 @@ func (s *streams) end(nodeUID string, why error) {
 	defer s.mu.Unlock()
 	for cancel := range s.byNode[nodeUID] {
 		(*cancel)(why)
+	}
+}
+
+// bannedGrace is how long the connections of a node that was banned are left open, so that its agent reads why.
+const bannedGrace = 2 * time.Second
+
+// closeBanned closes the connections of nodes that were banned. A stream that has ended is not over while its handler waits
+// for an agent that does not read, which a stolen one may do for as long as it likes.
+func (ca *CA) closeBanned(ctx context.Context) error {
+	for {
+		_, changed := ca.record.Get()
+		if b := ca.bans.Load(); len(b.uids) > 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(bannedGrace):
+				ca.conns.close(b.uids)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// conns are the connections on which an agent has shown its SVID, by the UID of its node. The zero value is ready.
+type conns struct {
+	mu     sync.Mutex
+	byNode map[string]map[*agentConn]struct{}
+}
+
+// agentConn is one of them until it is closed.
+type agentConn struct {
+	net.Conn
+	of      *conns
+	nodeUID string
+}
+
+// Close implements net.Conn.
+func (c *agentConn) Close() error {
+	c.of.mu.Lock()
+	delete(c.of.byNode[c.nodeUID], c)
+	if len(c.of.byNode[c.nodeUID]) == 0 {
+		delete(c.of.byNode, c.nodeUID)
+	}
+	c.of.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func (s *conns) keep(nodeUID string, conn net.Conn) net.Conn {
+	c := &agentConn{conn, s, nodeUID}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byNode == nil {
+		s.byNode = map[string]map[*agentConn]struct{}{}
+	}
+	if s.byNode[nodeUID] == nil {
+		s.byNode[nodeUID] = map[*agentConn]struct{}{}
+	}
+	s.byNode[nodeUID][c] = struct{}{}
+	return c
+}
+
+// close closes the connections of these nodes.
+func (s *conns) close(uids map[string]struct{}) {
+	var all []*agentConn
+	s.mu.Lock()
+	for uid := range uids {
+		for c := range s.byNode[uid] {
+			all = append(all, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		c.Close() // its reader is told, and ends what is left
 	}
 }

@@ -2,12 +2,19 @@ package ca_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
@@ -250,4 +257,47 @@ func TestBanSurvivesKill(t *testing.T) {
 	n := &node{t: t, s: s, pod: s.AgentPod("node-1")}
 	_, _, err = n.attest(nil)
 	wantReason(t, err, api.NodeBanned)
+}
+
+// TestBannedConnections closes what a banned node has open, though its agent reads nothing and ends nothing.
+//
+// threat: B06
+func TestBannedConnections(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, catest.Options{})
+		bad, good := newNode(t, s, "node-1"), newNode(t, s, "node-2")
+		raw := map[*node]*tls.Conn{}
+		for _, n := range []*node{bad, good} {
+			conn, err := s.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			roots := x509bundle.FromX509Authorities(s.TD, s.CA().Bundle().Roots)
+			config := tlsconfig.MTLSClientConfig(n.svid, roots, tlsconfig.AuthorizeAny())
+			config.NextProtos = []string{"h2"}
+			raw[n] = tls.Client(conn, config)
+			t.Cleanup(func() { conn.Close() })
+			// Nothing is read beyond the server's settings, and no frame is sent.
+			if _, err := io.WriteString(raw[n], "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		began := time.Now()
+		banNode(t, s.CA(), &apiv1.BanNodeRequest{Node: "node-1"})
+		if _, err := io.Copy(io.Discard, raw[bad]); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Logf("the connection ended with %v", err)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("the connection was closed after %s", took)
+		}
+		raw[good].SetReadDeadline(time.Now().Add(time.Minute))
+		_, err := io.Copy(io.Discard, raw[good])
+		if timeout, ok := errors.AsType[net.Error](err); !ok || !timeout.Timeout() {
+			t.Errorf("the connection of another node: %v", err)
+		}
+		if s.CA().Conns(bad.pod.NodeUID) != 0 || s.CA().Conns(good.pod.NodeUID) != 1 {
+			t.Errorf("%d and %d connections are kept", s.CA().Conns(bad.pod.NodeUID), s.CA().Conns(good.pod.NodeUID))
+		}
+	})
 }

@@ -83,6 +83,7 @@ type CA struct {
 	changing sync.Mutex                   // held while the record is changed and installed
 	bans     atomic.Pointer[banned]       // who is banned by record; nil until it was read
 	streams  streams                      // of agents
+	conns    conns                        // of agents
 	broken   chan error                   // gets the error of a change of the record whose outcome is unknown; of capacity 1
 	keySets  latest.Value[*apiv1.KeySets] // nil until the first was read
 	sessions sessions
@@ -177,6 +178,7 @@ func (ca *CA) Run(ctx context.Context) error {
 		run.Task{Name: "memory", Run: ca.keepMemory},
 		run.Task{Name: "ledger", Run: ca.watchLedger},
 		run.Task{Name: "record", Run: ca.watchRecord},
+		run.Task{Name: "bans", Run: ca.closeBanned},
 	)
 }
 

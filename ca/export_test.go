@@ -16,3 +16,10 @@ func (ca *CA) Reload(ctx context.Context) error { return ca.reload(ctx) }
 
 // DropSessions forgets the sessions of a node, as their ends do.
 func (ca *CA) DropSessions(nodeUID string) { ca.sessions.drop(nodeUID) }
+
+// Conns returns how many connections of a node's agent are open.
+func (ca *CA) Conns(nodeUID string) int {
+	ca.conns.mu.Lock()
+	defer ca.conns.mu.Unlock()
+	return len(ca.conns.byNode[nodeUID])
+}

@@ -174,12 +174,16 @@ type transport struct {
 // ServerHandshake implements credentials.TransportCredentials.
 func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := t.TransportCredentials.ServerHandshake(raw)
-	if a, ok := raw.(admitter); ok && err == nil {
-		if agent, ok := t.ca.agentOf(info); ok {
-			a.Admit(agent)
-		}
+	if err != nil {
+		return nil, nil, err
 	}
-	return conn, info, err
+	if id, uid, ok := t.ca.agentOf(info); ok {
+		if a, ok := raw.(admitter); ok && t.ca.refuseBannedAgent(uid) == nil {
+			a.Admit(id)
+		}
+		conn = t.ca.conns.keep(uid, conn)
+	}
+	return conn, info, nil
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -187,16 +191,17 @@ func (t transport) Clone() credentials.TransportCredentials {
 	return transport{t.TransportCredentials.Clone(), t.ca}
 }
 
-// agentOf returns the SPIFFE ID of the agent on the other side of a connection, whose chain was verified in the handshake.
-func (ca *CA) agentOf(info credentials.AuthInfo) (string, bool) {
+// agentOf returns the SPIFFE ID of the agent on the other side of a connection, whose chain was verified in the handshake,
+// and the UID of its node.
+func (ca *CA) agentOf(info credentials.AuthInfo) (id, uid string, ok bool) {
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok || len(tlsInfo.State.PeerCertificates) == 0 {
-		return "", false
+		return "", "", false
 	}
-	id, err := x509svid.IDFromCert(tlsInfo.State.PeerCertificates[0])
+	agent, err := x509svid.IDFromCert(tlsInfo.State.PeerCertificates[0])
 	if err != nil {
-		return "", false
+		return "", "", false
 	}
-	uid, ok := api.NodeUID(id, ca.cfg.TrustDomain)
-	return id.String(), ok && ca.refuseBannedAgent(uid) == nil
+	uid, ok = api.NodeUID(agent, ca.cfg.TrustDomain)
+	return agent.String(), uid, ok
 }

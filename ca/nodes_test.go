@@ -387,4 +387,3 @@ func TestNodeMadeAnew(t *testing.T) {
 	_, err = (&node{t: t, s: s, pod: fresh.pod, svid: old.svid}).connect(nil)
 	wantReason(t, err, api.NodeBanned)
 }
-
