@@ -1,5 +1,5 @@
-// Package journal is the record that all replicas of one CA share: which authorities there are, in which state, and the
-// generation of the bundle that follows from them.
+// Package journal is the record that all replicas of one CA share: which authorities there are, in which state, the
+// generation of the bundle that follows from them, which nodes are banned, and the keys of renewal tickets.
 //
 // It is pure: values in, values out, no I/O and no clock, so that every state it can be in can be enumerated in a test.
 // Whoever changes a journal does so by compare-and-swap through ca.Store.
