@@ -104,7 +104,7 @@ func TestAcceptKey(t *testing.T) {
 	if got := acceptKey("dGhlIHNhbXBsZSBub25jZQ=="); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Error(got)
 	}
-	if newKey() == newKey() {
+	if one, two := newKey(), newKey(); one == two {
 		t.Error("a key is there twice")
 	}
 }
