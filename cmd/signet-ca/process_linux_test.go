@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/signet-ca/signet/api"
@@ -50,6 +51,7 @@ type process struct {
 	dir, binary    string
 	user           int // it runs as; the test's own unless that is root
 	agents, web    string
+	people         string // the operators' port
 	issuer         *attestortest.Issuer
 	cmd            *exec.Cmd
 	stdout, stderr bytes.Buffer // whole once it has ended
@@ -74,6 +76,7 @@ issuers:
   - issuer: https://kubernetes.default.svc.cluster.local
     jwks: {url: %[4]s, caFile: %[2]s/jwks.pem, tokenFile: %[2]s/bearer}
 directory: {kind: none}
+operators: {listen: %[5]s}
 `
 
 // newProcess writes a configuration with a marker in each secret, and makes the root.
@@ -98,11 +101,12 @@ func newProcess(t *testing.T) *process {
 		w.Write(p.issuer.JWKS())
 	}))
 	t.Cleanup(jwks.Close)
-	var aerr error
+	var aerr, perr error
 	p.agents, err = daemontest.FreeAddress()
 	p.web, aerr = daemontest.FreeAddress()
+	p.people, perr = daemontest.FreeAddress()
 	exe, xerr := os.Executable()
-	if err := errors.Join(err, aerr, xerr); err != nil {
+	if err := errors.Join(err, aerr, perr, xerr); err != nil {
 		t.Fatal(err)
 	}
 	binary, err := os.ReadFile(exe)
@@ -111,7 +115,7 @@ func newProcess(t *testing.T) *process {
 	}
 	if err := errors.Join(
 		os.WriteFile(p.binary, binary, 0o755),
-		os.WriteFile(dir+"/ca.yaml", fmt.Appendf(nil, processConfig, p.agents, dir, p.web, jwks.URL), 0o600),
+		os.WriteFile(dir+"/ca.yaml", fmt.Appendf(nil, processConfig, p.agents, dir, p.web, jwks.URL, p.people), 0o600),
 		os.WriteFile(dir+"/policy.yaml", []byte("apiVersion: signet.dev/v1\nkind: Policy\nnamespaces: [shop]\n"), 0o600),
 		os.WriteFile(dir+"/jwks.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: jwks.Certificate().Raw}), 0o600),
 		os.WriteFile(dir+"/bearer", []byte(canary.Marker), 0o600),
@@ -311,6 +315,37 @@ func (p *process) live() string {
 	fmt.Fprintln(&answers, resp)
 	_, err = dial().Issue(ctx, &apiv1.IssueRequest{Items: []*apiv1.IssueItem{{Csr: csr}}})
 	fmt.Fprintln(&answers, err, status.Convert(err).Details())
+	return answers.String() + p.operate(ctx)
+}
+
+// operate comes in from elsewhere, as an operator and as several who are none.
+func (p *process) operate(ctx context.Context) string {
+	p.t.Helper()
+	conn, err := grpc.NewClient(p.people, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { conn.Close() })
+	token := func(account string, change ...func(*attestortest.Draft)) string {
+		text, err := p.issuer.Token(attestortest.NewPod("signet-operators", "", account, ""), "signet-admin:example.org", 10*time.Minute,
+			append([]func(*attestortest.Draft){attestortest.Unbound}, change...)...)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.search.Add("an operator's token", []byte(text))
+		return text
+	}
+	var answers strings.Builder
+	for want, text := range map[api.Reason]string{
+		"": token("viewer"), api.OperatorRequired: token("mallory"), api.TokenAudience: token("viewer", attestortest.Audiences("vault")),
+		api.TokenMalformed: canary.Marker,
+	} {
+		r, err := apiv1.NewAdminClient(conn).GetStatus(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+text), &apiv1.GetStatusRequest{})
+		if reason := api.ReasonOf(api.FromStatus(err)); err == nil && want != "" || err != nil && reason != want {
+			p.t.Errorf("an operator: %v, want %q", err, want)
+		}
+		fmt.Fprintln(&answers, r, err, status.Convert(err).Details())
+	}
 	return answers.String()
 }
 
