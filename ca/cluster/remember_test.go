@@ -88,7 +88,9 @@ func (a *awayAPI) follow(t *testing.T, persist string) (d *KubeDirectory, stop f
 // until waits for a condition.
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); !holds(); <-tick.C {
 		if time.Now().After(end) {
 			t.Fatalf("it never came to be that %s", what)
 		}

@@ -39,6 +39,75 @@ type watched struct {
 	*cluster
 	directory *seen.KubeDirectory
 	conn      *grpc.ClientConn
+	dial      func(context.Context) (net.Conn, error)
+}
+
+// emptyKeys is a ca.KeySets of which agents learn nothing.
+type emptyKeys struct{}
+
+// Snapshot implements ca.KeySets.
+func (emptyKeys) Snapshot() ([]byte, <-chan struct{}) { return []byte("{}"), nil }
+
+// held is an agent's SVID with its ticket, and the token on which it was issued.
+type held struct {
+	token, ticket []byte
+	certificate   tls.Certificate
+}
+
+// hold gets an agent its SVID.
+func (w *watched) hold(t *testing.T, token []byte) *held {
+	t.Helper()
+	key, err := canary.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := apiv1.NewAuthorityClient(w.conn).AttestAgent(t.Context(), &apiv1.AttestAgentRequest{
+		Evidence: &apiv1.Evidence{Kind: api.EvidenceServiceAccount, Data: token}, Csr: csr, Protocol: api.Protocol,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &held{token, resp.GetTicket(), tls.Certificate{Certificate: resp.GetChain(), PrivateKey: key}}
+}
+
+// renew renews it by its ticket, until the reason is that one.
+func (w *watched) renew(t *testing.T, h *held, want api.Reason) time.Duration {
+	t.Helper()
+	creds := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{h.certificate}})
+	conn, err := grpc.NewClient("passthrough:///ca", grpc.WithTransportCredentials(creds),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return w.dial(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	key, err := canary.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := apiv1.NewAuthorityClient(conn).AttestAgent(t.Context(), &apiv1.AttestAgentRequest{
+			Evidence: &apiv1.Evidence{Kind: api.EvidenceServiceAccount, Data: h.token}, Csr: csr, Protocol: api.Protocol,
+			Renewal: &apiv1.Renewal{Ticket: h.ticket},
+		})
+		if err = api.FromStatus(err); err == nil && want == "" || err != nil && api.ReasonOf(err) == want {
+			return time.Since(start)
+		}
+		if time.Since(start) > time.Minute {
+			t.Fatalf("after %v: %v, want %q", time.Since(start), err, want)
+		}
+		<-tick.C
+	}
 }
 
 func newWatched(t *testing.T) *watched {
@@ -104,8 +173,11 @@ func (w *watched) connect(t *testing.T) {
 	s := catest.New(t, catest.Options{Config: func(cfg *ca.Config) {
 		cfg.Attestors[api.EvidenceServiceAccount] = w.offline
 		cfg.Directory = seen.Clusters{controlplane.Issuer: w.directory}
+		cfg.Grace = time.Hour
+		cfg.KeySets[controlplane.Issuer] = emptyKeys{}
 	}})
 	s.WaitReady()
+	w.dial = s.Dial
 	// Who the CA is does not matter here: what counts is what it gives away.
 	creds := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})
 	var err error
@@ -326,13 +398,25 @@ func (w *watched) testRules(t *testing.T) {
 	}
 }
 
-// testFrozen stops the API server: the streams stay open and say nothing.
+// testFrozen stops the API server: the streams stay open and say nothing. What is known is renewed by its ticket then, and
+// what was seen to be gone is not.
 func (w *watched) testFrozen(t *testing.T, good []byte) {
+	known := w.hold(t, good)
+	goneToken := w.agent(t, "agent-gone-before", "node-1")
+	w.becomes(t, goneToken, "")
+	gone := w.hold(t, goneToken)
+	w.remove(t, systemPods+"agent-gone-before")
+	w.becomes(t, goneToken, api.PodDeleted)
 	if err := w.Pause(); err != nil {
 		t.Fatal(err)
 	}
 	took := w.becomes(t, good, api.DirectoryUnavailable)
 	t.Logf("noticed after %v", took.Round(time.Millisecond))
+	t.Logf("renewed by its ticket after %v", w.renew(t, known, "").Round(time.Millisecond))
+	w.renew(t, gone, api.PodDeleted)
+	if err := w.ask(t.Context(), good); api.ReasonOf(err) != api.DirectoryUnavailable || err == nil {
+		t.Errorf("without its ticket: %v", err)
+	}
 	if err := w.Resume(); err != nil {
 		t.Fatal(err)
 	}
