@@ -185,6 +185,12 @@ func (a *app) clusterCallFailed(ch *channel, f *failure, dialErr error) error {
 	case f.err.Reason == api.CAUnavailable && f.err.CorrelationID == "":
 		f.err = api.Wrap(api.CAUnavailable, f.err, "the connection to "+ch.where()+" broke off: "+clip(f.err.Detail, maxFound))
 		f.next = ch.way.f.signet("check")
+	case f.err.Reason == api.RoleRequired:
+		for _, role := range operatorRoles {
+			if strings.Contains(f.err.Detail, `"`+role+`", and`) {
+				f.next = "signet --as-role " + role + " ..."
+			}
+		}
 	case f.err.Reason == api.TokenAudience:
 		f.why = "The CA is of another trust domain than its published bundle."
 	}

@@ -25,7 +25,7 @@ func TestThroughCluster(t *testing.T) {
 	c := newOperated(t, catest.Options{})
 	for _, role := range operatorRoles {
 		out, talk, code := c.as(t, "--as-role", role, "version", "--server")
-		if code != exitGood || !strings.Contains(out, catest.TrustDomain) {
+		if code != exitGood || !strings.Contains(out, catest.TrustDomain) || !strings.Contains(out, "sa:signet-operators/"+role+" jti:") {
 			t.Errorf("as %s: exit code %d: %s%s", role, code, out, talk)
 		}
 	}
@@ -102,7 +102,7 @@ func TestThroughClusterRole(t *testing.T) {
 	defer ch.Close()
 	_, err = ask(t.Context(), a, ch, ch.BanNode, &apiv1.BanNodeRequest{Node: "x"})
 	f, ok := errors.AsType[*failure](err)
-	if !ok || f.err.Reason != api.RoleRequired || !strings.Contains(f.err.Detail, `"emergency"`) {
+	if !ok || f.err.Reason != api.RoleRequired || f.next != "signet --as-role emergency ..." {
 		t.Errorf("%v", err)
 	}
 	c.set(func() { c.life = time.Minute })

@@ -38,6 +38,8 @@ type serverVersion struct {
 	Issued      uint64   `json:"issued"`
 	Refused     uint64   `json:"refused"`
 	NotReady    []string `json:"notReady"`
+	Caller      string   `json:"caller,omitempty"` // who asked, as the CA knows him
+	Roles       []string `json:"roles,omitempty"`  // that he has there
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -100,6 +102,8 @@ func newServerVersion(st *apiv1.GetStatusResponse) *serverVersion {
 		Issued:      st.GetIssued(),
 		Refused:     st.GetRefused(),
 		NotReady:    append([]string{}, st.GetNotReady()...),
+		Caller:      st.GetCaller(),
+		Roles:       st.GetRoles(),
 	}
 }
 
@@ -115,17 +119,19 @@ func describeVersion(v *versionView) []block {
 		if len(s.NotReady) > 0 {
 			ready = "NO: " + strings.Join(s.NotReady, "; ")
 		}
-		blocks = append(blocks, block{pairs: []pair{
-			{"signet-ca", s.Version},
-			{"trust domain", s.TrustDomain},
-			{"generation", s.Generation},
-			{"replica", s.Replica},
-			{"started", s.StartedAt},
-			{"agents", fmt.Sprint(s.Agents)},
-			{"issued", fmt.Sprint(s.Issued)},
-			{"refused", fmt.Sprint(s.Refused)},
-			{"ready", ready},
-		}})
+		you := s.Caller + after(", with the roles ", strings.Join(s.Roles, ", "))
+		blocks = append(blocks, block{pairs: known(
+			pair{"signet-ca", s.Version},
+			pair{"trust domain", s.TrustDomain},
+			pair{"generation", s.Generation},
+			pair{"replica", s.Replica},
+			pair{"started", s.StartedAt},
+			pair{"agents", fmt.Sprint(s.Agents)},
+			pair{"issued", fmt.Sprint(s.Issued)},
+			pair{"refused", fmt.Sprint(s.Refused)},
+			pair{"ready", ready},
+			pair{"you are", you},
+		)})
 	}
 	return blocks
 }
