@@ -185,6 +185,7 @@ func (ca *CA) keepSight(ctx context.Context) error {
 				gone[issuer] = true
 			}
 		}
+		ca.logAway(ctx, s.away.Load(), away)
 		tell(&s.away, away)
 		tell(&s.gone, gone)
 		if err := b.beat(ctx, all, now); err != nil {
@@ -194,6 +195,20 @@ func (ca *CA) keepSight(ctx context.Context) error {
 		case <-ctx.Done():
 			return b.write(context.WithoutCancel(ctx), all, now) // what the next start counts from
 		case <-time.After(lookEvery):
+		}
+	}
+}
+
+// logAway says which clusters are away from now on, and which are no more.
+func (ca *CA) logAway(ctx context.Context, was, is map[string]time.Time) {
+	for issuer, since := range is {
+		if _, ok := was[issuer]; !ok {
+			ca.log.WarnContext(ctx, "the cluster is away: what is known is renewed by tickets", "cluster", issuer, "since", since, "grace", ca.cfg.Grace.String())
+		}
+	}
+	for issuer := range was {
+		if _, ok := is[issuer]; !ok {
+			ca.log.WarnContext(ctx, "nothing is renewed by tickets any more: the cluster is seen again, or the grace is over", "cluster", issuer)
 		}
 	}
 }
