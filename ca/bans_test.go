@@ -76,6 +76,9 @@ func TestBanBetween(t *testing.T) {
 			n.session()
 			armed.Store(true)
 			wantReason(t, tt.ask(n), api.NodeBanned)
+			if found := listAudit(t, s.CA(), &apiv1.ListAuditRequest{Kinds: []string{"attest-agent"}}); len(found) != 1 {
+				t.Errorf("on record as issued: %v", found)
+			}
 		})
 	}
 }

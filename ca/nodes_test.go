@@ -107,6 +107,11 @@ func TestBanNode(t *testing.T) {
 
 		began := time.Now()
 		resp := banNode(t, s.CA(), &apiv1.BanNodeRequest{Node: "node-1", Reason: "stolen from rack 7"})
+		for _, n := range listNodes(t, s.CA()) { // whether or not its stream has ended by now
+			if n.GetConnected() != (n.GetNode() == "node-2") {
+				t.Errorf("after the answer: %v", n)
+			}
+		}
 		wantReason(t, lb.end(), api.NodeBanned)
 		_, err = watch.Recv()
 		wantReason(t, api.FromStatus(err), api.NodeBanned)
