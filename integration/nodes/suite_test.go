@@ -237,9 +237,10 @@ func (s *suite) install(t *testing.T) {
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "daemonset/signet-agent", "--timeout=3m")
 }
 
-// report is what `probe svid` says: times in microseconds since 1970.
+// report is what `probe svid` says: times in microseconds since 1970, but Again, which is how many it took once more.
 type report struct {
 	Started, SVID int64
+	Again         int64
 	UID           int
 	ID            string
 	Authorities   int
