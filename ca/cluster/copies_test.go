@@ -51,12 +51,18 @@ func copyIn(namespace string) string {
 
 func newShown(t *testing.T) *shown {
 	t.Helper()
+	return newHasty(t, 30*time.Second) // on a busy machine an answer may take seconds
+}
+
+// newHasty is newShown with a publisher that waits so long for an answer.
+func newHasty(t *testing.T, timeout time.Duration) *shown {
+	t.Helper()
 	s := &shown{apiServer: newAPIServer(t), metrics: NewMetrics()}
 	s.namespace(home, false)
 	s.namespace("shop", true)
 	var err error
 	s.p, err = NewKubePublisher(KubePublisherConfig{
-		Client: s.open(t), Namespace: home, Log: slog.New(slog.NewTextHandler(s, nil)), Copies: true, TrustBundle: td, Metrics: s.metrics,
+		Client: s.open(t, timeout), Namespace: home, Log: slog.New(slog.NewTextHandler(s, nil)), Copies: true, TrustBundle: td, Metrics: s.metrics,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -113,8 +119,8 @@ func writes(r *http.Request) bool {
 func TestCopies(t *testing.T) {
 	one := newRoots(t, issuance.KeyP256)
 	b := newBundle(api.Generation{Epoch: 1, Number: 2}, one...)
-	start := func(t *testing.T) *shown {
-		s := newShown(t)
+	start := func(t *testing.T, s *shown) *shown {
+		t.Helper()
 		s.run(t)
 		if err := s.p.Publish(t.Context(), b); err != nil {
 			t.Fatal(err)
@@ -126,7 +132,11 @@ func TestCopies(t *testing.T) {
 	for name, status := range map[string]int{"throttles": 429, "fails": 503, "hangs": -1} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := start(t)
+			timeout := 30 * time.Second
+			if status < 0 { // that is waited for
+				timeout = 2 * time.Second
+			}
+			s := start(t, newHasty(t, timeout))
 			s.setFault(func(r *http.Request) int {
 				if writes(r) {
 					return status
@@ -160,7 +170,7 @@ func TestCopies(t *testing.T) {
 	// A namespace that refuses keeps none of the others waiting, and is told of once.
 	t.Run("refused", func(t *testing.T) {
 		t.Parallel()
-		s := start(t)
+		s := start(t, newShown(t))
 		s.setFault(func(r *http.Request) int {
 			if writes(r) && strings.Contains(r.URL.Path, "/full/") {
 				return 403
