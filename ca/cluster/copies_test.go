@@ -341,10 +341,14 @@ func TestTrustBundleAbsent(t *testing.T) {
 	if err := s.p.Publish(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
-	s.becomes(t, "told", func() bool { return s.logged("knows no ClusterTrustBundles") == 1 })
+	s.becomes(t, "told", func() bool { return s.logged("knows no ClusterTrustBundles") > 0 })
 	s.becomes(t, "copies are made", func() bool { return s.copied(t, "shop", b) })
 	if n := value(t, s.metrics, "signet_bundle_write_failures_total", "kind", "trust_bundle"); n != 0 {
 		t.Errorf("%v failures", n)
+	}
+	// Not later: an answer that is on its way now would be news after the watch has told of the kind.
+	if n := s.logged("knows no ClusterTrustBundles"); n != 1 {
+		t.Errorf("told %d times", n)
 	}
 	s.setFault(nil)
 	s.p.trust.look(0) // as its watch does after a minute at most
@@ -353,9 +357,6 @@ func TestTrustBundleAbsent(t *testing.T) {
 		defer s.apiServer.mu.Unlock()
 		return s.objects[path+"/"+TrustBundleName(td)] != nil
 	})
-	if s.logged("knows no ClusterTrustBundles") != 1 {
-		t.Error("told more than once")
-	}
 }
 
 func TestTrustBundleNamed(t *testing.T) {
