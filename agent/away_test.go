@@ -158,9 +158,9 @@ func TestRestartWithoutCache(t *testing.T) {
 func TestReturnIsSpread(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		// The pods of a node come back together, with its session. So each node has one here, and there are so many nodes that
-		// chance brings a third of them into one second less than once in 100,000 runs.
+		// chance brings two fifths of them into one second less than once in 100,000 runs.
 		var ids []*agent.Identity
-		for i := range 30 {
+		for i := range 20 {
 			name := fmt.Sprint("node-", i)
 			id, _ := startNode(t, s, name).keepFresh(newWorkload(s, fmt.Sprint("web-", i), name))
 			id.Report(1, &apiv1.Stream{Id: 1})
@@ -185,7 +185,7 @@ func TestReturnIsSpread(t *testing.T) {
 			j, _ := slices.BinarySearch(after, after[i]+time.Second)
 			busiest = max(busiest, j-i)
 		}
-		if busiest > len(after)/3 {
+		if busiest > len(after)*2/5 {
 			t.Errorf("%d of %d came back within one second: %v", busiest, len(after), after)
 		}
 	})
