@@ -84,8 +84,8 @@ e2e: build images envoy .cache/testsum ## tests on a real Kubernetes of two node
 	rm -f bin/e2e-figures.txt && trap 'cat bin/e2e-figures.txt 2>/dev/null' EXIT && \
 	SIGNET_FIGURES="$(CURDIR)/bin/e2e-figures.txt" SIGNET_CLUSTER="$$cluster" SIGNET_BIN="$(CURDIR)/bin" SIGNET_IMAGES="$(CURDIR)/bin/images" SIGNET_NODES="$(NODES)" \
 	SIGNET_KUBECONFIG="$(e2e_kubeconfig)" SIGNET_REGISTRY="$(REGISTRY)" SIGNET_ENVOY="$$(ls -d "$(CURDIR)"/.cache/envoy/*/envoy 2>/dev/null | tail -n 1)" \
-	.cache/testsum -count=1 -tags=cluster -timeout 15m ./integration/controlplane -- \
-	  -count=1 -tags=cluster -timeout 25m ./integration/nodes $(E2EFLAGS)
+	.cache/testsum -count=1 -tags=cluster -timeout 30m ./integration/controlplane -- \
+	  -count=1 -tags=cluster -timeout 60m ./integration/nodes $(E2EFLAGS)
 
 .PHONY: images-test
 images-test: .cache/testsum ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
