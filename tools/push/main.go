@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if *registry == "" || flags.NArg() == 0 {
-		return errors.New("usage: push -registry HOST[:PORT][/PATH] ARCHIVE ...")
+		return errors.New("usage: push -registry HOST[:PORT][/PATH] ARCHIVE, one or more")
 	}
 	p := pusher{registry: *registry, stdout: stdout, options: []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)}}
 	for _, archive := range flags.Args() {
