@@ -74,7 +74,8 @@ faults: build .cache/testsum ## the CA killed and failed at every call that touc
 
 # For an existing cluster instead: its kubeconfig, said on the command line (the environment's could be anybody's), and the
 # registry in which it finds images, HOST[:PORT][/PATH]: ours and those of the tests are pushed there, as whom `docker login`
-# says. NODES=skip leaves out what needs root, HELM=skip what needs Helm, which takes five minutes of a processor to build. For the tests of the cluster: -update writes golden files anew.
+# says. NODES=skip leaves out what needs root, HELM=skip what needs Helm, which takes five minutes of a processor to build.
+# For the tests of the cluster: -update writes golden files anew.
 E2EFLAGS ?=
 e2e_kubeconfig := $(if $(filter command,$(firstword $(origin KUBECONFIG))),$(abspath $(KUBECONFIG)))
 e2e_helm := $(if $(filter skip,$(NODES) $(HELM)),,.cache/helm)
@@ -89,8 +90,8 @@ e2e: build images envoy .cache/testsum $(e2e_helm) $(if $(e2e_kubeconfig),.cache
 	  -count=1 -tags=cluster -timeout 25m ./integration/nodes $(E2EFLAGS)
 
 .PHONY: images-test
-images-test: .cache/testsum ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
-	@nice .cache/testsum -C tools -count=1 -timeout 20m $(IMAGESFLAGS) ./images
+images-test: .cache/testsum ## the images built again elsewhere are the same, can be pushed, and run in a containerd (where there is one, as root)
+	@nice .cache/testsum -C tools -count=1 -timeout 20m $(IMAGESFLAGS) ./images ./push
 
 .PHONY: chart-test
 chart-test: .cache/testsum ## the Helm chart yields what is on record, and what `signet install` prints
