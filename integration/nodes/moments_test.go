@@ -103,6 +103,7 @@ func (s *suite) killAtMoments(t *testing.T) {
 		t.Cleanup(thaw)
 		return thaw
 	}
+	vanished := s.vanish(t)
 	const never, before, then = 0, 1, 2
 	for _, moment := range []struct {
 		name   string
@@ -141,37 +142,49 @@ func (s *suite) killAtMoments(t *testing.T) {
 		s.Must(t, "delete", "pod", "-n", "moments", name, "--ignore-not-found", "--timeout=3m")
 		s.remains(t, uid)
 	}
+	s.remains(t, vanished) // the agent sweeps once a minute
+	logs := s.Must(t, "logs", "-n", signetNamespace, "-l", "app.kubernetes.io/name=signet-agent", "--tail=-1")
+	if !strings.Contains(logs, "pod_gone") && !strings.Contains(logs, "its folder is gone") { // the second if it started anew meanwhile
+		t.Error("no agent says that it swept the volume of the pod that vanished")
+	}
 }
 
-// leftovers: pods are deleted by force while kubelet is away, so that nobody tells it that they end. What it still has notes
-// of, it has the agent take apart when it is back; what is gone from the node without a word, the agent sweeps itself.
+// vanish takes a pod with the volume from the second node without a word, its folder included: kubelet is away and has
+// nothing to ask the agent by when it is back. It returns the pod's UID.
+func (s *suite) vanish(t *testing.T) string {
+	t.Helper()
+	n := s.Nodes[1]
+	uid := s.create(t, pod{namespace: "moments", name: "vanished", node: "node2", args: `["watch"]`})
+	s.Wait(t, "pod", "-n", "moments", "vanished", "--for=condition=Ready")
+	n.KillKubelet()
+	s.Must(t, "delete", "pod", "-n", "moments", "vanished", "--force", "--grace-period=0", "--timeout=3m")
+	out, err := n.Command(t.Context(), "sh", "-c", `awk -v p="$0" 'index($2, p) { print $2 }' /proc/self/mounts | xargs -r umount && rm -rf "$0"`,
+		"/var/lib/kubelet/pods/"+uid).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	n.StartKubelet(t)
+	return uid
+}
+
+// leftovers: a pod is deleted by force while kubelet is away, and the agent ends as well. The pod's folder and its socket are
+// left then. kubelet has notes of it, and has the agent take it apart once both are back.
 func (s *suite) leftovers(t *testing.T) {
 	s.Own(t)
 	s.namespace(t, "leftovers")
 	n := s.Nodes[1]
-	uids := make(map[string]string)
-	for _, name := range []string{"forced", "vanished"} {
-		uids[name] = s.create(t, pod{namespace: "leftovers", name: name, node: "node2", args: `["watch"]`})
-	}
-	s.Wait(t, "pod", "-n", "leftovers", "--all", "--for=condition=Ready")
+	uid := s.create(t, pod{namespace: "leftovers", name: "forced", node: "node2", args: `["watch"]`})
+	s.Wait(t, "pod", "-n", "leftovers", "forced", "--for=condition=Ready")
 	agent := s.agentOf(t, n)
 	n.KillKubelet()
-	s.Must(t, "delete", "pod", "-n", "leftovers", "--all", "--force", "--grace-period=0", "--timeout=3m")
-	out, err := n.Command(t.Context(), "sh", "-c", `awk -v p="$0" 'index($2, p) { print $2 }' /proc/self/mounts | xargs -r umount && rm -rf "$0"`,
-		"/var/lib/kubelet/pods/"+uids["vanished"]).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if _, err := os.Lstat(filepath.Join(s.volumeFolder(uids["forced"]), "mount", "agent.sock")); err != nil {
-		t.Fatalf("the socket of the pod that was deleted by force: %v", err)
-	}
-	if err := agent.Kill(); err != nil { // it sweeps when it starts, and once a minute
+	s.Must(t, "delete", "pod", "-n", "leftovers", "forced", "--force", "--grace-period=0", "--timeout=3m")
+	if err := agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	n.StartKubelet(t)
-	for name, uid := range uids {
-		t.Log(name)
-		s.remains(t, uid)
+	if _, err := os.Lstat(filepath.Join(s.volumeFolder(uid), "mount", "agent.sock")); err != nil {
+		t.Fatalf("the socket of a pod that was deleted by force: %v", err)
 	}
+	n.StartKubelet(t)
+	s.remains(t, uid)
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "daemonset/signet-agent", "--timeout=3m")
 }
