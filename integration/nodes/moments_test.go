@@ -42,13 +42,14 @@ func seen(t *testing.T, path string) {
 	}
 }
 
-// remains waits until neither kubelet nor the agent of the second node has anything of a pod.
+// remains waits until neither kubelet nor the agent of the second node has anything of a pod's volume. The pod's own folder is
+// kubelet's: it may keep it for minutes because of a container that it was killed over.
 func (s *suite) remains(t *testing.T, uid string) {
 	t.Helper()
 	n := s.Nodes[1]
-	nodes.Eventually(t, "nothing remains of the pod", func(context.Context) error {
-		if _, err := os.Lstat(s.podFolder(uid)); !os.IsNotExist(err) {
-			return errors.New("kubelet has its folder")
+	nodes.Eventually(t, "nothing remains of the volume", func(context.Context) error {
+		if _, err := os.Lstat(s.volumeFolder(uid)); !os.IsNotExist(err) {
+			return errors.New("its folder is there")
 		}
 		records, err := filepath.Glob(filepath.Join(n.Root(), "run/signet/agent/volumes/*"))
 		if err != nil {
@@ -90,7 +91,7 @@ func (s *suite) agentOf(t *testing.T, n *nodes.Node) *os.Process {
 }
 
 // killAtMoments kills kubelet at each step of a volume's way into a pod and out of it. The agent is stopped where kubelet
-// has to be within a call. Each time the pod has its SVID after kubelet's return, and nothing of it remains when it goes.
+// has to be within a call. Each time the pod has its SVID after kubelet's return, and nothing of its volume remains when it goes.
 func (s *suite) killAtMoments(t *testing.T) {
 	s.Own(t)
 	s.namespace(t, "moments")
