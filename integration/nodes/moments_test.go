@@ -122,7 +122,7 @@ func (s *suite) killAtMoments(t *testing.T) {
 		if moment.freeze == before {
 			thaw = freeze(agent)
 		}
-		uid := s.create(t, pod{namespace: "moments", name: name, node: "node2", args: `["watch"]`})
+		uid := s.create(t, pod{namespace: "moments", name: name, node: "node2", restart: "Always", args: `["watch"]`})
 		seen(t, filepath.Join(s.podFolder(uid), moment.file))
 		if moment.freeze == then {
 			thaw = freeze(agent)
