@@ -55,10 +55,13 @@ func TestCluster(t *testing.T) {
 		{"Replace", false, (*suite).replace},
 		{"AgentsAway", false, (*suite).agentsAway},
 		{"KillKubelet", false, (*suite).killKubelet},
+		{"KillAtMoments", false, (*suite).killAtMoments},
+		{"Leftovers", false, (*suite).leftovers},
 		{"EmptyNotes", false, (*suite).emptyNotes},
 		{"Reboot", false, (*suite).reboot},
 		{"Crowd", false, (*suite).crowd},
 		{"Uninstall", false, (*suite).uninstall},
+		{"Helm", false, (*suite).helm},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { defer failed(t); test.run(s, t) }) && test.prepare {
 			return
@@ -217,10 +220,10 @@ func (s *suite) install(t *testing.T) {
 	if _, err := s.Kubectl(t.Context(), "", "get", "namespace", signetNamespace); err == nil {
 		t.Fatalf("there is a namespace %s already, and what is in it is not for us to change", signetNamespace)
 	}
+	for _, name := range []string{"signet-ca", "signet-agent"} {
+		s.ImportArchive(t, filepath.Join(images, name+".tar"))
+	}
 	if len(s.Nodes) > 0 {
-		for _, name := range []string{"signet-ca", "signet-agent"} {
-			s.ImportArchive(t, filepath.Join(images, name+".tar"))
-		}
 		for _, claim := range []string{"state", "seal"} {
 			s.Apply(t, s.Nodes[0].Volume(t, claim))
 		}
