@@ -227,7 +227,7 @@ func TestCheck(t *testing.T) {
 	for _, want := range [][3]string{
 		{"csi-driver", "good", ""},
 		{"bundle", "good", "generation 1.1 with 1 root"},
-		{"roots", "good", "10y left"},
+		{"roots", "good", "y left"},
 		{"copies", "bad", "no copy"},
 		{"trust-bundle", "bad", "there is none"},
 		{"permissions", "bad", "create tokenreviews.authentication.k8s.io"},
