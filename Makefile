@@ -73,23 +73,25 @@ faults: build .cache/testsum ## the CA killed and failed at every call that touc
 	@SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin .cache/testsum -count=1 -timeout 120m -tags=integration ./integration/faults
 
 # For an existing cluster instead: its kubeconfig, said on the command line (the environment's could be anybody's), and the
-# registry in which it finds the images of bin/images; those of the tests are written there as well. NODES=skip leaves out
-# what needs root. For the tests of the cluster: -update writes golden files anew.
+# registry in which it finds images, HOST[:PORT][/PATH]: ours and those of the tests are pushed there, as whom `docker login`
+# says. NODES=skip leaves out what needs root, HELM=skip what needs Helm, which takes five minutes of a processor to build.
+# For the tests of the cluster: -update writes golden files anew.
 E2EFLAGS ?=
 e2e_kubeconfig := $(if $(filter command,$(firstword $(origin KUBECONFIG))),$(abspath $(KUBECONFIG)))
+e2e_helm := $(if $(filter skip,$(NODES) $(HELM)),,.cache/helm)
 
 .PHONY: e2e
-e2e: build images envoy .cache/testsum ## tests on a real Kubernetes of two nodes (root); building that takes 10 to 15 minutes, once
+e2e: build images envoy .cache/testsum $(e2e_helm) $(if $(e2e_kubeconfig),.cache/push) ## tests on a real Kubernetes of two nodes (root); building that takes 15 to 20 minutes, once
 	@cluster=$$(GO="$(GO)" scripts/cluster.sh $(if $(filter skip,$(NODES))$(e2e_kubeconfig),,nodes)) && \
 	rm -f bin/e2e-figures.txt && trap 'cat bin/e2e-figures.txt 2>/dev/null' EXIT && \
 	SIGNET_FIGURES="$(CURDIR)/bin/e2e-figures.txt" SIGNET_CLUSTER="$$cluster" SIGNET_BIN="$(CURDIR)/bin" SIGNET_IMAGES="$(CURDIR)/bin/images" SIGNET_NODES="$(NODES)" \
-	SIGNET_KUBECONFIG="$(e2e_kubeconfig)" SIGNET_REGISTRY="$(REGISTRY)" SIGNET_ENVOY="$$(ls -d "$(CURDIR)"/.cache/envoy/*/envoy 2>/dev/null | tail -n 1)" \
-	.cache/testsum -count=1 -tags=cluster -timeout 15m ./integration/controlplane -- \
-	  -count=1 -tags=cluster -timeout 25m ./integration/nodes $(E2EFLAGS)
+	SIGNET_KUBECONFIG="$(e2e_kubeconfig)" SIGNET_REGISTRY="$(REGISTRY)" SIGNET_PUSH="$(CURDIR)/.cache/push" SIGNET_HELM="$(e2e_helm:%=$(CURDIR)/%)" SIGNET_ENVOY="$$(ls -d "$(CURDIR)"/.cache/envoy/*/envoy 2>/dev/null | tail -n 1)" \
+	.cache/testsum -count=1 -tags=cluster -timeout 30m ./integration/controlplane -- \
+	  -count=1 -tags=cluster -timeout 40m ./integration/nodes $(E2EFLAGS)
 
 .PHONY: images-test
-images-test: .cache/testsum ## the images built again elsewhere are the same, and run in a containerd (where there is one, as root)
-	@nice .cache/testsum -C tools -count=1 -timeout 20m $(IMAGESFLAGS) ./images
+images-test: .cache/testsum ## the images built again elsewhere are the same, can be pushed, and run in a containerd (where there is one, as root)
+	@nice .cache/testsum -C tools -count=1 -timeout 20m $(IMAGESFLAGS) ./images ./push
 
 .PHONY: chart-test
 chart-test: .cache/testsum ## the Helm chart yields what is on record, and what `signet install` prints
@@ -165,7 +167,7 @@ generate: need-go need-python ## the code of api/v1, the generated pages of docs
 
 .PHONY: clean
 clean: ## remove what was built; .cache, with what was fetched, stays
-	rm -rf bin coverage.out .cache/testsum .cache/images
+	rm -rf bin coverage.out .cache/testsum .cache/images .cache/push .cache/helm
 
 .PHONY: need-go need-python
 need-go:
@@ -181,3 +183,11 @@ need-python:
 .cache/images: need-go $(wildcard tools/images/*.go) tools/go.mod
 	@mkdir -p .cache
 	@$(GO) build -C tools -o $(CURDIR)/$@ ./images
+
+.cache/push: need-go $(wildcard tools/push/*.go) tools/go.mod
+	@mkdir -p .cache
+	@$(GO) build -C tools -o $(CURDIR)/$@ ./push
+
+.cache/helm: need-go tools/chart/go.mod
+	@mkdir -p .cache
+	@CGO_ENABLED=0 nice $(GO) build -C tools/chart -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm

@@ -145,10 +145,11 @@ func TestRestartWithoutCache(t *testing.T) {
 		w := newWorkload(s, "web-1", here)
 		await(t, n.admit(w), time.Second, "SVID", hasSVID)
 		n.stop()
-		n = startNode(t, s, here)
+		n = newNode(t, s, here)
 		if len(n.NotReady()) != 1 {
 			t.Error("ready before it has anything")
 		}
+		n.start()
 		await(t, n.admit(w), time.Second, "SVID", hasSVID)
 	})
 }
@@ -156,15 +157,14 @@ func TestRestartWithoutCache(t *testing.T) {
 // After an outage longer than all SVIDs live, workloads do not come back in one blow.
 func TestReturnIsSpread(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
+		// The pods of a node come back together, with its session. So each node has one here, and there are so many nodes that
+		// chance brings two fifths of them into one second less than once in 100,000 runs.
 		var ids []*agent.Identity
-		for i := range 10 {
+		for i := range 20 {
 			name := fmt.Sprint("node-", i)
-			n := startNode(t, s, name)
-			for j := range 4 {
-				id, _ := n.keepFresh(newWorkload(s, fmt.Sprintf("web-%d-%d", i, j), name))
-				id.Report(1, &apiv1.Stream{Id: 1})
-				ids = append(ids, id)
-			}
+			id, _ := startNode(t, s, name).keepFresh(newWorkload(s, fmt.Sprint("web-", i), name))
+			id.Report(1, &apiv1.Stream{Id: 1})
+			ids = append(ids, id)
 		}
 		time.Sleep(time.Minute)
 		s.Stop()
@@ -185,7 +185,7 @@ func TestReturnIsSpread(t *testing.T) {
 			j, _ := slices.BinarySearch(after, after[i]+time.Second)
 			busiest = max(busiest, j-i)
 		}
-		if busiest > len(after)/3 {
+		if busiest > len(after)*2/5 {
 			t.Errorf("%d of %d came back within one second: %v", busiest, len(after), after)
 		}
 	})

@@ -303,7 +303,7 @@ func TestExpiredCache(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		m, w, _ := filled(t, s)
 		s.Stop()
-		time.Sleep(svidLife)
+		time.Sleep(svidLife + time.Second)
 		n := newNode(t, s, here, func(c *agent.Config) { c.Cache = m })
 		if n.metric("signet_agent_svids") != 0 || len(n.NotReady()) != 1 {
 			t.Errorf("%v SVIDs are held", n.metric("signet_agent_svids"))

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/signet-ca/signet/agent"
@@ -108,10 +109,10 @@ func (x *site) removePod() {
 	l := x.lives[0]
 	x.lives = x.lives[1:]
 	x.mu.Unlock()
-	x.s.Pods.Remove(l.w.pod)
 	l.mu.Lock()
-	l.gone, l.good = true, time.Time{}
+	l.gone, l.good = true, time.Time{} // before anybody can be refused for it
 	l.mu.Unlock()
+	x.s.Pods.Remove(l.w.pod)
 	l.end()
 	<-l.ended
 }
@@ -154,9 +155,12 @@ func (l *life) connect(n *node) {
 	go func() {
 		defer cancel()
 		id, _, err := n.Admit(ctx, token, "shared")
+		l.site.mu.Lock()
+		defer l.site.mu.Unlock()
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		switch {
+		case n != l.site.node: // the agent was restarted meanwhile, and this stream has ended with it
 		case err == nil:
 			l.id = id
 		case valid && !l.gone && api.ReasonOf(err) != api.KeysUnavailable && time.Now().Before(l.tokenEnd):
@@ -269,6 +273,7 @@ func TestFaults(t *testing.T) {
 					counts["pod replaced"]++
 				}
 			}
+			synctest.Wait() // what happens at this very moment has happened
 			for _, x := range sites {
 				x.mu.Lock()
 				for _, l := range x.lives {

@@ -170,6 +170,16 @@ func (n *node) admit(w *workload) *agent.Identity {
 	return id
 }
 
+// refusal returns why the CA refuses a workload. Admit itself says so where the CA was quick, what it handed out does later.
+func (n *node) refusal(w *workload) *api.Error {
+	n.t.Helper()
+	id, _, err := n.Admit(n.t.Context(), w.token(tokenLife), "shared")
+	if err != nil {
+		return api.AsError(err)
+	}
+	return await(n.t, id, time.Second, "refusal", func(h agent.Held) bool { return h.Refused() != nil }).Refused()
+}
+
 // keepFresh admits a workload with a fresh token each 48 minutes, as its proxy does, until the test ends or stop is called.
 func (n *node) keepFresh(w *workload) (id *agent.Identity, stop func()) {
 	n.t.Helper()

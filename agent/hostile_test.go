@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -236,11 +237,11 @@ func TestServersThatAreNoCA(t *testing.T) {
 				if tt.change != nil {
 					f = newFake(t, tt.id, tt.change)
 				}
-				proven := false
+				var proven atomic.Bool
 				n := f.start(func(c *agent.Config) {
 					own := c.Prover
 					c.Prover = proverFunc(func(ctx context.Context) (attestor.Evidence, error) {
-						proven = true
+						proven.Store(true)
 						return own.Prove(ctx)
 					})
 				})
@@ -248,7 +249,7 @@ func TestServersThatAreNoCA(t *testing.T) {
 				if n.metric("signet_agent_connected") != 0 || len(n.log.find(attested, "")) != 0 {
 					t.Error("it was believed")
 				}
-				if len(n.log.find(noMore, api.CAUnavailable)) == 0 || !proven {
+				if len(n.log.find(noMore, api.CAUnavailable)) == 0 || !proven.Load() {
 					t.Error("it was not tried, or the log does not say so")
 				}
 			})

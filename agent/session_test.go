@@ -38,6 +38,7 @@ func TestOwnIdentityRenewed(t *testing.T) {
 			}
 			time.Sleep(20 * time.Second)
 		}
+		synctest.Wait() // nothing is half done
 		if got := len(n.log.find(attested, "")); got < 6 || got > 12 {
 			t.Errorf("attested %d times in half an hour of SVIDs for 10 minutes", got)
 		}

@@ -41,7 +41,7 @@ func start(t testing.TB, cfg attestor.KeySourceConfig) (*attestor.KeySource, fun
 // fresh waits until the source has read a set without error in this process.
 func fresh(t testing.TB, s *attestor.KeySource) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
 		jwks, changed := s.Snapshot()

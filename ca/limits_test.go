@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -120,13 +121,14 @@ func TestOverload(t *testing.T) {
 		svid, err := l.issue(item)
 		answers <- answer{svid, err}
 	}
+	defer gate.open()
 	go ask(&apiv1.IssueItem{Evidence: gate.evidence()})
 	<-gate.entered
 	for range 2 { // one finds a place to wait
 		go ask(n.item(s.Pod("shop", "web", "web", "node-1")))
 	}
 	wantReason(t, (<-answers).err, api.Overloaded)
-	close(gate.release)
+	gate.open()
 	for range 2 {
 		if a := <-answers; a.svid == nil && api.ReasonOf(a.err) != api.TokenMalformed {
 			t.Errorf("after the rush: %v", a.err)
@@ -146,13 +148,17 @@ func TestKnocking(t *testing.T) {
 	n := newNode(t, s, "node-1")
 	l := n.session()
 	const conns, crowd = 32, 32 * 16 // as many calls as each connection may have at once
+	defer gate.open()
 	knocks := make(chan error, crowd)
 	for range conns {
 		client := apiv1.NewAuthorityClient(dial(t, s, nil))
+		// One handshake after the other: 32 at once may take longer than a busy CA waits for one.
+		_, err := client.AttestAgent(t.Context(), &apiv1.AttestAgentRequest{}, grpc.WaitForReady(true))
+		wantReason(t, api.FromStatus(err), api.ProtocolSkew)
 		for range crowd / conns {
 			go func() {
 				r := &apiv1.AttestAgentRequest{Evidence: gate.evidence(), Protocol: api.Protocol}
-				_, err := client.AttestAgent(t.Context(), r)
+				_, err := client.AttestAgent(t.Context(), r, grpc.WaitForReady(true))
 				knocks <- api.FromStatus(err)
 			}()
 		}
@@ -165,7 +171,7 @@ func TestKnocking(t *testing.T) {
 	if _, err := l.issue(n.item(s.Pod("shop", "web", "web", "node-1"))); err != nil {
 		t.Errorf("a crowd at the door cost an agent with a session its SVID: %v", err)
 	}
-	close(gate.release)
+	gate.open()
 	for range crowd - 1 {
 		if r := api.ReasonOf(<-knocks); r != api.Overloaded && r != api.TokenMalformed {
 			t.Fatalf("refused with %s", r)
@@ -177,10 +183,15 @@ func TestKnocking(t *testing.T) {
 }
 
 // blocker holds every attestation of its own evidence until it is released.
-type blocker struct{ entered, release chan struct{} }
+type blocker struct {
+	entered, release chan struct{}
+	open             func() // releases; more than once does nothing. Without it the CA does not end.
+}
 
 func newBlocker() *blocker {
-	return &blocker{entered: make(chan struct{}, 1024), release: make(chan struct{})}
+	b := &blocker{entered: make(chan struct{}, 1024), release: make(chan struct{})}
+	b.open = sync.OnceFunc(func() { close(b.release) })
+	return b
 }
 
 func (*blocker) evidence() *apiv1.Evidence {

@@ -5,17 +5,20 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 
@@ -29,17 +32,25 @@ func renderings(t *testing.T) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := map[string][]byte{"install": installed}
-	paths, err := filepath.Glob("testdata/*.rendered.yaml")
+	all := recorded(t, ".rendered.yaml")
+	all["install"] = installed
+	return all
+}
+
+// recorded are the files of testdata with that suffix, by what is before it.
+func recorded(t *testing.T, suffix string) map[string][]byte {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/*" + suffix)
 	if err != nil || len(paths) < 3 {
 		t.Fatal(paths, err)
 	}
+	all := map[string][]byte{}
 	for _, path := range paths {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all[strings.TrimSuffix(filepath.Base(path), ".rendered.yaml")] = data
+		all[strings.TrimSuffix(filepath.Base(path), suffix)] = data
 	}
 	return all
 }
@@ -49,7 +60,7 @@ func objects(t *testing.T, text []byte) []runtime.Object {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, storagev1.AddToScheme, policyv1.AddToScheme, networkingv1.AddToScheme, admissionv1.AddToScheme,
+		corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme, rbacv1.AddToScheme, storagev1.AddToScheme, policyv1.AddToScheme, networkingv1.AddToScheme, admissionv1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
@@ -348,6 +359,60 @@ func configOf(t *testing.T, all []runtime.Object, name string) map[string]string
 	}
 	t.Fatalf("no ConfigMap %s", name)
 	return nil
+}
+
+// Helm's hook before it uninstalls: all of it is hooks, in the order in which each needs the one before; it may do nothing
+// but list pods, meets PodSecurity "restricted", and leaves the names of pods in its own pod's status. For kubectl, to which
+// a hook is an object as any other, there is none.
+func TestUninstallGuard(t *testing.T) {
+	for name, text := range renderings(t) {
+		if bytes.Contains(text, []byte("helm.sh/hook")) {
+			t.Errorf("%s has hooks in what kubectl makes", name)
+		}
+	}
+	hooks := recorded(t, ".hooks.yaml")
+	if hooks["bare"] != nil {
+		t.Error("it is there although it is off")
+	}
+	for name, text := range hooks {
+		t.Run(name, func(t *testing.T) {
+			all := objects(t, text)
+			last := -100
+			for _, o := range all {
+				a := o.(metav1.Object).GetAnnotations()
+				weight, err := strconv.Atoi(a["helm.sh/hook-weight"])
+				if a["helm.sh/hook"] != "pre-delete" || a["helm.sh/hook-delete-policy"] != "before-hook-creation,hook-succeeded" || err != nil || weight <= last {
+					t.Errorf("%T has the annotations %v", o, a)
+				}
+				last = weight
+			}
+			job, role, binding := one[*batchv1.Job](t, all), one[*rbacv1.ClusterRole](t, all), one[*rbacv1.ClusterRoleBinding](t, all)
+			account := one[*corev1.ServiceAccount](t, all)
+			spec := job.Spec.Template.Spec
+			checkPod(t, "the guard", spec)
+			if c := spec.SecurityContext; c.RunAsNonRoot == nil || !*c.RunAsNonRoot || len(hostPaths(spec)) > 0 {
+				t.Error("PodSecurity \"restricted\" would refuse it")
+			}
+			if d := cmp.Diff([]rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"}}}, role.Rules); d != "" {
+				t.Errorf("what it may do (-want +got):\n%s", d)
+			}
+			subjects := []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: job.Namespace, Name: account.Name}}
+			if d := cmp.Diff(subjects, binding.Subjects); d != "" || binding.RoleRef.Name != role.Name || spec.ServiceAccountName != account.Name || *account.AutomountServiceAccountToken {
+				t.Errorf("who may (-want +got):\n%s", d)
+			}
+			c := spec.Containers[0]
+			wait := map[bool]string{true: "--wait=4m", false: "--wait=0s"}[name == "all"]
+			if d := cmp.Diff([]string{"uninstall", "--pods-only", wait, "--namespace=" + job.Namespace}, c.Args); d != "" || c.Command[0] != "/usr/bin/signet" {
+				t.Errorf("what it runs (-want +got):\n%s", d)
+			}
+			if c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError || *job.Spec.BackoffLimit != 0 || spec.RestartPolicy != corev1.RestartPolicyNever {
+				t.Error("it does not fail at once with the names in its status")
+			}
+			if _, ours := job.Spec.Template.Labels["app.kubernetes.io/name"]; !ours || job.Annotations["helm.sh/hook-output-log-policy"] != "hook-failed" {
+				t.Error("Helm does not print what it says")
+			}
+		})
+	}
 }
 
 // What is off is not there.

@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,15 +46,18 @@ type rig struct {
 	reauths   atomic.Int64
 	refusals  atomic.Int64
 	pushes    atomic.Int64
-	restart   func()       // the SDS server, on the same socket
-	token     atomic.Value // what the Source accepts now
-	tokenEnd  atomic.Value // when that one expires
+	restart   func() // the SDS server, on the same socket
+	withToken bool
+	tokens    sync.Map // when each that was issued expires, by authorization
 	clientTLS atomic.Pointer[x509svid.SVID]
 	roots     *x509.CertPool
+
+	newestMu sync.Mutex
+	newest   map[string]Report // the last report of a stream that asks for these names
 }
 
-// startRig starts everything and returns when Envoy's listeners have their secrets.
-func startRig(t *testing.T, apiType string, withToken bool) *rig {
+// startRig starts everything and returns when Envoy's listeners have their secrets. The Go peers trust these roots, too.
+func startRig(t *testing.T, apiType string, withToken bool, more ...*x509.Certificate) *rig {
 	t.Helper()
 	binary := os.Getenv("SIGNET_ENVOY")
 	if binary == "" {
@@ -67,7 +69,17 @@ func startRig(t *testing.T, apiType string, withToken bool) *rig {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	r := &rig{pod: newPod(t), t: t, roots: x509.NewCertPool(), protocol: map[string]string{"GRPC": ProtocolSotW, "DELTA_GRPC": ProtocolDelta}[apiType]}
-	r.roots.AddCert(r.root)
+	r.withToken, r.newest = withToken, map[string]Report{}
+	r.onReport = func(s Report) {
+		r.newestMu.Lock()
+		defer r.newestMu.Unlock()
+		if len(s.Names) > 0 {
+			r.newest[strings.Join(s.Names, " ")] = s
+		}
+	}
+	for _, root := range append(more, r.root) {
+		r.roots.AddCert(root)
+	}
 	r.set(1)
 	r.clientTLS.Store(r.svid(peerID))
 
@@ -103,11 +115,10 @@ func startRig(t *testing.T, apiType string, withToken bool) *rig {
 func (r *rig) issueTokens(file string) {
 	issue := func(i int) {
 		token := fmt.Sprintf("token-%d", i)
+		r.tokens.Store("Bearer "+token, time.Now().Add(tokenLife))
 		if err := errors.Join(os.WriteFile(file+".new", []byte(token), 0o600), os.Rename(file+".new", file)); err != nil {
 			r.t.Error(err)
 		}
-		r.token.Store("Bearer " + token)
-		r.tokenEnd.Store(time.Now().Add(tokenLife))
 	}
 	issue(0)
 	var wg sync.WaitGroup
@@ -130,14 +141,16 @@ func (r *rig) issueTokens(file string) {
 // Open implements Source: on the shared socket the token says who it is, and until when.
 func (r *rig) Open(ctx context.Context, md metadata.MD) (*Workload, error) {
 	w, err := r.pod.Open(ctx, md)
-	if want, ok := r.token.Load().(string); ok && err == nil {
-		if got := md.Get("authorization"); !slices.Equal(got, []string{want}) {
-			r.refusals.Add(1)
-			return nil, api.E(api.TokenExpired, "this is not the token of now")
-		}
-		w.ExpireAt = r.tokenEnd.Load().(time.Time)
+	if err != nil || !r.withToken {
+		return w, err
 	}
-	return w, err
+	end, ok := r.tokens.Load(strings.Join(md.Get("authorization"), " "))
+	if !ok || !time.Now().Before(end.(time.Time)) {
+		r.refusals.Add(1)
+		return nil, api.E(api.TokenExpired, "this is not a token of now")
+	}
+	w.ExpireAt = end.(time.Time)
+	return w, nil
 }
 
 // serve serves SDS until the test ends; restart ends it and begins anew, as an agent does that was replaced.
@@ -162,7 +175,13 @@ func (r *rig) serve(socket string) {
 		return func() { srv.Close(); g.Stop(); wg.Wait() }
 	}
 	stop := start()
-	r.restart = func() { stop(); stop = start() }
+	r.restart = func() {
+		stop()
+		r.newestMu.Lock()
+		clear(r.newest) // everything is to be proven anew
+		r.newestMu.Unlock()
+		stop = start()
+	}
 	r.t.Cleanup(func() { stop() })
 }
 
@@ -255,7 +274,7 @@ func (r *rig) get(path string) []byte {
 
 func (r *rig) eventually(what string, f func() bool) {
 	r.t.Helper()
-	tick, end := time.NewTicker(10*time.Millisecond), time.After(60*time.Second)
+	tick, end := time.NewTicker(10*time.Millisecond), time.After(2*time.Minute)
 	defer tick.Stop()
 	for !f() {
 		select {
@@ -331,16 +350,17 @@ func (r *rig) live() []Report {
 	return live
 }
 
-// proven waits until every open stream has acknowledged what is there, and somebody has.
+// proven waits until what is there was acknowledged for every name of the configuration. Streams need not all be open at one
+// moment: each ends with its token, and Envoy waits for longer each time before it opens the next, until a message comes.
 func (r *rig) proven(m *Material) {
 	r.t.Helper()
 	hash := m.Trust.Hash()
 	r.eventually("acknowledgements", func() bool {
+		r.newestMu.Lock()
+		defer r.newestMu.Unlock()
 		bundles, identities := 0, 0
-		for _, s := range r.live() {
+		for _, s := range r.newest {
 			switch {
-			case len(s.Names) == 0:
-				return false
 			case s.WantsBundle && (s.AckedGeneration != m.Trust.Generation() || !bytes.Equal(s.AckedHash, hash[:])):
 				return false
 			case !s.WantsBundle && s.AckedSerial != m.Identity.Serial():

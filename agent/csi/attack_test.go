@@ -235,21 +235,23 @@ func TestSwappedOnTheWay(t *testing.T) {
 	}
 }
 
+// removeAll removes a folder in which the guard may put a socket back meanwhile.
+func removeAll(t *testing.T, path string) {
+	t.Helper()
+	eventually(t, "the folder gone", func() error { return os.RemoveAll(path) })
+}
+
 // Between two calls the folder is replaced: by one that is fit, which is taken, and by others, which are not.
 func TestFolderReplaced(t *testing.T) {
 	r := newRig(t)
 	p := testPod(1)
 	r.publish(p, 1)
 	c := r.served(p)
-	if err := os.RemoveAll(r.k.target(p)); err != nil {
-		t.Fatal(err)
-	}
+	removeAll(t, r.k.target(p))
 	r.publish(p, 1)
 	r.served(p)
 	alive(t, c)
-	if err := os.RemoveAll(r.k.target(p)); err != nil {
-		t.Fatal(err)
-	}
+	removeAll(t, r.k.target(p))
 	if err := os.Symlink("/etc", r.k.target(p)); err != nil {
 		t.Fatal(err)
 	}
@@ -294,9 +296,12 @@ func TestSocketReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := shortPath(t, r.k.target(p))
-			if err := errors.Join(os.Remove(path), put(path)); err != nil {
-				t.Fatal(err)
-			}
+			eventually(t, "something else in its place", func() error { // the guard may be faster than we are
+				if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+				return put(path)
+			})
 			eventually(t, "the socket", func() error {
 				if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
 					return errors.New("it is not there")

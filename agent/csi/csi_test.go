@@ -328,18 +328,18 @@ func TestLimits(t *testing.T) {
 	r.identities.mu.Lock()
 	r.identities.block = block
 	r.identities.mu.Unlock()
+	if err := r.k.writeNotes(third); err != nil {
+		t.Fatal(err)
+	}
 	first := make(chan error, 1)
 	go func() {
 		_, err := (&nodeServer{d: r.d}).NodePublishVolume(context.Background(), r.k.request(third, third.token(1)))
 		first <- err
 	}()
-	if err := r.k.writeNotes(third); err != nil {
-		t.Fatal(err)
-	}
 	eventually(t, "a call under way", func() error {
 		r.d.mu.Lock()
 		defer r.d.mu.Unlock()
-		if len(r.d.busy) == 0 {
+		if r.d.busy[target{third.UID, third.volume}] == nil { // of the others our own upkeep may have one
 			return errors.New("none")
 		}
 		return nil
@@ -357,10 +357,14 @@ func TestLimits(t *testing.T) {
 	r.served(third)
 
 	// Our own upkeep is waited for: a pod's events show every error.
-	release, ok := r.d.upkeep(target{third.UID, third.volume})
-	if !ok {
-		t.Fatal("somebody works there")
-	}
+	var release func()
+	eventually(t, "nobody works there", func() error { // not even the guard, which looks at it every second
+		var ok bool
+		if release, ok = r.d.upkeep(target{third.UID, third.volume}); !ok {
+			return errors.New("somebody does")
+		}
+		return nil
+	})
 	go func() { first <- r.k.deletePod(third) }()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

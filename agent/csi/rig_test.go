@@ -32,7 +32,7 @@ type identities struct {
 	live    map[string]*workload // by volume id
 	restore error                // answer to Restore
 	refuse  error                // answer to Offer, after the claims
-	block   chan struct{}        // Offer waits for it
+	block   chan struct{}        // Offer waits for it, longer than it may: who else comes meanwhile has all the time he needs
 }
 
 func newIdentities() *identities {
@@ -55,7 +55,7 @@ func (i *identities) check(v Volume, token []byte) error {
 	return nil
 }
 
-func (i *identities) Offer(ctx context.Context, v Volume, token []byte) (Workload, error) {
+func (i *identities) Offer(_ context.Context, v Volume, token []byte) (Workload, error) {
 	if err := i.check(v, token); err != nil {
 		return nil, err
 	}
@@ -63,11 +63,7 @@ func (i *identities) Offer(ctx context.Context, v Volume, token []byte) (Workloa
 	block, refuse := i.block, i.refuse
 	i.mu.Unlock()
 	if block != nil {
-		select {
-		case <-block:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+		<-block
 	}
 	if refuse != nil {
 		return nil, refuse

@@ -265,7 +265,7 @@ func (s *Server) dial(ctx context.Context, of func() *bufconn.Listener) (net.Con
 // WaitReady waits until the CA can issue.
 func (s *Server) WaitReady() {
 	s.t.Helper()
-	for range 1000 {
+	for range 6000 { // of ten milliseconds
 		if len(s.CA().NotReady()) == 0 {
 			return
 		}

@@ -60,9 +60,10 @@ func newAPIServer(t *testing.T) *apiServer {
 	return a
 }
 
-func (a *apiServer) open(t *testing.T) *kube.Client {
+// open makes a client that waits so long for an answer.
+func (a *apiServer) open(t *testing.T, timeout time.Duration) *kube.Client {
 	t.Helper()
-	c, err := kube.Open(kube.Config{Kubeconfig: a.kubeconfig, UserAgent: "signet-ca/test", Timeout: 2 * time.Second})
+	c, err := kube.Open(kube.Config{Kubeconfig: a.kubeconfig, UserAgent: "signet-ca/test", Timeout: timeout})
 	if err != nil {
 		t.Fatal(err)
 	}

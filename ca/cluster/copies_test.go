@@ -51,12 +51,18 @@ func copyIn(namespace string) string {
 
 func newShown(t *testing.T) *shown {
 	t.Helper()
+	return newHasty(t, 30*time.Second) // on a busy machine an answer may take seconds
+}
+
+// newHasty is newShown with a publisher that waits so long for an answer.
+func newHasty(t *testing.T, timeout time.Duration) *shown {
+	t.Helper()
 	s := &shown{apiServer: newAPIServer(t), metrics: NewMetrics()}
 	s.namespace(home, false)
 	s.namespace("shop", true)
 	var err error
 	s.p, err = NewKubePublisher(KubePublisherConfig{
-		Client: s.open(t), Namespace: home, Log: slog.New(slog.NewTextHandler(s, nil)), Copies: true, TrustBundle: td, Metrics: s.metrics,
+		Client: s.open(t, timeout), Namespace: home, Log: slog.New(slog.NewTextHandler(s, nil)), Copies: true, TrustBundle: td, Metrics: s.metrics,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +86,7 @@ func (s *shown) run(t *testing.T) {
 // becomes waits until ok.
 func (s *shown) becomes(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(5 * time.Minute) // some wait for hundreds of requests
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
@@ -89,7 +95,7 @@ func (s *shown) becomes(t *testing.T, what string, ok func() bool) {
 		case <-deadline:
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			t.Fatalf("%s: not within a minute; the log:\n%s", what, s.log.Bytes())
+			t.Fatalf("%s: not within five minutes; the log:\n%s", what, s.log.Bytes())
 		}
 	}
 }
@@ -113,8 +119,8 @@ func writes(r *http.Request) bool {
 func TestCopies(t *testing.T) {
 	one := newRoots(t, issuance.KeyP256)
 	b := newBundle(api.Generation{Epoch: 1, Number: 2}, one...)
-	start := func(t *testing.T) *shown {
-		s := newShown(t)
+	start := func(t *testing.T, s *shown) *shown {
+		t.Helper()
 		s.run(t)
 		if err := s.p.Publish(t.Context(), b); err != nil {
 			t.Fatal(err)
@@ -126,7 +132,11 @@ func TestCopies(t *testing.T) {
 	for name, status := range map[string]int{"throttles": 429, "fails": 503, "hangs": -1} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := start(t)
+			timeout := 30 * time.Second
+			if status < 0 { // that is waited for
+				timeout = 2 * time.Second
+			}
+			s := start(t, newHasty(t, timeout))
 			s.setFault(func(r *http.Request) int {
 				if writes(r) {
 					return status
@@ -160,7 +170,7 @@ func TestCopies(t *testing.T) {
 	// A namespace that refuses keeps none of the others waiting, and is told of once.
 	t.Run("refused", func(t *testing.T) {
 		t.Parallel()
-		s := start(t)
+		s := start(t, newShown(t))
 		s.setFault(func(r *http.Request) int {
 			if writes(r) && strings.Contains(r.URL.Path, "/full/") {
 				return 403
@@ -204,8 +214,10 @@ func TestCopies(t *testing.T) {
 		}
 		s.setFault(nil)
 		s.becomes(t, "the one that nobody asks for goes", func() bool { return s.data(copyIn("left")) == nil })
-		s.p.copies.replaceNamespaces(nil) // a list that lacks one
-		s.becomes(t, "it is asked about", func() bool { return s.count("GET /api/v1/namespaces/shop") >= 1 })
+		s.becomes(t, "it is asked about", func() bool {
+			s.p.copies.replaceNamespaces(nil) // a list that lacks one; the watch may tell of it again before anybody has looked
+			return s.count("GET /api/v1/namespaces/shop") >= 1
+		})
 		if !s.copied(t, "shop", b) {
 			t.Error("a copy is gone for a list that lacked its namespace")
 		}
@@ -329,10 +341,14 @@ func TestTrustBundleAbsent(t *testing.T) {
 	if err := s.p.Publish(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
-	s.becomes(t, "told", func() bool { return s.logged("knows no ClusterTrustBundles") == 1 })
+	s.becomes(t, "told", func() bool { return s.logged("knows no ClusterTrustBundles") > 0 })
 	s.becomes(t, "copies are made", func() bool { return s.copied(t, "shop", b) })
 	if n := value(t, s.metrics, "signet_bundle_write_failures_total", "kind", "trust_bundle"); n != 0 {
 		t.Errorf("%v failures", n)
+	}
+	// Not later: an answer that is on its way now would be news after the watch has told of the kind.
+	if n := s.logged("knows no ClusterTrustBundles"); n != 1 {
+		t.Errorf("told %d times", n)
 	}
 	s.setFault(nil)
 	s.p.trust.look(0) // as its watch does after a minute at most
@@ -341,9 +357,6 @@ func TestTrustBundleAbsent(t *testing.T) {
 		defer s.apiServer.mu.Unlock()
 		return s.objects[path+"/"+TrustBundleName(td)] != nil
 	})
-	if s.logged("knows no ClusterTrustBundles") != 1 {
-		t.Error("told more than once")
-	}
 }
 
 func TestTrustBundleNamed(t *testing.T) {

@@ -65,7 +65,7 @@ func (a *awayAPI) uid(path string) string {
 // follow runs a directory until stop is called.
 func (a *awayAPI) follow(t *testing.T, persist string) (d *KubeDirectory, stop func()) {
 	t.Helper()
-	d, err := NewKubeDirectory(KubeConfig{Issuer: issuer, Client: a.open(t), Stale: MinStale, Log: slog.New(slog.DiscardHandler), Persist: persist})
+	d, err := NewKubeDirectory(KubeConfig{Issuer: issuer, Client: a.open(t, time.Minute), Stale: MinStale, Log: slog.New(slog.DiscardHandler), Persist: persist})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -70,6 +71,7 @@ func (r *rig) publish(p *pods, pod attestortest.Pod, token string) *podRig {
 		cancel(cause)
 		wg.Wait()
 		x.w.Close()
+		synctest.Wait() // the clients have read how their streams ended
 		x.conn.Close()
 	}
 	x.conn, err = grpc.NewClient("passthrough:///pod", grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -221,7 +221,7 @@ func sdsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	conn, err := grpc.NewClient("unix:"+ts.MkAbs(args[0]), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	ts.Check(err)
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	resp, err := secret.NewSecretDiscoveryServiceClient(conn).FetchSecrets(
 		metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+string(token)),

@@ -101,7 +101,7 @@ func clip(s string, n int) string {
 var safeWord = regexp.MustCompile(`^[A-Za-z0-9/][A-Za-z0-9.,:_/=@-]*$`)
 
 // ourFlags are the flags in lines to type; what else begins with a dash is somebody's trick as well.
-var ourFlags = regexp.MustCompile(`^(-[nAlcof]|-|--(all-containers|list|previous|overwrite|wait|yes|delete-state))$`)
+var ourFlags = regexp.MustCompile(`^(-[nAlcof]|-|--(all-containers|list|previous|overwrite|wait|yes|delete-state|pods-only))$`)
 
 // kubectl is a line to type that means the same cluster.
 func (k *kubeFlags) kubectl(words ...string) string { return k.line("kubectl", words...) }

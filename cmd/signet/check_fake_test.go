@@ -40,6 +40,7 @@ type object = map[string]any
 // reads, reviews and deletions. What it holds of our own objects is what `signet install` prints.
 type fakeCluster struct {
 	*httptest.Server
+	over chan struct{} // closed before the server is
 
 	mu      sync.Mutex
 	objects map[string]object                    // by path
@@ -59,6 +60,12 @@ var resourceOf = map[string]string{
 	"DaemonSet": "daemonsets", "ResourceQuota": "resourcequotas", "Pod": "pods", "Node": "nodes", "CSINode": "csinodes", "PersistentVolumeClaim": "persistentvolumeclaims",
 	"EndpointSlice": "endpointslices", "Event": "events", "ClusterTrustBundle": "clustertrustbundles",
 	"ValidatingAdmissionPolicy": "validatingadmissionpolicies", "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
+}
+
+// Close ends the server.
+func (c *fakeCluster) Close() {
+	close(c.over)
+	c.Server.Close()
 }
 
 // put adds an object given as YAML and returns its path. A status and what else a real one has is the caller's.
@@ -132,7 +139,7 @@ const (
 // newCluster starts a cluster of two nodes with an installation that is as it should be.
 func newCluster(t testing.TB) *fakeCluster {
 	c := &fakeCluster{
-		objects: map[string]object{}, answers: map[string]func(http.ResponseWriter){}, now: testNow, minor: "37", onLoss: map[string]func(){},
+		over: make(chan struct{}), objects: map[string]object{}, answers: map[string]func(http.ResponseWriter){}, now: testNow, minor: "37", onLoss: map[string]func(){},
 	}
 	needed := map[string]bool{
 		"tokenreviews": true, "pods": true, "serviceaccounts": true, "nodes": true, "configmaps": true, "namespaces": true,
@@ -448,7 +455,7 @@ func (c *fakeCluster) play(scene string) {
 	case "down":
 		c.answer("/version", func(w http.ResponseWriter) { c.fail(w, 503, "etcd is away") })
 	case "silent":
-		c.Config.Handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		c.Config.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-c.over }) // no word either when the client gives up
 	default:
 		panic("no such scene")
 	}

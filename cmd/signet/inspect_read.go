@@ -15,7 +15,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -25,9 +24,8 @@ import (
 
 // Limits of what is inspected. All of it is foreign input.
 const (
-	maxInput         = 1 << 20 // bytes of a file
-	maxCertificates  = 100     // in one chain or bundle
-	handshakeTimeout = 5 * time.Second
+	maxInput        = 1 << 20 // bytes of a file
+	maxCertificates = 100     // in one chain or bundle
 )
 
 // A chain is what was found: certificates, leaf first if all is well.
@@ -125,14 +123,14 @@ func parseCertificates(data []byte) (certs []*x509.Certificate, ignored int, err
 }
 
 // handshake asks a TLS server for its chain. It verifies nothing, since that is what the rules are for, sends no
-// certificate, and no byte after the handshake. A server that goes on to refuse us has shown its chain all the same.
+// certificate, and no byte after the handshake. A server that goes on to refuse us has shown its chain all the same. It has
+// as long as --timeout says.
 func (a *app) handshake(ctx context.Context, network, address, host string) (*chain, error) {
-	limit := handshakeTimeout
 	if a.timeout > 0 {
-		limit = min(limit, a.timeout)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, a.timeout)
+		defer cancel()
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	ch := &chain{source: address}
 	conf := &tls.Config{
 		InsecureSkipVerify: true, // to look at a chain is not to trust it
@@ -158,7 +156,7 @@ func (a *app) handshake(ctx context.Context, network, address, host string) (*ch
 	case len(ch.certs) > 0:
 		return ch, nil
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, &failure{err: api.Wrap(api.DeadlineExceeded, err, address+" did not finish a TLS handshake within "+limit.String()),
+		return nil, &failure{err: api.Wrap(api.DeadlineExceeded, err, address+" did not finish a TLS handshake within "+a.timeout.String()),
 			why: "It does not answer, or waits for the client to speak another protocol first."}
 	case err == nil:
 		err = errors.New("it showed no certificate")

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +65,7 @@ type uninstallFlags struct {
 	kubeFlags
 	wait        time.Duration
 	yes         bool
+	podsOnly    bool
 	deleteState string // the trust domain's name, as a confirmation
 }
 
@@ -92,6 +92,7 @@ func (a *app) uninstallCommand() *cobra.Command {
 	c.Flags().DurationVar(&f.wait, "wait", 0, "wait until no pod has the volume, for at most this `DURATION` (without a value 5m)")
 	c.Flags().Lookup("wait").NoOptDefVal = defaultWait.String()
 	c.Flags().BoolVarP(&f.yes, "yes", "y", false, "do it")
+	c.Flags().BoolVar(&f.podsOnly, "pods-only", false, "only look for pods that have the volume; asks for no right but to list pods")
 	c.Flags().StringVar(&f.deleteState, "delete-state", "", "with --yes: the root's key and the bundle as well, of this `TRUST-DOMAIN`")
 	c.RunE = func(c *cobra.Command, _ []string) error { return a.uninstall(c.Context(), o, &f) }
 	return c
@@ -101,6 +102,8 @@ func (f *uninstallFlags) check(o *output) error {
 	switch {
 	case f.wait < 0:
 		return usageError{fmt.Errorf("--wait %s is negative", f.wait)}
+	case f.podsOnly && (f.yes || f.deleteState != "" || o.format == "manifest"):
+		return usageError{errors.New("--pods-only deletes nothing: it goes with --wait and with outputs for people and programs")}
 	case f.yes && o.format == "manifest":
 		return usageError{errors.New("-o manifest is for kubectl, and --yes does it here: one of them")}
 	case f.deleteState != "" && !f.yes:
@@ -119,6 +122,9 @@ func (a *app) uninstall(ctx context.Context, o *output, f *uninstallFlags) error
 	}
 	defer cluster.Close()
 	u := &uninstaller{a: a, cluster: cluster, f: f}
+	if f.podsOnly {
+		return u.lookForPods(ctx, o)
+	}
 	if err := u.look(ctx); err != nil {
 		return err
 	}
@@ -198,16 +204,8 @@ var chartKinds = []struct {
 
 // look makes the plan.
 func (u *uninstaller) look(ctx context.Context) error {
-	u.plan = &uninstallPlan{
-		header: newHeader("UninstallPlan", u.f.namespace), Server: u.cluster.Server(), Namespace: u.f.namespace,
-		Pods: []uninstallPod{}, Delete: []*objectRef{}, Keep: []*objectRef{},
-	}
-	date, err := u.cluster.Read(ctx, "/version", new(kObject))
-	if err != nil {
-		return u.a.unreachable(u.cluster, err)
-	}
-	if u.now = date; date.IsZero() {
-		u.now = u.a.now()
+	if err := u.begin(ctx); err != nil {
+		return err
 	}
 	i := &checkup{a: u.a, cluster: u.cluster, kf: &u.f.kubeFlags, report: new(checkReport)}
 	i.readConfiguration(ctx) // what it cannot read it leaves at its default; its rows are for check
@@ -340,24 +338,6 @@ func (u *uninstaller) findState(ctx context.Context, td spiffeid.TrustDomain) er
 	return err
 }
 
-// findPods names who still has the volume.
-func (u *uninstaller) findPods(ctx context.Context) error {
-	u.plan.Pods = u.plan.Pods[:0]
-	err := volumePods(ctx, u.cluster, u.driver, func(p *kPod) {
-		if p.finished(u.now) {
-			return
-		}
-		u.plan.Pods = append(u.plan.Pods, uninstallPod{
-			Namespace: p.Metadata.Namespace, Name: p.Metadata.Name, Node: p.Spec.NodeName, Controller: p.controller(),
-			Ending: !p.Metadata.DeletionTimestamp.IsZero(),
-		})
-	})
-	if err != nil {
-		return u.failed("list the pods of all namespaces", err)
-	}
-	return nil
-}
-
 // failed says that the plan could not be made: then nothing is deleted.
 func (u *uninstaller) failed(what string, err error) error {
 	if errors.Is(err, kube.ErrForbidden) {
@@ -368,71 +348,6 @@ func (u *uninstaller) failed(what string, err error) error {
 		}
 	}
 	return u.a.unreachable(u.cluster, err)
-}
-
-// waitForPods waits until nobody has the volume.
-func (u *uninstaller) waitForPods(ctx context.Context, o *output) error {
-	ctx, cancel := context.WithTimeout(ctx, u.f.wait)
-	defer cancel()
-	p := u.a.newWaiting(o)
-	defer p.done()
-	for {
-		var waits []want
-		for _, pod := range u.plan.Pods {
-			found := "has the volume"
-			if pod.Ending {
-				found = "is being deleted"
-			}
-			waits = append(waits, want{namespaced(pod.Namespace, "pod", pod.Name), found})
-		}
-		p.show(waits)
-		if len(waits) == 0 {
-			return nil
-		}
-		began := time.Now()
-		pause := time.NewTimer(2 * u.a.poll)
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return &failure{
-				err:  api.E(api.DeadlineExceeded, "after %s the volume is still that of %s", u.f.wait, plural(len(u.plan.Pods), "pod")),
-				why:  "Nothing was deleted; it is safe to wait again.",
-				next: u.f.signet("uninstall", "--wait"),
-			}
-		case <-pause.C:
-		}
-		last := slices.Clone(u.plan.Pods)
-		if err := u.findPods(ctx); err != nil {
-			if u.plan.Pods = last; ctx.Err() == nil {
-				p.show([]want{{"api-server", errorDetail(err)}})
-				u.now = u.now.Add(time.Since(began))
-			}
-			continue
-		}
-		u.now = u.now.Add(time.Since(began))
-	}
-}
-
-// refusal is why nothing is deleted; nil where nothing is in the way.
-func (u *uninstaller) refusal() error {
-	if len(u.plan.Pods) == 0 {
-		return nil
-	}
-	have := "pods have"
-	if len(u.plan.Pods) == 1 {
-		have = "pod has"
-	}
-	return &findings{summary: fmt.Sprintf("refused: %d %s the volume, and would hang in Terminating without the agent. Delete them or take the volume out, then: %s",
-		len(u.plan.Pods), have, u.a.asCalled(u.f.signet("uninstall", "--wait")))}
-}
-
-// named lists the pods in the way in a line.
-func (u *uninstaller) named() string {
-	var names []string
-	for _, p := range u.plan.Pods[:min(len(u.plan.Pods), maxNamed)] {
-		names = append(names, p.Namespace+"/"+p.Name)
-	}
-	return "with the volume: " + strings.Join(names, ", ") + after(" and ", more(len(u.plan.Pods)-maxNamed))
 }
 
 // maxShown bounds how many pods a table names; -o json names all.

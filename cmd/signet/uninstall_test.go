@@ -68,6 +68,9 @@ func TestUninstallKinds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if strings.Contains(string(text), "helm.sh/hook:") {
+			continue // Helm's own, and there only while Helm uninstalls
+		}
 		for _, m := range regexp.MustCompile(`(?m)^kind: (.*)$`).FindAllStringSubmatch(string(text), -1) {
 			known := m[1] == "Namespace" // which stays
 			for _, k := range chartKinds {
@@ -168,6 +171,42 @@ func TestUninstallReinstalled(t *testing.T) {
 	_, code, talk := remove(t, c, "--yes")
 	if code != exitFailed || !strings.Contains(talk, "made anew") || c.objects[pathStatefulSet] == nil {
 		t.Errorf("exit code %d: %s", code, talk)
+	}
+}
+
+// --pods-only names pods in the way with no other right than to list them, and never deletes anything.
+func TestUninstallPodsOnly(t *testing.T) {
+	for _, tt := range []struct {
+		name, play string
+		args       []string
+		code       int
+		says       string
+	}{
+		{"in the way", "good", nil, exitFindings, "with the volume: shop/web-1\n"},
+		{"after waiting", "good", []string{"--wait=100ms"}, 124, "with the volume: shop/web-1\n"},
+		{"none", "free", nil, exitGood, "no pod has the volume\n"},
+		{"none to wait for", "free", []string{"--wait=1m"}, exitGood, "no pod has the volume\n"},
+		{"not allowed to look", "forbidden", nil, exitFailed, "list the pods of all namespaces"},
+		{"with --yes", "free", []string{"--yes"}, exitUsage, "--pods-only deletes nothing"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCluster(t)
+			defer c.Close()
+			c.play(tt.play)
+			for path := range c.objects {
+				if !strings.Contains(path, "/pods/") {
+					c.answer(path, func(w http.ResponseWriter) { c.fail(w, 403, "no right to it") })
+				}
+			}
+			for _, k := range chartKinds {
+				c.answer(in(k.apiVersion, "", k.resource, ""), func(w http.ResponseWriter) { c.fail(w, 403, "no right to it") })
+				c.answer(in(k.apiVersion, "signet-system", k.resource, ""), func(w http.ResponseWriter) { c.fail(w, 403, "no right to it") })
+			}
+			p, code, talk := remove(t, c, append(tt.args, "--pods-only")...)
+			if code != tt.code || !strings.Contains(talk, tt.says) || len(c.deleted)+len(p.Delete)+len(p.Keep) > 0 {
+				t.Errorf("exit code %d: %s", code, talk)
+			}
+		})
 	}
 }
 

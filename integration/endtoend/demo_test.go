@@ -55,7 +55,7 @@ type report struct {
 
 func runDemo(t *testing.T, args ...string) report {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary(t, "signet"), append([]string{"demo", "-o", "json"}, args...)...)
 	var stderr strings.Builder
@@ -131,7 +131,7 @@ var sdsSocket = regexp.MustCompile(`serves SDS on (\S+)/agent\.sock`)
 // TestInterrupt ends the demo in the middle, as Ctrl-C does, having looked at it with the operator's tool: nothing is left
 // of its processes and its folder.
 func TestInterrupt(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary(t, "signet"), "demo")
 	cmd.Env = append(os.Environ(), "NO_COLOR=1")
@@ -192,7 +192,7 @@ func look(t *testing.T, socket string) {
 		return string(out)
 	}
 	var wide string
-	for range 50 { // the acknowledgements arrive with the agent's next report
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); { // the acknowledgements arrive with the agent's next report
 		wide = signet("svid", "list", "-o", "wide")
 		if strings.Count(wide, "ACK") > 2 && strings.Contains(wide, "sa/payments") && strings.Contains(wide, "sa/checkout") {
 			break

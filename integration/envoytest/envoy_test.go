@@ -95,7 +95,7 @@ func (p *pair) counter(t *testing.T, e *envoy.Envoy, name string) uint64 {
 func TestTwoEnvoys(t *testing.T) {
 	for _, delta := range []bool{false, true} {
 		t.Run(fmt.Sprintf("payments delta %v", delta), func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 			defer cancel()
 			p := newPair(t, ctx, delta, !delta)
 			p.a.Issue(p.checkout)
@@ -117,16 +117,15 @@ func TestTwoEnvoys(t *testing.T) {
 
 func (p *pair) traffic(t *testing.T) {
 	t.Helper()
-	const requests = 200
+	const rotations, least = 5, 40 // requests under each certificate
+	requests := uint64(0)
 	serials, upstream := map[string]bool{}, map[string]bool{}
-	for i := range requests {
-		if i%40 == 20 {
-			p.a.Issue(p.checkout)
-			p.a.Issue(p.payments)
-		}
+	request := func() {
+		t.Helper()
+		requests++
 		resp, body, err := Get(t.Context(), "http://"+p.front.String())
 		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("request %d: %v %v %s", i, err, resp, body)
+			t.Fatalf("request %d: %v %v %s", requests, err, resp, body)
 		}
 		if got := resp.Header.Get("x-echo-xfcc"); !slices.Contains(strings.Split(got, ";"), "URI="+p.checkout.String()) {
 			t.Fatalf("payments saw %q", got)
@@ -137,8 +136,22 @@ func (p *pair) traffic(t *testing.T) {
 		serials[resp.Header.Get("x-echo-serial")] = true
 		upstream[resp.Header.Get("x-upstream-cert")] = true
 	}
-	if len(serials) != 6 || len(upstream) != 6 {
-		t.Errorf("%d and %d certificates seen, want 6: the first and five new ones", len(serials), len(upstream))
+	for n := range rotations + 1 {
+		if n > 0 {
+			p.a.Issue(p.checkout)
+			p.a.Issue(p.payments)
+		}
+		// A new certificate is in use when Envoy has taken it, however many requests come before.
+		eventually(t, fmt.Sprintf("certificate %d of both", n), func() bool {
+			request()
+			return len(serials) > n && len(upstream) > n
+		})
+		for range least {
+			request()
+		}
+		if len(serials) != n+1 || len(upstream) != n+1 {
+			t.Errorf("%d and %d certificates seen after %d rotations", len(serials), len(upstream), n)
+		}
 	}
 	if n := p.counter(t, p.in, "listener.inbound.ssl.handshake"); n != requests {
 		t.Errorf("%d handshakes for %d requests", n, requests)
@@ -174,7 +187,7 @@ func (p *pair) strangers(t *testing.T, ctx context.Context) {
 
 // Without a certificate there is nothing: an Envoy whose identity is late waits, and does not serve without it.
 func TestEnvoyWaitsForItsCertificate(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	p := newPair(t, ctx, true, false)
 	p.a.Issue(p.checkout)
@@ -195,10 +208,9 @@ func TestEnvoyWaitsForItsCertificate(t *testing.T) {
 	}
 }
 
-// When the server ends a stream, Envoy comes back within a second with the token that is in the file by then, and no
-// request fails meanwhile.
+// When the server ends a stream, Envoy comes back with the token that is in the file by then, and no request fails meanwhile.
 func TestEnvoyComesBackWithAFreshToken(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	p := newPair(t, ctx, true, false)
 	p.a.Issue(p.checkout)
@@ -225,7 +237,5 @@ func TestEnvoyComesBackWithAFreshToken(t *testing.T) {
 			t.Fatalf("%v, %v: %s", resp, err, body)
 		}
 	}
-	if d := time.Since(ended); d > 30*time.Second {
-		t.Errorf("checkout came back after %v", d)
-	}
+	t.Logf("checkout came back after %v", time.Since(ended))
 }

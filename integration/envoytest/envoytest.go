@@ -34,7 +34,7 @@ func Binary(t testing.TB) string {
 func Run(t testing.TB, p envoy.Proxy) *envoy.Envoy {
 	t.Helper()
 	log := new(buffer)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	e, err := envoy.Config{Binary: Binary(t), Dir: t.TempDir(), Proxy: p, Log: log}.Run(ctx)
 	if err != nil {

@@ -3,7 +3,6 @@ package envoytest
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,12 +29,15 @@ func follow(t *testing.T, c *envoy.Client) *envoy.Source {
 	return s
 }
 
+// patience is how long something real may take on a busy machine before a test gives up.
+const patience = time.Minute
+
 // eventually waits until ok, which something in another goroutine brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(10 * time.Second); !ok(); <-tick.C {
+	for end := time.Now().Add(patience); !ok(); <-tick.C {
 		if time.Now().After(end) {
 			t.Fatalf("not in time: %s", what)
 		}
@@ -57,7 +59,7 @@ func TestSource(t *testing.T) {
 				t.Error("there is an SVID before any was issued")
 			}
 			a.Issue(id)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if err := s.Ready(ctx); err != nil {
 				t.Fatal(err)
@@ -76,9 +78,9 @@ func TestSource(t *testing.T) {
 			eventually(t, "the last SVID", func() bool { return s.Updates() == 4 })
 			a.EndStreams()
 			eventually(t, "a second stream", func() bool { return s.Updates() == 5 })
-			want := []string{fmt.Sprintf("Bearer %s 1", id), fmt.Sprintf("Bearer %s 2", id)}
-			if got := a.Tokens(); !slices.Equal(got, want) {
-				t.Errorf("tokens %q, want %q", got, want)
+			// Who comes in vain has taken a token, too, so it need not be the second one.
+			if got, first := a.Tokens(), fmt.Sprintf("Bearer %s ", id); len(got) != 2 || got[0] == got[1] || !strings.HasPrefix(got[0], first) || !strings.HasPrefix(got[1], first) {
+				t.Errorf("tokens %q, want two different ones", got)
 			}
 			eventually(t, "all to be acknowledged", func() bool {
 				r := a.Streams()
@@ -114,7 +116,12 @@ func TestClientRefuses(t *testing.T) {
 			if status.Code(err) != codes.Canceled || n != 2 {
 				t.Errorf("%d secrets, then %v", n, err)
 			}
-			if r := a.Streams(); len(r) != 1 || r[0].Nacks != 1 {
+			// The server reports what it was told after it has handed over what comes next.
+			eventually(t, "the refusal to be reported", func() bool {
+				r := a.Streams()
+				return len(r) == 1 && r[0].Nacks > 0
+			})
+			if r := a.Streams(); r[0].Nacks != 1 {
 				t.Errorf("%+v", r)
 			}
 		})

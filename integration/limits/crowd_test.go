@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/signet-ca/signet/internal/daemon"
+	"github.com/signet-ca/signet/internal/daemon/daemontest"
 )
 
 // TestCrowd floods the agents' port with connections from everywhere. Health answers, an agent that is there has its SVIDs,
@@ -84,12 +85,11 @@ func TestCrowd(t *testing.T) {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := daemontest.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return address
 }
 
 // floodAddress tells a process that it is the flood of TestMemory, and of what.

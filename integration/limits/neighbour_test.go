@@ -154,7 +154,7 @@ const (
 func floodAsPod(t *testing.T, name string) {
 	path, header := os.Getenv(podFloodSocket), os.Getenv(podFloodHeader)
 	if path == "" {
-		s, m := newSocket(t, daemon.SharedSocket(nil), daemon.PeerOf), newMaker(t)
+		s, m := newSocket(t, daemon.SharedSocket(nil), sds.Config{Peer: daemon.PeerOf}), newMaker(t)
 		pod, h := s.token("bad")
 		s.material(pod.UID).Set(m.next(t))
 		path, header = s.path, h
@@ -244,7 +244,7 @@ func TestNeighbourPod(t *testing.T) {
 		floodAsPod(t, name)
 		return
 	}
-	s, m := newSocket(t, daemon.SharedSocket(nil), daemon.PeerOf), newMaker(t)
+	s, m := newSocket(t, daemon.SharedSocket(nil), sds.Config{Peer: daemon.PeerOf}), newMaker(t)
 	good, goodHeader := s.token("good")
 	bad, badHeader := s.token("bad")
 	made := []*sds.Material{m.next(t), m.next(t)}

@@ -31,10 +31,13 @@ func (s *suite) latency(t *testing.T) {
 		s.Apply(t, objects.String())
 		all = slices.AppendSeq(all, maps.Values(s.reports(t, ns, "fresh", each)))
 	}
-	s.tell(t, all)
+	if half := s.tell(t, all); half > 2*time.Second {
+		t.Errorf("half of the programs waited %v and more", half)
+	}
 }
 
-// crowd creates many pods at once, SIGNET_PODS of them or 200: about a minute on two cores.
+// crowd creates many pods at once, SIGNET_PODS of them or 200: about a minute on two cores. Each has its SVID; how long that
+// takes is printed, and no more, since here most of it is the wait for a processor.
 func (s *suite) crowd(t *testing.T) {
 	n := 200
 	if text := os.Getenv("SIGNET_PODS"); text != "" {
@@ -56,22 +59,23 @@ func (s *suite) crowd(t *testing.T) {
 	}
 }
 
-// tell prints the latencies of these pods.
-func (s *suite) tell(t *testing.T, all []report) {
+// tell prints the latencies of these pods and returns what half of them took from the program's start.
+func (s *suite) tell(t *testing.T, all []report) time.Duration {
 	t.Helper()
-	var started, created []time.Duration
+	var started, again, created []time.Duration
 	for _, r := range all {
 		started = append(started, time.Duration(r.SVID-r.Started)*time.Microsecond)
+		again = append(again, time.Duration(r.Again)*time.Microsecond)
 		created = append(created, time.UnixMicro(r.SVID).Sub(r.created))
 	}
 	slices.Sort(started)
+	slices.Sort(again)
 	slices.Sort(created)
 	at := func(d []time.Duration, percent int) time.Duration {
 		return d[(len(d)-1)*percent/100].Round(100 * time.Microsecond)
 	}
 	figure(t, "from the program's start to its SVID, %d pods: p50 %v, p99 %v, at most %v", len(all), at(started, 50), at(started, 99), at(started, 100))
+	figure(t, "once more by the same program, on a new connection: p50 %v, p99 %v, at most %v", at(again, 50), at(again, 99), at(again, 100))
 	figure(t, "from the pod's creation (whole seconds) to its SVID: p50 %v, p99 %v, at most %v", at(created, 50), at(created, 99), at(created, 100))
-	if most := at(started, 50); most > 2*time.Second {
-		t.Errorf("half of the programs waited %v and more", most)
-	}
+	return at(started, 50)
 }

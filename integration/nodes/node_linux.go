@@ -2,12 +2,14 @@ package nodes
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -360,4 +362,47 @@ func (n *Node) Import(ctx context.Context, archive string) error {
 		return fmt.Errorf("%s: importing %s: %w: %s", n.Name, filepath.Base(archive), err, out)
 	}
 	return nil
+}
+
+// Root is the root of the node's files, /run for instance, as seen from here.
+func (n *Node) Root() string {
+	return filepath.Join("/proc", strconv.Itoa(n.init.cmd.Process.Pid), "root")
+}
+
+// Processes are the numbers, from here, of those on the node that run a program of this name.
+func (n *Node) Processes(program string) ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	parents, named := make(map[int]int), []int(nil)
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		stat, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
+		if err != nil {
+			continue // it has ended
+		}
+		// proc_pid_stat(5): PID (NAME) STATE PARENT ..., and the name may hold anything, of 15 bytes.
+		end := bytes.LastIndexByte(stat, ')')
+		_, name, ok := strings.Cut(string(stat[:max(0, end)]), "(")
+		fields := strings.Fields(string(stat[end+1:]))
+		if !ok || len(fields) < 2 || fields[0] == "Z" {
+			continue
+		}
+		if parents[pid], err = strconv.Atoi(fields[1]); err != nil {
+			return nil, err
+		}
+		if name == program[:min(len(program), 15)] {
+			named = append(named, pid)
+		}
+	}
+	return slices.DeleteFunc(named, func(pid int) bool {
+		for pid > 1 && pid != n.init.cmd.Process.Pid {
+			pid = parents[pid]
+		}
+		return pid <= 1
+	}), nil
 }

@@ -1,6 +1,7 @@
 package nodes
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ import (
 const (
 	KubeconfigVariable = "SIGNET_KUBECONFIG" // of an existing cluster to run on; nodes are then not started
 	RegistryVariable   = "SIGNET_REGISTRY"   // where an existing cluster finds the images
+	PushVariable       = "SIGNET_PUSH"       // path of the program that takes them there, that of tools/push
 	ImagesVariable     = "SIGNET_IMAGES"     // folder with the archives of the product's images
 	SkipVariable       = "SIGNET_NODES"      // "skip" leaves the tests out where nodes cannot be started
 )
@@ -103,28 +105,28 @@ func (c *Cluster) Own(t testing.TB) {
 	}
 }
 
-// Import puts an image into the nodes. For an existing cluster it leaves an archive of it beside those of the product, for
-// somebody to push to the registry: nobody's credentials are ours.
+// Import puts an image into the nodes, or where an existing cluster finds it.
 func (c *Cluster) Import(t testing.TB, image Image) {
 	t.Helper()
-	dir := t.TempDir()
-	if len(c.Nodes) == 0 {
-		dir = os.Getenv(ImagesVariable)
-	}
-	name := strings.TrimPrefix(image.Name, "localhost/")
-	archive := filepath.Join(dir, strings.ReplaceAll(name, ":", "-")+".tar")
+	archive := filepath.Join(t.TempDir(), "image.tar")
 	if err := image.write(archive); err != nil {
 		t.Fatal(err)
-	}
-	if len(c.Nodes) == 0 {
-		t.Logf("%s/%s has to be in the registry: it is in %s", c.Registry, name, archive)
 	}
 	c.ImportArchive(t, archive)
 }
 
-// ImportArchive puts the images of an archive into the nodes.
+// ImportArchive puts the images of an archive into the nodes. For an existing cluster it pushes them to the registry, as
+// whoever is logged in there.
 func (c *Cluster) ImportArchive(t testing.TB, archive string) {
 	t.Helper()
+	if len(c.Nodes) == 0 {
+		out, err := exec.CommandContext(t.Context(), os.Getenv(PushVariable), "-registry="+c.Registry, archive).CombinedOutput()
+		if err != nil {
+			t.Fatalf("pushing images to %s: %v: %s", c.Registry, err, out)
+		}
+		t.Logf("%s", bytes.TrimSpace(out))
+		return
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	errs := make([]error, len(c.Nodes))

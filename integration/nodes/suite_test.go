@@ -57,10 +57,13 @@ func TestCluster(t *testing.T) {
 		{"Replace", false, (*suite).replace},
 		{"AgentsAway", false, (*suite).agentsAway},
 		{"KillKubelet", false, (*suite).killKubelet},
+		{"KillAtMoments", false, (*suite).killAtMoments},
+		{"Leftovers", false, (*suite).leftovers},
 		{"EmptyNotes", false, (*suite).emptyNotes},
 		{"Reboot", false, (*suite).reboot},
 		{"Crowd", false, (*suite).crowd},
 		{"Uninstall", false, (*suite).uninstall},
+		{"Helm", false, (*suite).helm},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { defer failed(t); test.run(s, t) }) && test.prepare {
 			return
@@ -219,10 +222,10 @@ func (s *suite) install(t *testing.T) {
 	if _, err := s.Kubectl(t.Context(), "", "get", "namespace", signetNamespace); err == nil {
 		t.Fatalf("there is a namespace %s already, and what is in it is not for us to change", signetNamespace)
 	}
+	for _, name := range []string{"signet-ca", "signet-agent"} {
+		s.ImportArchive(t, filepath.Join(images, name+".tar"))
+	}
 	if len(s.Nodes) > 0 {
-		for _, name := range []string{"signet-ca", "signet-agent"} {
-			s.ImportArchive(t, filepath.Join(images, name+".tar"))
-		}
 		for _, claim := range []string{"state", "seal"} {
 			s.Apply(t, s.Nodes[0].Volume(t, claim))
 		}
@@ -239,9 +242,10 @@ func (s *suite) install(t *testing.T) {
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "daemonset/signet-agent", "--timeout=3m")
 }
 
-// report is what `probe svid` says: times in microseconds since 1970.
+// report is what `probe svid` says: times in microseconds since 1970, but Again, which is how many it took once more.
 type report struct {
 	Started, SVID int64
+	Again         int64
 	UID           int
 	ID            string
 	Authorities   int

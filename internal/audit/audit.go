@@ -129,6 +129,7 @@ type Log struct {
 	lock    *os.File // holds the folder's flock
 	ring    *ring
 	sample  sample
+	patient time.Duration // how long a batch waits for a segment that is being made: spareWait, or what a test sets
 	counts  counts
 
 	appends sync.WaitGroup // callers inside Append, for Close
@@ -183,7 +184,7 @@ func Open(dir string, o Options) (*Log, error) {
 	l := &Log{
 		dir: dir, options: o, log: o.Log, lock: lock,
 		failed: make(chan struct{}), wake: make(chan struct{}, 1), behind: make(chan struct{}, 1), older: make(chan struct{}, 1),
-		making: make(chan struct{}),
+		making: make(chan struct{}), patient: spareWait,
 	}
 	if err := l.open(); err != nil {
 		return nil, errors.Join(err, lock.Close())

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 
 // appendForEver appends from eight goroutines and reports each entry on stdout once it is acknowledged.
 func appendForEver(dir string) error {
-	l, err := Open(dir, small)
+	l, err := openPatient(dir, small)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func TestAppendKilled(t *testing.T) {
 		if n <= after {
 			t.Fatalf("round %d: the child ended by itself after %d entries", round, n)
 		}
-		l, err := Open(dir, small)
+		l, err := openPatient(dir, small)
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}

@@ -15,7 +15,7 @@ import (
 // Segments past their retention that are slow to read hold up nobody: the next segment is made all the same.
 func TestRetireAside(t *testing.T) {
 	dir := folder(t)
-	l, err := Open(dir, Options{SegmentSize: MinSegment, Retention: time.Hour})
+	l, err := openPatient(dir, Options{SegmentSize: MinSegment, Retention: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestRetireAside(t *testing.T) {
 // Close does not wait until all is read that may be too old.
 func TestRetireEnds(t *testing.T) {
 	dir, _ := rolled(t, 3)
-	l, err := Open(dir, Options{SegmentSize: MinSegment, Retention: 50 * 365 * 24 * time.Hour})
+	l, err := openPatient(dir, Options{SegmentSize: MinSegment, Retention: 50 * 365 * 24 * time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,6 +88,7 @@ func TestAppendWaitsForSpare(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "ledger")
 		l := open(t, dir)
 		defer l.Close()
+		l.patient = spareWait
 		synctest.Wait()
 		l.mu.Lock() // as if a disk took its time to make it
 		spare := l.spare

@@ -186,7 +186,7 @@ func (l *Log) takeSpare() (*segment, error) {
 	defer l.mu.Unlock()
 	if making := l.making; l.spare == nil && making != nil {
 		l.mu.Unlock()
-		timer := time.NewTimer(spareWait)
+		timer := time.NewTimer(l.patient)
 		select {
 		case <-making:
 		case <-timer.C:

@@ -218,7 +218,7 @@ func TestOpenSegments(t *testing.T) {
 					t.Errorf("verified: %v, want %q", err, tc.why)
 				}
 			}
-			l, err := Open(dir, small)
+			l, err := openPatient(dir, small)
 			if tc.why != "" && tc.open {
 				if ce, ok := errors.AsType[*CorruptError](err); !ok || ce.Why != tc.why {
 					t.Fatalf("opened: %v, want %q", err, tc.why)
@@ -250,7 +250,7 @@ func TestOpenSegments(t *testing.T) {
 // What is written ahead is zeros, and never where lines are.
 func TestWriteAhead(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ledger")
-	l, err := Open(dir, Options{SegmentSize: 3 * zeroAhead})
+	l, err := openPatient(dir, Options{SegmentSize: 3 * zeroAhead})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +276,7 @@ func TestRetention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "ledger")
 		const day = 24 * time.Hour
-		l, err := Open(dir, Options{SegmentSize: MinSegment, Retention: 30 * day})
+		l, err := openPatient(dir, Options{SegmentSize: MinSegment, Retention: 30 * day})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -322,7 +322,7 @@ func TestRetention(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if l, err = Open(dir, small); err != nil {
+		if l, err = openPatient(dir, small); err != nil {
 			t.Fatal(err)
 		}
 		fill(time.Hour)

@@ -67,8 +67,11 @@ func (c Config) Run(ctx context.Context) (*Envoy, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			return false, nil
 		}
-		e.admin = strings.TrimSpace(string(b))
-		return e.admin != "", err
+		if e.admin = strings.TrimSpace(string(b)); err != nil || e.admin == "" {
+			return false, err
+		}
+		_, err = e.get(ctx, "/server_info") // the address is told before anybody answers there
+		return err == nil, nil
 	})
 	if err != nil {
 		e.Kill()

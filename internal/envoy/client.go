@@ -41,6 +41,8 @@ func (c *Client) Watch(ctx context.Context, names []string, apply func(*tlsv3.Se
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // a Unix socket in a folder of one user
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			// Without it, a server that is busy for the length of a backoff would count as gone.
+			MinConnectTimeout: 20 * time.Second,
 		}))
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package kube_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -127,8 +128,10 @@ type authority struct {
 	csr  []byte
 }
 
+// newAuthority starts one. A review has timeout, or as long as may be where that is zero: what answers may take its time.
 func newAuthority(t *testing.T, client *kube.Client, timeout time.Duration) authority {
 	t.Helper()
+	timeout = cmp.Or(timeout, attestor.MaxReviewTimeout)
 	a := authority{Server: catest.New(t, catest.Options{Config: func(cfg *ca.Config) {
 		jwks, _ := cfg.KeySets[catest.IssuerName].Snapshot()
 		keys, err := attestor.StaticKeys(jwks)

@@ -58,12 +58,16 @@ func (w *told) until(t *testing.T, ok func(what, failed []string) bool) (what, f
 	}
 }
 
+// patient is how soon a watch of these tests is stale that has to bear with a machine which does nothing else for seconds: it
+// gives a stream up after three times as long.
+const patient = 5 * time.Second
+
 // follow watches the pods of s until the test ends.
-func follow(t *testing.T, s *server) (*kube.Watch, *told) {
+func follow(t *testing.T, s *server, timeout, stale time.Duration) (*kube.Watch, *told) {
 	t.Helper()
 	got := &told{woken: make(chan struct{}, 1)}
-	w := open(t, kube.Config{Kubeconfig: s.kubeconfig(t), Timeout: 2 * time.Second}).NewWatch(kube.WatchConfig{
-		Resource: kube.Pods, Stale: time.Second,
+	w := open(t, kube.Config{Kubeconfig: s.kubeconfig(t), Timeout: timeout}).NewWatch(kube.WatchConfig{
+		Resource: kube.Pods, Stale: stale,
 		Replace: func(all []kube.Object) {
 			var names strings.Builder
 			names.WriteString("list")
@@ -158,7 +162,7 @@ func TestWatch(t *testing.T) {
 		}
 		return true
 	}))
-	w, got := follow(t, s)
+	w, got := follow(t, s, 30*time.Second, patient)
 	want := []string{"list a b c", "d node-1 false false", "a node-1 false true", "b node-1 true false", "list a b c"}
 	if what, _ := got.until(t, func(what, _ []string) bool { return len(what) == len(want) }); !slices.Equal(what, want) {
 		t.Errorf("told of %q, want %q", what, want)
@@ -198,7 +202,7 @@ func TestWatchHostile(t *testing.T) {
 				io.WriteString(w, tc.stream)
 				return false
 			}))
-			w, got := follow(t, s)
+			w, got := follow(t, s, 30*time.Second, time.Minute)
 			_, failed := got.until(t, func(_, failed []string) bool { return len(failed) >= 2 })
 			if !strings.Contains(failed[0], tc.want) {
 				t.Errorf("failed with %q, want %q", failed[0], tc.want)
@@ -228,7 +232,7 @@ func TestWatchHangs(t *testing.T) {
 		}
 		answer(w, r)
 	})
-	w, got := follow(t, s)
+	w, got := follow(t, s, 2*time.Second, time.Second)
 	got.until(t, func(what, _ []string) bool { return len(what) == 1 })
 	advances(t, w)
 	close(hung)

@@ -113,7 +113,11 @@ func TestCauseOf(t *testing.T) {
 		{kube.CauseTimeout, true, func(http.ResponseWriter, *http.Request) { <-hang }},
 	} {
 		t.Run(string(tc.want), func(t *testing.T) {
-			c := open(t, kube.Config{Kubeconfig: s.kubeconfig(t), Timeout: 500 * time.Millisecond})
+			timeout := 30 * time.Second // what answers may take its time
+			if tc.want == kube.CauseTimeout {
+				timeout = 500 * time.Millisecond
+			}
+			c := open(t, kube.Config{Kubeconfig: s.kubeconfig(t), Timeout: timeout})
 			s.answer(tc.answer)
 			_, err := c.Get(t.Context(), kube.ConfigMaps, "shop", "a")
 			if err == nil {
@@ -166,7 +170,7 @@ func TestWatchNarrow(t *testing.T) {
 	})
 	got := make(chan []kube.Object, 1)
 	w := s.open(t).NewWatch(kube.WatchConfig{
-		Resource: kube.ConfigMaps, Name: "b", Labels: "x=y", Digest: true, ProbeNamespace: "home", Stale: time.Second,
+		Resource: kube.ConfigMaps, Name: "b", Labels: "x=y", Digest: true, ProbeNamespace: "home", Stale: patient,
 		Replace: func(all []kube.Object) { got <- all }, Apply: func(kube.Object, bool) {},
 	})
 	ctx, cancel := context.WithCancel(t.Context())

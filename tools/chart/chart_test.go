@@ -50,11 +50,14 @@ func installValues(pairs ...string) map[string]any {
 
 // What `signet install` prints from is the chart's rendering, with marks.
 func TestInstallRendering(t *testing.T) {
-	files, err := render(chartDir, deploy.Namespace, installValues(
+	files, hooks, err := render(chartDir, deploy.Namespace, installValues(
 		"trustDomain", "@TRUST_DOMAIN@", "issuer", "@ISSUER@", "image.repository", "@REPOSITORY@", "image.tag", "@TAG@",
 		"image.pullPolicy", "@PULL_POLICY@", "agent.kubeletDir", "@KUBELET_DIR@"), true)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(hooks) == 0 {
+		t.Error("Helm's hooks are not told from what kubectl is to make")
 	}
 	var digests []string
 	for _, f := range files {
@@ -75,7 +78,7 @@ func TestGolden(t *testing.T) {
 	if err != nil || len(given) == 0 {
 		t.Fatal(given, err)
 	}
-	want := map[string]string{}
+	want, wantHooks := map[string]string{}, map[string]string{}
 	for _, path := range given {
 		data, err := os.ReadFile(path)
 		if err != nil {
@@ -85,13 +88,18 @@ func TestGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		files, err := render(chartDir, deploy.Namespace, values, false)
+		files, hooks, err := render(chartDir, deploy.Namespace, values, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		want[strings.TrimSuffix(filepath.Base(path), ".values.yaml")+".rendered.yaml"] = text(files)
+		name := strings.TrimSuffix(filepath.Base(path), ".values.yaml")
+		want[name+".rendered.yaml"] = text(files)
+		if len(hooks) > 0 {
+			wantHooks[name+".hooks.yaml"] = text(hooks)
+		}
 	}
 	golden(t, goldenDir, ".rendered.yaml", want)
+	golden(t, goldenDir, ".hooks.yaml", wantHooks)
 }
 
 // golden compares the files of a folder with that suffix, all of them, or writes them.
@@ -181,7 +189,7 @@ func TestInstallAsHelm(t *testing.T) {
 				}
 			}
 			got, err := deploy.Install(tc.o)
-			files, herr := render(chartDir, deploy.Namespace, installValues(pairs...), false)
+			files, _, herr := render(chartDir, deploy.Namespace, installValues(pairs...), false)
 			if (err != nil) != tc.refused || (herr != nil) != tc.refused {
 				t.Fatalf("signet install: %v\nhelm: %v", err, herr)
 			}

@@ -1,5 +1,5 @@
-// Command chart renders the Helm chart in deploy/chart with Helm's own engine, as `helm template` would, for tests and for
-// whoever has no Helm at hand.
+// Command chart renders the Helm chart in deploy/chart with Helm's own engine, as `helm template --no-hooks` would, for tests
+// and for whoever has no Helm at hand.
 //
 //	chart -set agent.sharedSocket=true | kubectl apply -f -
 //
@@ -52,7 +52,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	files, err := render(*dir, *namespace, values, false)
+	files, _, err := render(*dir, *namespace, values, false)
 	if err != nil {
 		return err
 	}
@@ -87,36 +87,42 @@ func (f file) rank() int {
 	return 1
 }
 
-// render returns what the chart yields with values, in the order to apply it in, without what is empty. Unchecked leaves
-// the values' schema out, for marks in the place of values.
-func render(dir, namespace string, values map[string]any, unchecked bool) ([]file, error) {
+// hookMark is in every object of a template of hooks: objects that Helm makes at some moment, and nobody else ever.
+const hookMark = "helm.sh/hook:"
+
+// render returns what the chart yields with values, in the order to apply it in, without what is empty, and Helm's hooks
+// apart. Unchecked leaves the values' schema out, for marks in the place of values.
+func render(dir, namespace string, values map[string]any, unchecked bool) (files, hooks []file, err error) {
 	c, err := loader.LoadDir(dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	version, err := common.ParseKubeVersion(kubeVersion)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	caps := common.DefaultCapabilities.Copy()
 	caps.KubeVersion = *version
 	release := common.ReleaseOptions{Name: "signet", Namespace: namespace, Revision: 1, IsInstall: true}
 	all, err := util.ToRenderValuesWithSchemaValidation(c, values, release, caps, unchecked)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	texts, err := engine.Render(c, all)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var files []file
 	for name, text := range texts {
-		if base := path.Base(name); strings.HasSuffix(base, ".yaml") && strings.TrimSpace(text) != "" {
+		switch base := path.Base(name); {
+		case !strings.HasSuffix(base, ".yaml") || strings.TrimSpace(text) == "":
+		case strings.Contains(text, hookMark):
+			hooks = append(hooks, file{base, text})
+		default:
 			files = append(files, file{base, text})
 		}
 	}
 	slices.SortFunc(files, func(a, b file) int {
 		return cmp.Or(a.rank()-b.rank(), strings.Compare(a.name, b.name))
 	})
-	return files, nil
+	return files, hooks, nil
 }

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -41,17 +42,35 @@ func Commands(own map[string]Command) map[string]Command {
 	return all
 }
 
-// FreeAddress returns an address on loopback whose TCP port was free a moment ago. It is none of those that the kernel
-// gives to connections: what else runs here would take one of those before long.
+// FreeAddress returns an address on loopback whose TCP port is free. It is none of those that the kernel gives to
+// connections: what else runs here would take one of those before long. Nor does another test draw it while this process
+// lives, since the UDP port of the same number is held for as long: what a script draws, it often binds seconds later.
 func FreeAddress() (string, error) {
-	var err error
+	var last error
 	for range 100 {
-		var l net.Listener
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(22000))); err == nil {
-			return l.Addr().String(), l.Close()
+		address := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(22000))
+		mark, err := net.ListenPacket("udp", address)
+		if err != nil {
+			last = err
+			continue
 		}
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			last = errors.Join(err, mark.Close())
+			continue
+		}
+		marks.Lock()
+		marks.held = append(marks.held, mark)
+		marks.Unlock()
+		return address, l.Close()
 	}
-	return "", err
+	return "", last
+}
+
+// marks are the UDP ports of the addresses that were drawn. They are kept here for nothing but to stay open.
+var marks struct {
+	sync.Mutex
+	held []net.PacketConn
 }
 
 func get(ts *testscript.TestScript, neg bool, args []string) {
