@@ -118,13 +118,18 @@ func (ch *channel) Close() error {
 	return err
 }
 
+// bounded returns the context of one request, which ends as --timeout says.
+func (a *app) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if a.timeout > 0 {
+		return context.WithTimeout(ctx, a.timeout)
+	}
+	return context.WithCancel(ctx)
+}
+
 // ask makes one request, bounded by --timeout, and turns what went wrong into a failure.
 func ask[Q, R any](ctx context.Context, a *app, ch *channel, call func(context.Context, Q, ...grpc.CallOption) (R, error), req Q) (R, error) {
-	if a.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, a.timeout)
-		defer cancel()
-	}
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
 	resp, err := call(ctx, req)
 	if err != nil {
 		return resp, a.callFailed(ch, err)

@@ -126,11 +126,8 @@ func parseCertificates(data []byte) (certs []*x509.Certificate, ignored int, err
 // certificate, and no byte after the handshake. A server that goes on to refuse us has shown its chain all the same. It has
 // as long as --timeout says.
 func (a *app) handshake(ctx context.Context, network, address, host string) (*chain, error) {
-	if a.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, a.timeout)
-		defer cancel()
-	}
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
 	ch := &chain{source: address}
 	conf := &tls.Config{
 		InsecureSkipVerify: true, // to look at a chain is not to trust it

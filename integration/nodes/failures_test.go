@@ -64,7 +64,12 @@ func (s *suite) refused(t *testing.T) {
 
 // volumeFolder is where kubelet keeps the volume of a pod on the second node.
 func (s *suite) volumeFolder(uid string) string {
-	return filepath.Join(s.Nodes[1].Dir, "kubelet", "pods", uid, "volumes", "kubernetes.io~csi", "signet")
+	return filepath.Join(s.podFolder(uid), "volumes", "kubernetes.io~csi", "signet")
+}
+
+// podFolder is what kubelet keeps of a pod on the second node.
+func (s *suite) podFolder(uid string) string {
+	return filepath.Join(s.Nodes[1].Dir, "kubelet", "pods", uid)
 }
 
 // agentsAway: pods that come before the agents wait for them, and pods that go meanwhile go when they are back.

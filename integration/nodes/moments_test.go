@@ -68,11 +68,6 @@ func (s *suite) remains(t *testing.T, uid string) {
 	})
 }
 
-// podFolder is what kubelet keeps of a pod on the second node.
-func (s *suite) podFolder(uid string) string {
-	return filepath.Join(s.Nodes[1].Dir, "kubelet", "pods", uid)
-}
-
 // agentOf is the process of the agent on one of our nodes.
 func (s *suite) agentOf(t *testing.T, n *nodes.Node) *os.Process {
 	t.Helper()
