@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,44 +18,59 @@ import (
 // noPods is the ValidatingAdmissionPolicy, and its binding, that keeps pods out of the operators' namespace.
 const noPods = "signet-operators"
 
-// checkOperators looks at who may operate the CA, as far as RBAC says it: whoever asks, and who is bound to our roles. What
-// else gives somebody tokens in that namespace nobody can list.
+// checkOperators looks at who may operate the CA: whoever asks, and everybody else as far as RBAC says it.
 func (i *checkup) checkOperators(ctx context.Context) {
 	o := i.config.ca.Operators
-	switch {
-	case i.config.ca.TrustDomain == "":
+	if i.config.ca.TrustDomain == "" {
 		return // its configuration could not be read
-	case o.Listen == "":
-		i.good("operators", "", "the CA has no port for them; it is operated from its own machine")
-		return
 	}
 	namespace := cmp.Or(o.Namespace, operatorsNamespace)
 	if !namespaceShape.MatchString(namespace) {
 		i.add("operators", resultBad, "", "the CA's configuration does not name their namespace", i.install())
 		return
 	}
-	if !i.checkOperatorsNamespace(ctx, namespace) {
+	if o.Listen == "" {
+		i.good("operators", "", "the CA has no port for them; it is operated from its own machine")
+	} else {
+		if !i.checkOperatorsNamespace(ctx, namespace) {
+			return
+		}
+		i.checkGlass(o.BreakGlass)
+	}
+	access, what, err := i.readAccess(ctx, namespace, i.kf.namespace)
+	if err != nil {
+		i.cannot("operators", "", what+", which say who may operate the CA", err)
+	}
+	if o.Listen != "" {
+		for _, role := range operatorRoles {
+			i.checkRole(ctx, access, namespace, role)
+		}
+	}
+	if access != nil {
+		i.checkWide(access)
+		i.checkInside(access)
+	}
+}
+
+// checkRole tells who may come as a role; access is nil where it could not be read.
+func (i *checkup) checkRole(ctx context.Context, access *accessReview, namespace, role string) {
+	object := namespaced(namespace, "serviceaccount", role)
+	found := "you may come as " + role
+	switch err := i.mayComeAs(ctx, namespace, role); {
+	case errors.Is(err, errMayNot):
+		found = "you may not come as " + role
+	case err != nil:
+		i.cannot("operators", object, "create SelfSubjectAccessReviews", err)
 		return
 	}
-	i.checkGlass(o.BreakGlass)
-	bound := i.boundTo(ctx, namespace)
-	for _, role := range operatorRoles {
-		object := namespaced(namespace, "serviceaccount", role)
-		found := []string{}
-		switch err := i.mayComeAs(ctx, namespace, role); {
-		case errors.Is(err, errMayNot):
-			found = append(found, "you may not come as "+role)
-		case err != nil:
-			i.cannot("operators", object, "create SelfSubjectAccessReviews", err)
-			continue
-		default:
-			found = append(found, "you may come as "+role)
+	if access != nil {
+		all := access.who(right{resource: "serviceaccounts", subresource: "token", name: role, verb: "create", namespace: namespace})
+		if i.tellEverybody(all, object, "may have tokens of "+role) {
+			return
 		}
-		if whose := bound[role]; len(whose) > 0 {
-			found = append(found, "bound: "+strings.Join(whose, ", "))
-		}
-		i.good("operators", object, "%s", strings.Join(found, "; "))
+		found += after("; may have its tokens: ", names(all))
 	}
+	i.good("operators", object, "%s", found)
 }
 
 // checkOperatorsNamespace looks whether the roles are there, and no pods.
@@ -166,45 +180,4 @@ func (i *checkup) mayComeAs(ctx context.Context, namespace, role string) error {
 		}
 	}
 	return nil
-}
-
-// boundTo returns who is bound to our roles in the operators' namespace, by role; nothing where that may not be seen.
-func (i *checkup) boundTo(ctx context.Context, namespace string) map[string][]string {
-	type binding struct {
-		RoleRef struct {
-			Kind string `json:"kind"`
-			Name string `json:"name"`
-		} `json:"roleRef"`
-		Subjects []struct {
-			Kind      string `json:"kind"`
-			Name      string `json:"name"`
-			Namespace string `json:"namespace"`
-		} `json:"subjects"`
-	}
-	bound := map[string]map[string]bool{}
-	err := kube.Each(ctx, i.cluster, in("rbac.authorization.k8s.io/v1", namespace, "rolebindings", ""), nil, func(b binding) error {
-		role, ours := strings.CutPrefix(b.RoleRef.Name, "signet-")
-		at := slices.Index(operatorRoles, role)
-		if !ours || b.RoleRef.Kind != "ClusterRole" || at < 0 {
-			return nil
-		}
-		for _, s := range b.Subjects {
-			who := strings.ToLower(s.Kind) + " " + clip(strings.TrimPrefix(s.Namespace+"/"+s.Name, "/"), 64)
-			for _, r := range operatorRoles[:at+1] { // whoever may have the larger may have the smaller
-				if bound[r] == nil {
-					bound[r] = map[string]bool{}
-				}
-				bound[r][who] = true
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil
-	}
-	all := map[string][]string{}
-	for role, whose := range bound {
-		all[role] = slices.Sorted(maps.Keys(whose))
-	}
-	return all
 }

@@ -241,6 +241,20 @@ func TestCheckBroken(t *testing.T) {
 		{"a policy that only warns", func(_ *testing.T, c *fakeCluster) {
 			c.set("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/signet-operators", []any{"Warn"}, "spec", "validationActions")
 		}, "operators", resultWarning, "does not deny", "signet install"},
+		{"everybody an operator", func(_ *testing.T, c *fakeCluster) {
+			c.put("{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {namespace: signet-operators, name: all}, " +
+				"roleRef: {kind: ClusterRole, name: signet-viewer}, subjects: [{kind: Group, name: 'system:authenticated'}]}")
+		}, "operators", resultBad, "group system:authenticated may have tokens of viewer, by signet-operators/rolebinding/all", "-n signet-operators get rolebinding all"},
+		{"every pod may exec", func(_ *testing.T, c *fakeCluster) {
+			c.put("{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: debugger}, rules: [{apiGroups: [''], resources: ['pods/*', '*/exec'], verbs: [get]}]}")
+			c.put("{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: debuggers}, " +
+				"roleRef: {kind: ClusterRole, name: debugger}, subjects: [{kind: Group, name: 'system:serviceaccounts'}]}")
+		}, "operators", resultBad, "has every role there, by clusterrolebinding/debuggers", "get clusterrolebinding debuggers"},
+		{"a role in the whole cluster", func(_ *testing.T, c *fakeCluster) {
+			c.put("{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: wide}, " +
+				"roleRef: {kind: ClusterRole, name: signet-operator}, subjects: [{kind: User, name: alice}]}")
+		}, "operators", resultWarning, "it binds signet-operator in the whole cluster", "get clusterrolebinding wide"},
+		{"no look at bindings", forbidden("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"), "operators", resultUnknown, "list ClusterRoleBindings, which say who", ""},
 		{"no reviews of oneself", forbidden("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"), "operators", resultUnknown, "SelfSubjectAccessReviews", ""},
 		{"no reviews", forbidden("/apis/authorization.k8s.io/v1/subjectaccessreviews"), "permissions", resultUnknown, "SubjectAccessReviews", ""},
 
@@ -439,16 +453,36 @@ func TestKubectlLine(t *testing.T) {
 // people is the namespace of the operators' ServiceAccounts.
 const people = "/api/v1/namespaces/signet-operators"
 
-// check says as which role one may come, who is bound to each, and which break-glass certificate ends.
+// check says as which role one may come, who else may, who may exec, and which break-glass certificate ends.
 func TestCheckOperators(t *testing.T) {
 	c := newCluster(t)
 	defer c.Close()
-	c.put(`apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
+	const rbac = "apiVersion: rbac.authorization.k8s.io/v1\n"
+	for _, text := range []string{`kind: RoleBinding
 metadata: {namespace: signet-operators, name: on-call}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: signet-operator}
 subjects: [{kind: Group, name: sre}, {kind: ServiceAccount, namespace: ci, name: bot}]
-`)
+`, `kind: RoleBinding
+metadata: {namespace: shop, name: elsewhere}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: signet-emergency}
+subjects: [{kind: User, name: shopkeeper}]
+`, `kind: ClusterRole
+metadata: {name: cluster-admin}
+rules: [{apiGroups: ["*"], resources: ["*"], verbs: ["*"]}, {nonResourceURLs: ["*"], verbs: ["*"]}]
+`, `kind: ClusterRoleBinding
+metadata: {name: cluster-admin}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
+subjects: [{kind: Group, name: "system:masters"}]
+`, `kind: Role
+metadata: {namespace: signet-system, name: debug}
+rules: [{apiGroups: [""], resources: [pods/ephemeralcontainers], verbs: [patch]}]
+`, `kind: RoleBinding
+metadata: {namespace: signet-system, name: debug}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: debug}
+subjects: [{kind: User, name: dora}]
+`} {
+		c.put("%s", rbac+text)
+	}
 	c.mu.Lock()
 	was := c.may
 	c.may = func(a map[string]string) bool { return was(a) || a["user"] == "" && a["name"] != "emergency" }
@@ -463,11 +497,12 @@ subjects: [{kind: Group, name: sre}, {kind: ServiceAccount, namespace: ci, name:
 	for _, row := range append(r.rows("operators"), r.rows("break-glass")...) {
 		got[row.Object] += row.Result + ": " + row.Found
 	}
-	const object = "signet-operators/serviceaccount/"
+	const object, inside = "signet-operators/serviceaccount/", "signet-system/pod/signet-ca-0"
 	for of, want := range map[string]string{
-		object + "viewer":            "good: you may come as viewer; bound: group sre, serviceaccount ci/bot",
-		object + "operator":          "good: you may come as operator; bound: group sre, serviceaccount ci/bot",
-		object + "emergency":         "good: you may not come as emergency",
+		object + "viewer":            "good: you may come as viewer; may have its tokens: group sre, group system:masters, serviceaccount ci/bot",
+		object + "operator":          "good: you may come as operator; may have its tokens: group sre, group system:masters, serviceaccount ci/bot",
+		object + "emergency":         "good: you may not come as emergency; may have its tokens: group system:masters",
+		inside:                       "good: may exec into it, and has every role there: group system:masters, user dora",
 		"namespace/signet-operators": "good: it has no pods, and a policy keeps it so",
 		"":                           "warning: spiffe://cluster.local/signet/admin/safe-1 expires in 30d",
 	} {
