@@ -35,6 +35,8 @@ type Cluster struct {
 	Nodes      []*Node // ours, none on an existing cluster
 	Registry   string  // what images' names begin with
 
+	Control *controlplane.ControlPlane // nil on an existing cluster
+
 	Probe string // file of the program of the probe's image
 
 	binary string
@@ -71,7 +73,7 @@ func (c *Cluster) start(t *testing.T) {
 	t.Helper()
 	makeBridge(t)
 	control := controlplane.Config{Address: controlAddress}.Start(t)
-	c.Kubeconfig = control.UserKubeconfig(t, "admin")
+	c.Control, c.Kubeconfig = control, control.UserKubeconfig(t, "admin")
 	for number := range 2 {
 		c.Nodes = append(c.Nodes, newNode(t, control, number+1))
 	}
