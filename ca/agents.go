@@ -19,7 +19,7 @@ import (
 const agentVolume = "agent"
 
 // attestAgent turns an agent's own token into the identity of the agent of its node. The pod must be one of ours by
-// namespace and ServiceAccount, and must live. What the record is to say of a refusal is in entry then; nothing where nobody
+// namespace, ServiceAccount and DaemonSet, and must live. What the record is to say of a refusal is in entry then; nothing where nobody
 // is known.
 //
 // While the API server is away the agent shows a ticket, and proves by the certificate of its connection that it holds the
@@ -64,7 +64,7 @@ func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte
 			return nil, err
 		}
 	}
-	if err := ca.checkPod(ctx, c, k, now); err != nil {
+	if err := ca.checkAgentPod(ctx, c, k, now); err != nil {
 		return nil, err
 	}
 	if err := ca.memory.bindToken(c.Issuer, c.TokenID, c.NodeUID, agentVolume, c.ExpireAt); err != nil {
@@ -135,6 +135,23 @@ func (ca *CA) checkIsAgent(c attestor.Claims) error {
 		return api.E(api.NodeUnverifiable, "the agent's token does not say on which node it runs")
 	}
 	return nil
+}
+
+// checkAgentPod is checkPod for an agent's own pod, which the agents' DaemonSet must have made where the directory can tell.
+// Whoever is known to be an agent by his ticket was asked about it when he got that.
+func (ca *CA) checkAgentPod(ctx context.Context, c attestor.Claims, k *known, now time.Time) error {
+	finder, ok := ca.cfg.Directory.(AgentFinder)
+	if !ok || k != nil {
+		return ca.checkPod(ctx, c, k, now)
+	}
+	p, err := finder.Pod(ctx, podID(c))
+	if err != nil {
+		return err
+	}
+	if err := judgePod(p, c, now, ca.memory.holds(c.Issuer, c.PodUID, now)); err != nil {
+		return err
+	}
+	return finder.CheckAgent(ctx, p)
 }
 
 // verifyPeer returns the identity of a client certificate that verifies now against the bundle as it is now.

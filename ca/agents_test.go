@@ -1,6 +1,7 @@
 package ca_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -274,4 +275,38 @@ func TestNoSession(t *testing.T) {
 	}
 	_, err = l.issue(item)
 	wantReason(t, err, api.SessionRequired)
+}
+
+// strictDirectory is a ca.AgentFinder for which only these pods are agents, by name.
+type strictDirectory struct {
+	*catest.Directory
+	agents map[string]bool
+}
+
+// CheckAgent implements ca.AgentFinder.
+func (d strictDirectory) CheckAgent(_ context.Context, p ca.Pod) error {
+	if !d.agents[p.Name] {
+		return api.E(api.NotAnAgent, "the token belongs to a pod that the agents' DaemonSet does not control")
+	}
+	return nil
+}
+
+// TestAgentOfTheDaemonSet refuses a pod that runs under the agents' ServiceAccount and is none of theirs: it gets no SVID, and
+// no session with another's.
+//
+// threat: B05
+func TestAgentOfTheDaemonSet(t *testing.T) {
+	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
+		cfg.Directory = strictDirectory{cfg.Directory.(*catest.Directory), map[string]bool{"signet-agent-node-1": true}}
+	}})
+	n := newNode(t, s, "node-1")
+	n.session()
+
+	stray := &node{t: t, s: s, pod: s.Pod(catest.AgentNS, "mole", catest.AgentSA, "node-1")}
+	_, _, err := stray.attest(nil)
+	wantReason(t, err, api.NotAnAgent)
+	stray.svid = n.svid
+	_, err = stray.connect(nil)
+	wantReason(t, err, api.NotAnAgent)
+	n.session()
 }

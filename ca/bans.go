@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -61,7 +62,8 @@ func (ca *CA) refuseBannedAgent(nodeUID string) error {
 
 // install makes a record that was read or stored the one by which is decided. Whoever is banned by it and was not before
 // has no session any more when it returns. The caller holds ca.changing, so that the newest is installed last.
-func (ca *CA) install(j journal.Journal) {
+func (ca *CA) install(j journal.Journal, r Revision) {
+	ca.revision = r
 	b := &banned{record: j, uids: map[string]struct{}{}}
 	for _, ban := range j.Bans {
 		b.uids[ban.NodeUID] = struct{}{}
@@ -75,11 +77,12 @@ func (ca *CA) install(j journal.Journal) {
 	}
 }
 
-// reload reads the record anew and installs it: at the start, and wherever it is known that another replica changed it.
+// reload reads the record anew and installs it: at the start, before a decision that depends on it, and when another replica
+// has changed it.
 func (ca *CA) reload(ctx context.Context) error {
 	ca.changing.Lock()
 	defer ca.changing.Unlock()
-	j, _, err := ca.cfg.Store.Load(ctx)
+	j, revision, err := ca.cfg.Store.Load(ctx)
 	if err != nil {
 		return err
 	}
@@ -90,7 +93,7 @@ func (ca *CA) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ca.install(j)
+	ca.install(j, revision)
 	if old := ca.bundle.Load(); old == nil || old.Generation.Sequence() < b.Generation.Sequence() {
 		ca.bundle.Set(b)
 		ca.metrics.setBundle(b)
@@ -161,7 +164,9 @@ func (ca *CA) closeBanned(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-time.After(bannedGrace):
-				ca.conns.close(b.uids)
+				still := maps.Clone(b.uids) // who was allowed again meanwhile keeps what he has opened since
+				maps.DeleteFunc(still, func(uid string, _ struct{}) bool { return ca.refuseBannedAgent(uid) == nil })
+				ca.conns.close(still)
 			}
 		}
 		select {

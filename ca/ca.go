@@ -81,6 +81,7 @@ type CA struct {
 	bundle   latest.Value[*Bundle]  // nil until the record was read
 	record   latest.Value[journal.Journal]
 	changing sync.Mutex                   // held while the record is changed and installed
+	revision Revision                     // of record; guarded by changing
 	bans     atomic.Pointer[banned]       // who is banned by record; nil until it was read
 	streams  streams                      // of agents
 	conns    conns                        // of agents
@@ -183,6 +184,7 @@ func (ca *CA) Run(ctx context.Context) error {
 }
 
 // Bundle returns the trust bundle; nil before Run has read the record.
+		run.Task{Name: "record of others", Run: ca.followRecord},
 func (ca *CA) Bundle() *Bundle { return ca.bundle.Load() }
 
 // NotReady names what is missing before the CA can issue; empty when it is ready. It is what probes and operators are told.

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"time"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca/journal"
@@ -25,10 +26,10 @@ func (ca *CA) changeRecord(ctx context.Context, change func(journal.Journal) (jo
 		if err != nil {
 			return journal.Journal{}, err
 		}
-		_, err = ca.cfg.Store.Swap(ctx, revision, next)
+		revision, err = ca.cfg.Store.Swap(ctx, revision, next)
 		switch {
 		case err == nil:
-			ca.install(next)
+			ca.install(next, revision)
 			return next, nil
 		case api.ReasonOf(err) == api.StateUnknown:
 			select {
@@ -40,4 +41,46 @@ func (ca *CA) changeRecord(ctx context.Context, change func(journal.Journal) (jo
 			return journal.Journal{}, err
 		}
 	}
+}
+
+// How soon after a failure the record of others is asked for again: at first, and at most.
+const (
+	followRetry    = time.Second
+	followMaxRetry = 30 * time.Second
+)
+
+// followRecord installs what other replicas have stored, so that a ban ends sessions here that was decided elsewhere. A
+// record that cannot be read is no reason to end: what was read last is decided by, and it is tried again.
+func (ca *CA) followRecord(ctx context.Context) error {
+	shared, ok := ca.cfg.Store.(SharedStore)
+	if !ok {
+		return nil
+	}
+	for retry := followRetry; ; {
+		err := shared.Await(ctx, ca.installed())
+		if err == nil {
+			err = ca.reload(ctx)
+		}
+		if err == nil {
+			retry = followRetry
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		ca.log.ErrorContext(ctx, "the record of other replicas cannot be read; what was read last is decided by", "error", err, "again_in", retry.String())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retry):
+		}
+		retry = min(2*retry, followMaxRetry)
+	}
+}
+
+// installed is the revision of the record by which is decided.
+func (ca *CA) installed() Revision {
+	ca.changing.Lock()
+	defer ca.changing.Unlock()
+	return ca.revision
 }

@@ -35,6 +35,13 @@ type Store interface {
 	SaveReplica(ctx context.Context, r Replica) error
 }
 
+// SharedStore is what a Store has to be as well to which other replicas write. Where one is not, this process alone does.
+type SharedStore interface {
+	// Await returns nil once the record's revision is another than old, seconds after it was swapped at the latest; an error
+	// where that cannot be told now, and when ctx ends.
+	Await(ctx context.Context, old Revision) error
+}
+
 // Replica is what one CA replica wrote about itself.
 type Replica struct {
 	Name string `json:"name"`
@@ -153,6 +160,16 @@ type Pod struct {
 	NodeName, NodeUID                 string
 	DeleteAt                          time.Time // its deletionTimestamp; zero while it is not being deleted
 	Finished                          bool      // Succeeded or Failed
+	DaemonSet                         string    // UID of the DaemonSet that controls it; empty where none does
+}
+
+// AgentFinder is a Directory that can tell an agent's pod from others that merely run under the agents' ServiceAccount.
+// Where a Directory is none, the ServiceAccount alone says who is an agent.
+type AgentFinder interface {
+	Directory
+	// CheckAgent says whether a pod that the Directory has told of is one that the agents' DaemonSet of its cluster controls,
+	// by UID and as it is now: NotAnAgent where it is not, DirectoryUnavailable where that cannot be told.
+	CheckAgent(ctx context.Context, p Pod) error
 }
 
 // Publisher shows the bundle to those who need it for their first trust. Implementations are in ca/cluster.

@@ -312,7 +312,7 @@ func (ca *CA) checkAgent(ctx context.Context, c attestor.Claims, who caller, k *
 			return err
 		}
 	}
-	return ca.checkPod(ctx, c, k, now)
+	return ca.checkAgentPod(ctx, c, k, now)
 }
 
 // apply takes over what an agent says it holds.

@@ -31,7 +31,7 @@ func TestDocs(t *testing.T) {
 	}
 	delete(installed, "policy signet-operators")
 	delete(installed, "binding signet-operators")
-	if d := cmp.Diff(installed, shown); d != "" || len(shown) != 6 {
+	if d := cmp.Diff(installed, shown); d != "" || len(shown) != 7 {
 		t.Errorf("%d objects (-installed +shown):\n%s", len(shown), d)
 	}
 }

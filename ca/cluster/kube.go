@@ -40,9 +40,15 @@ type KubeConfig struct {
 	// Persist is a file that keeps what was last seen over a restart, in a folder of this process alone. Empty: nothing is.
 	Persist string
 
+	// Agents is the DaemonSet whose pods are agents. Zero: it is not asked whose pod an agent is.
+	Agents DaemonSet
+
 	// Metrics that the watches report to. Nil: nobody asks.
 	Metrics *Metrics
 }
+
+// DaemonSet is one by its names.
+type DaemonSet struct{ Namespace, Name string }
 
 // KubeDirectory is a ca.Directory over watches of one cluster's pods, ServiceAccounts and nodes. Run keeps it; before its
 // first lists are complete, and while a watch has been cut for longer than Stale, nothing can be told.
@@ -62,9 +68,10 @@ type KubeDirectory struct {
 	goneRing []string
 	goneNext int
 	misses   map[string]time.Time // until when, by UID
-	changes  uint64               // of what is kept in Persist
-	saved    uint64               // changes that Persist holds; owned by remember
-	restored time.Time            // up to when Persist had seen everything; zero: there was none
+	agents   agentSet
+	changes  uint64    // of what is kept in Persist
+	saved    uint64    // changes that Persist holds; owned by remember
+	restored time.Time // up to when Persist had seen everything; zero: there was none
 
 	missing  atomic.Pointer[string] // the permission that is missing; nil: none that is known of
 	told     sync.Mutex
@@ -84,6 +91,7 @@ type kubePod struct {
 	namespace, name, account, node string
 	made, deleteAt                 int64 // Unix seconds; deleteAt 0: it is not being deleted
 	finished                       bool
+	daemonSet                      string // UID
 }
 
 // NewKubeDirectory returns a directory that knows nothing before Run.
@@ -101,6 +109,7 @@ func NewKubeDirectory(cfg KubeConfig) (*KubeDirectory, error) {
 		cfg: cfg, lookups: make(chan struct{}, liveLookups), lastTold: map[string]time.Time{},
 		pods: map[string]kubePod{}, accounts: map[account]owner{}, nodes: map[string]string{},
 		gone: map[string]struct{}{}, goneRing: make([]string, maxGone), misses: map[string]time.Time{},
+		agents: agentSet{turn: make(chan struct{}, 1)},
 	}
 	d.watches = []*kube.Watch{
 		d.watch(kube.Nodes, d.replaceNodes, d.applyNode, func() int { return len(d.nodes) }),
@@ -149,6 +158,9 @@ func (d *KubeDirectory) Rules() []kube.Rule {
 		for _, verb := range []string{"get", "list", "watch"} {
 			rules = append(rules, kube.Rule{Resource: string(r), Verb: verb})
 		}
+	}
+	if a := d.cfg.Agents; a != (DaemonSet{}) {
+		rules = append(rules, kube.Rule{Group: kube.AppsGroup, Resource: string(kube.DaemonSets), Verb: "get", Namespace: a.Namespace, Name: a.Name})
 	}
 	return rules
 }
@@ -299,6 +311,7 @@ func (d *KubeDirectory) pod(id ca.PodID, p kubePod, sa owner, node string) ca.Po
 	pod := ca.Pod{
 		Issuer: d.cfg.Issuer, Namespace: p.namespace, Name: p.name, UID: id.UID,
 		ServiceAccount: p.account, ServiceAccountUID: sa.uid, NodeName: p.node, NodeUID: node, Finished: p.finished,
+		DaemonSet: p.daemonSet,
 	}
 	if p.deleteAt != 0 {
 		pod.DeleteAt = time.Unix(p.deleteAt, 0)
@@ -350,7 +363,7 @@ func (d *KubeDirectory) miss(uid string, now time.Time) {
 func reduce(o kube.Object) kubePod {
 	p := kubePod{
 		namespace: o.Namespace, name: o.Name, account: o.ServiceAccount, node: o.NodeName, made: o.Created.Unix(),
-		finished: o.Phase == "Succeeded" || o.Phase == "Failed",
+		finished: o.Phase == "Succeeded" || o.Phase == "Failed", daemonSet: o.DaemonSet,
 	}
 	if !o.DeleteAt.IsZero() {
 		p.deleteAt = o.DeleteAt.Unix()

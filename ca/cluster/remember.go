@@ -135,7 +135,9 @@ func (d *KubeDirectory) restore() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, p := range m.Pods {
-		d.pods[p.UID] = kubePod{p.Namespace, p.Name, p.Account, p.Node, p.Made, p.DeleteAt, p.Finished}
+		d.pods[p.UID] = kubePod{
+			namespace: p.Namespace, name: p.Name, account: p.Account, node: p.Node, made: p.Made, deleteAt: p.DeleteAt, finished: p.Finished,
+		}
 	}
 	for _, a := range m.Accounts {
 		d.accounts[account{a.Namespace, a.Name}] = owner{a.UID, a.Made}

@@ -164,6 +164,8 @@ type agentsConfig struct {
 	Namespace string `yaml:"namespace"`
 	// Their ServiceAccount. Default: signet-agent.
 	ServiceAccount string `yaml:"serviceAccount"`
+	// The DaemonSet in that namespace whose pods they are; asked for where the directory is of kind kube. Default: signet-agent.
+	DaemonSet string `yaml:"daemonSet"`
 	// The lifetime of an agent's own SVID. Default: 1h.
 	TTL time.Duration `yaml:"ttl"`
 }
@@ -233,6 +235,7 @@ func (c *config) setDefaults() {
 	c.HTTP = cmp.Or(c.HTTP, ":9080")
 	c.Agents.Namespace = cmp.Or(c.Agents.Namespace, "signet-system")
 	c.Agents.ServiceAccount = cmp.Or(c.Agents.ServiceAccount, "signet-agent")
+	c.Agents.DaemonSet = cmp.Or(c.Agents.DaemonSet, "signet-agent")
 	if c.HTTP == "none" {
 		c.HTTP = ""
 	}

@@ -22,7 +22,7 @@ const kubeTimeout = 5 * time.Second
 // watchConfig says how the API server of an issuer is reached, for a directory of kind kube.
 type watchConfig struct {
 	// A kubeconfig file of that cluster, or "in-cluster", as for tokenReview. What it needs is to get, list and watch pods,
-	// serviceaccounts and nodes. Required for a directory of kind kube.
+	// serviceaccounts and nodes, and to get the agents' DaemonSet. Required for a directory of kind kube.
 	Kubeconfig string `yaml:"kubeconfig"`
 	// The context of the kubeconfig. Default: its current one.
 	Context string `yaml:"context"`
@@ -94,7 +94,10 @@ func openClusters(l *loaded, log *slog.Logger, m *cluster.Metrics) (cluster.Clus
 		if err != nil {
 			return nil, err
 		}
-		d, err := cluster.NewKubeDirectory(cluster.KubeConfig{Issuer: is.Issuer, Client: client, Stale: l.Directory.StaleAfter, Persist: is.Watch.Persist, Log: log, Metrics: m})
+		d, err := cluster.NewKubeDirectory(cluster.KubeConfig{
+			Issuer: is.Issuer, Client: client, Stale: l.Directory.StaleAfter, Persist: is.Watch.Persist, Log: log, Metrics: m,
+			Agents: cluster.DaemonSet{Namespace: l.Agents.Namespace, Name: l.Agents.DaemonSet},
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -21,7 +21,7 @@ import (
 // Resource is a kind of object that is read here.
 type Resource string
 
-// What can be read. Of ServiceAccounts, Nodes and Namespaces only the metadata is asked for.
+// What can be read. Of ServiceAccounts, Nodes, Namespaces and DaemonSets only the metadata is asked for.
 const (
 	Pods                Resource = "pods"
 	ServiceAccounts     Resource = "serviceaccounts"
@@ -29,10 +29,14 @@ const (
 	Namespaces          Resource = "namespaces"
 	ConfigMaps          Resource = "configmaps"
 	ClusterTrustBundles Resource = "clustertrustbundles" // of certificates.k8s.io/v1: Kubernetes 1.37 and later
+	DaemonSets          Resource = "daemonsets"          // of AppsGroup
 )
 
-// CertificatesGroup is the API group of ClusterTrustBundles and of their signers.
-const CertificatesGroup = "certificates.k8s.io"
+// API groups.
+const (
+	CertificatesGroup = "certificates.k8s.io" // of ClusterTrustBundles and of their signers
+	AppsGroup         = "apps"                // of DaemonSets
+)
 
 // maxObject bounds one object in an answer, in bytes. etcd keeps up to 1.5 MiB in a shorter encoding.
 const maxObject = 8 << 20
@@ -46,6 +50,7 @@ type Object struct {
 	NodeName             string            // of a pod
 	ServiceAccount       string            // of a pod
 	Phase                string            // of a pod
+	DaemonSet            string            // of a pod: UID of the DaemonSet that controls it; empty where none does
 	Labels, Annotations  map[string]string // ours alone: those whose name begins with OurPrefix
 	Data                 map[string]string // of a ConfigMap, binary data (in base64) included
 	Digest               [32]byte          // of Data, where a watch keeps that alone
@@ -98,6 +103,7 @@ type wireObject struct {
 		DeletionTimestamp time.Time `json:"deletionTimestamp"`
 		Labels            ours      `json:"labels"`
 		Annotations       ours      `json:"annotations"`
+		OwnerReferences   owners    `json:"ownerReferences"`
 	} `json:"metadata"`
 	Spec struct {
 		NodeName           string `json:"nodeName"`
@@ -113,6 +119,32 @@ type wireObject struct {
 	Immutable  bool              `json:"immutable"`
 }
 
+// owners are those of an object, as it says.
+type owners []struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	UID        string `json:"uid"`
+	Controller bool   `json:"controller"`
+}
+
+// daemonSet is the UID of the DaemonSet that controls the object. An object has one controller at most, or none counts.
+func (o owners) daemonSet() string {
+	uid, controllers := "", 0
+	for _, r := range o {
+		if !r.Controller {
+			continue
+		}
+		controllers++
+		if group, _, ok := strings.Cut(r.APIVersion, "/"); ok && group == AppsGroup && r.Kind == "DaemonSet" {
+			uid = r.UID
+		}
+	}
+	if controllers != 1 {
+		return ""
+	}
+	return uid
+}
+
 // object reduces w. What thousands of objects have in common is kept once.
 func (w wireObject) object() Object {
 	one := func(s string) string { return unique.Make(s).Value() }
@@ -125,7 +157,7 @@ func (w wireObject) object() Object {
 	return Object{
 		Namespace: one(w.Metadata.Namespace), Name: w.Metadata.Name, UID: w.Metadata.UID, ResourceVersion: w.Metadata.ResourceVersion,
 		Created: w.Metadata.CreationTimestamp, DeleteAt: w.Metadata.DeletionTimestamp,
-		NodeName: one(w.Spec.NodeName), ServiceAccount: one(w.Spec.ServiceAccountName), Phase: one(w.Status.Phase), Data: w.Data,
+		NodeName: one(w.Spec.NodeName), ServiceAccount: one(w.Spec.ServiceAccountName), Phase: one(w.Status.Phase), DaemonSet: one(w.Metadata.OwnerReferences.daemonSet()), Data: w.Data,
 		Labels: w.Metadata.Labels, Annotations: w.Metadata.Annotations, Immutable: w.Immutable, Signer: w.Spec.SignerName, TrustBundle: w.Spec.TrustBundle,
 	}
 }
@@ -133,8 +165,11 @@ func (w wireObject) object() Object {
 // path of a collection, or of one object where there is a name. Namespaces and names may be a caller's claim.
 func (r Resource) path(namespace, name string) string {
 	p := "/api/v1"
-	if r == ClusterTrustBundles {
+	switch r {
+	case ClusterTrustBundles:
 		p = "/apis/" + CertificatesGroup + "/v1"
+	case DaemonSets:
+		p = "/apis/" + AppsGroup + "/v1"
 	}
 	if namespace != "" {
 		p += "/namespaces/" + url.PathEscape(namespace)
@@ -152,7 +187,7 @@ const metadataList = "application/json;as=PartialObjectMetadataList;g=meta.k8s.i
 // accept asks for the metadata alone where nothing else is needed.
 func (r Resource) accept(list bool) string {
 	switch {
-	case r != ServiceAccounts && r != Nodes && r != Namespaces:
+	case r != ServiceAccounts && r != Nodes && r != Namespaces && r != DaemonSets:
 		return "application/json"
 	case list:
 		return metadataList

@@ -272,3 +272,29 @@ func TestGet(t *testing.T) {
 		}
 	}
 }
+
+// A pod tells of the one DaemonSet that controls it, and of no other owner.
+func TestPodOfADaemonSet(t *testing.T) {
+	const daemon = `{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "agents", "uid": "d1", "controller": true}`
+	for owners, want := range map[string]string{
+		`[` + daemon + `]`: "d1",
+		`[{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "n1"}, ` + daemon + `]`:                                "d1",
+		`[` + daemon + `, {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "b", "uid": "d2", "controller": true}]`:  "", // the API server lets in one at most
+		`[{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "agents", "uid": "d1"}]`:                                 "",
+		`[{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "agents", "uid": "d1", "controller": null}]`:             "",
+		`[{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "agents", "uid": "d1", "controller": true}]`:            "",
+		`[{"apiVersion": "apps.example.com/v1", "kind": "DaemonSet", "name": "agents", "uid": "d1", "controller": true}]`: "",
+		`[{"apiVersion": "apps", "kind": "DaemonSet", "name": "agents", "uid": "d1", "controller": true}]`:                "",
+		`[]`: "", `null`: "",
+	} {
+		s := newServer(t, true)
+		s.answer(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, pod("a", "1", `,"ownerReferences":`+owners))
+		})
+		o, err := open(t, kube.Config{Kubeconfig: s.kubeconfig(t), Timeout: 30 * time.Second}).Get(t.Context(), kube.Pods, "shop", "a")
+		if err != nil || o.DaemonSet != want {
+			t.Errorf("%s: %q, want %q: %v", owners, o.DaemonSet, want, err)
+		}
+	}
+}
