@@ -48,8 +48,11 @@ func TestCluster(t *testing.T) {
 		{"Example", false, (*suite).example},
 		{"Latency", false, (*suite).latency},
 		{"Rights", false, (*suite).rights},
-		// threat: L21
+		// threat: L21, L22
 		{"Operators", false, (*suite).operators},
+		{"BreakGlass", false, (*suite).breakGlass},
+		// threat: L19
+		{"Loopback", false, (*suite).loopback},
 		{"InitContainers", false, (*suite).initContainers},
 		{"Refused", false, (*suite).refused},
 		{"Envoy", false, (*suite).envoy},
