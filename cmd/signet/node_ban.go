@@ -34,25 +34,28 @@ type nodeDecision struct {
 // nodeFlags are those that ban and allow share.
 type nodeFlags struct {
 	cluster, reason string
-	dryRun          bool
+	dryRun, yes     bool
 }
 
 func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.cluster, "cluster", "", "`ISSUER` of the cluster's tokens, where two clusters have such a node")
 	c.Flags().StringVar(&f.reason, "reason", "", "why, in your `WORDS`; goes on record")
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "say what it would touch, and change nothing")
+	c.Flags().BoolVarP(&f.yes, "yes", "y", false, "do not ask for the node's name once more")
 }
 
-func (f *nodeFlags) check() error {
+func (a *app) checkNodeFlags(f *nodeFlags) error {
 	if len(f.reason) > maxReason {
 		return usageError{fmt.Errorf("--reason has %d bytes, and %d are kept", len(f.reason), maxReason)}
+	}
+	if !f.yes && !f.dryRun && !a.interactive() {
+		return usageError{errors.New("nobody is here to be asked: --dry-run says what it would touch, --yes does it")}
 	}
 	return nil
 }
 
 func (a *app) nodeBanCommand() *cobra.Command {
 	var f nodeFlags
-	var yes bool
 	c := &cobra.Command{
 		Use:   "ban NODE",
 		Short: "End all that a node's agent may do, until it is allowed again",
@@ -68,16 +71,12 @@ func (a *app) nodeBanCommand() *cobra.Command {
 		ValidArgsFunction: a.completeNodes(false),
 	}
 	f.add(c)
-	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask for the node's name once more")
 	o := outputFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := f.check(); err != nil {
+		if err := a.checkNodeFlags(&f); err != nil {
 			return err
 		}
-		if !yes && !f.dryRun && !a.interactive() {
-			return usageError{errors.New("nobody is here to be asked: --dry-run says what it would touch, --yes does it")}
-		}
-		d, err := once(a, func(ch *channel) (*nodeDecision, error) { return a.banNode(c.Context(), ch, args[0], &f, yes) })
+		d, err := once(a, func(ch *channel) (*nodeDecision, error) { return a.banNode(c.Context(), ch, args[0], &f) })
 		if err != nil {
 			return err
 		}
@@ -93,7 +92,7 @@ func (a *app) nodeBanCommand() *cobra.Command {
 }
 
 // banNode looks first, and asks, and bans then what it has shown: by UID, so that it is no other node meanwhile.
-func (a *app) banNode(ctx context.Context, ch *channel, node string, f *nodeFlags, yes bool) (*nodeDecision, error) {
+func (a *app) banNode(ctx context.Context, ch *channel, node string, f *nodeFlags) (*nodeDecision, error) {
 	d, err := a.aboutTrust(ctx, ch, "NodeBan")
 	if err != nil {
 		return nil, err
@@ -115,8 +114,8 @@ func (a *app) banNode(ctx context.Context, ch *channel, node string, f *nodeFlag
 		d.DryRun = false
 		return d, nil
 	}
-	if !yes {
-		if err := a.confirm(d); err != nil {
+	if !f.yes {
+		if err := a.confirm(d, "ban it", describeBan(d, a.now())...); err != nil {
 			return nil, err
 		}
 	}
@@ -140,15 +139,15 @@ func (a *app) interactive() bool {
 }
 
 // confirm shows the plan and wants the node's name typed.
-func (a *app) confirm(d *nodeDecision) error {
+func (a *app) confirm(d *nodeDecision, what string, plan ...block) error {
 	o := output{format: "table"}
-	for i, b := range describeBan(d, a.now()) {
+	for i, b := range plan {
 		if err := o.block(a.stderr, b, i == 0); err != nil {
 			return err
 		}
 	}
 	name := d.Node.Metadata.Name
-	fmt.Fprintf(a.stderr, "\nType %s to ban it: ", scrub(name))
+	fmt.Fprintf(a.stderr, "\nType %s to %s: ", scrub(name), what)
 	typed, err := bufio.NewReader(io.LimitReader(a.stdin, 1<<10)).ReadString('\n')
 	if err != nil && err != io.EOF {
 		return err
@@ -204,9 +203,10 @@ func (a *app) nodeAllowCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "allow NODE",
 		Short: "Take the ban of a node back",
-		Long: "Take a ban back, by the node's name or its UID. Its agent comes back by itself, within minutes. Allow a node that was\n" +
-			"stolen only once it was installed anew: then it has another UID, and there is nothing to allow.",
-		Example: "  signet node allow node-7 --reason 'it was only moved'\n" +
+		Long: "Take a ban back, by the node's name or its UID. Its agent comes back by itself, within minutes, and with it whoever\n" +
+			"owns the node. One that was stolen is installed anew: then it has another UID, and there is nothing to allow.",
+		Example: "  signet node allow node-7 --dry-run                      # who banned it, when and why\n" +
+			"  signet node allow node-7 --reason 'it was only moved'\n" +
 			"  signet node allow 5e0f1c9a-7a52-4d3f-9a53-3d6f0c1b2a47   # of a node that is gone, so that it leaves the list",
 		Args:              oneArg("the name or the UID of a node"),
 		ValidArgsFunction: a.completeNodes(true),
@@ -214,7 +214,7 @@ func (a *app) nodeAllowCommand() *cobra.Command {
 	f.add(c)
 	o := outputFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := f.check(); err != nil {
+		if err := a.checkNodeFlags(&f); err != nil {
 			return err
 		}
 		d, err := once(a, func(ch *channel) (*nodeDecision, error) { return a.allowNode(c.Context(), ch, args[0], &f) })
@@ -226,18 +226,34 @@ func (a *app) nodeAllowCommand() *cobra.Command {
 	return c
 }
 
+// allowNode looks first, and asks, and allows then what it has shown: by UID, so that it is no other node meanwhile.
 func (a *app) allowNode(ctx context.Context, ch *channel, node string, f *nodeFlags) (*nodeDecision, error) {
 	d, err := a.aboutTrust(ctx, ch, "NodeAllow")
 	if err != nil {
 		return nil, err
 	}
-	resp, err := ask(ctx, a, ch, ch.AllowNode, &apiv1.AllowNodeRequest{Node: node, Cluster: f.cluster, Reason: f.reason, DryRun: f.dryRun})
-	if err != nil {
-		return nil, a.nodeFailed(node, err)
+	send := func(r *apiv1.AllowNodeRequest) error {
+		resp, err := ask(ctx, a, ch, ch.AllowNode, r)
+		if err != nil {
+			return a.nodeFailed(node, err)
+		}
+		d.Node, d.Changed, d.CorrelationID, d.DryRun = newNodeView(resp.GetNode()), resp.GetChanged(), resp.GetCorrelationId(), r.GetDryRun()
+		d.Metadata = d.Node.Metadata
+		return nil
 	}
-	d.Node, d.Changed, d.CorrelationID, d.DryRun = newNodeView(resp.GetNode()), resp.GetChanged(), resp.GetCorrelationId(), f.dryRun
-	d.Metadata = d.Node.Metadata
-	return d, nil
+	if err := send(&apiv1.AllowNodeRequest{Node: node, Cluster: f.cluster, Reason: f.reason, DryRun: true}); err != nil || f.dryRun {
+		return d, err
+	}
+	if !d.Changed { // that it is so already is as good
+		d.DryRun = false
+		return d, nil
+	}
+	if !f.yes {
+		if err := a.confirm(d, "let its agent in again", describeAllow(d, a.now())); err != nil {
+			return nil, err
+		}
+	}
+	return d, send(&apiv1.AllowNodeRequest{Node: d.Node.UID, Cluster: d.Node.Cluster, Reason: f.reason})
 }
 
 func describeAllow(d *nodeDecision, now time.Time) block {

@@ -129,7 +129,7 @@ func TestBannedNode(t *testing.T) {
 		t.Error("an agent that was restarted serves something else than what was held")
 	}
 
-	if d := w.node("allow", nodeName, "--reason", "found"); !d.Changed {
+	if d := w.node("allow", nodeName, "--reason", "found", "--yes"); !d.Changed {
 		t.Errorf("not allowed: %+v", d)
 	}
 	w.agent.signal(syscall.SIGKILL) // or it would come back within two minutes
