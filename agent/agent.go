@@ -53,6 +53,8 @@ type Agent struct {
 	log     *slog.Logger
 	metrics *Metrics
 
+	protocols api.Protocols // that it speaks with the CA
+
 	trustMu   sync.Mutex // held while a bundle is compared with trust and takes its place
 	trustKept bool       // the cache holds trust: what an agent was told once it does not forget
 	trust     latest.Value[*Trust]
@@ -96,7 +98,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
 	}
-	a := &Agent{cfg: cfg, log: cfg.Log, metrics: cfg.Metrics, identities: map[podKey]*Identity{}}
+	a := &Agent{cfg: cfg, log: cfg.Log, metrics: cfg.Metrics, protocols: api.SpokenProtocols(), identities: map[podKey]*Identity{}}
 	a.restore(time.Now())
 	if a.trust.Load() == nil {
 		return nil, api.E(api.ConfigInvalid, "there is neither a cached trust bundle nor one to begin with")
@@ -128,7 +130,8 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) Trust() *latest.Value[*Trust] { return &a.trust }
 
 // NotReady names what is missing before the agent can serve; empty when it is ready. An agent that holds identities is
-// ready while the CA is away, but not where its node is banned: nobody new is served there.
+// ready while the CA is away, but not where its node is banned, nor where it is of a version that the CA does not serve:
+// nobody new is served there, and a rollout of such agents ends at the first of them.
 func (a *Agent) NotReady() []string {
 	if a.link.Load() != nil {
 		return nil
@@ -136,16 +139,19 @@ func (a *Agent) NotReady() []string {
 	if a.banned.Load() {
 		return []string{"this node is banned: nothing is renewed on it (" + string(api.NodeBanned) + ", " + api.NodeBanned.Code() + ")"}
 	}
+	missing, e := "there is no session with the CA and no identity is held", a.trouble.Load()
+	if e != nil {
+		missing += ": " + strings.Join(strings.Fields(e.Detail), " ") + " (" + string(e.Reason) + ", " + e.Reason.Code() + ")"
+		if e.Reason == api.ProtocolSkew {
+			return []string{strings.Replace(missing, " and no identity is held", "", 1)}
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, id := range a.identities {
 		if id.held.Load().SVID != nil {
 			return nil
 		}
-	}
-	missing := "there is no session with the CA and no identity is held"
-	if e := a.trouble.Load(); e != nil {
-		missing += ": " + strings.Join(strings.Fields(e.Detail), " ") + " (" + string(e.Reason) + ", " + e.Reason.Code() + ")"
 	}
 	return []string{missing}
 }

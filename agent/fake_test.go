@@ -148,6 +148,7 @@ type fake struct {
 	mu      sync.Mutex // guards what follows
 	issue   func(item *apiv1.IssueItem, pub crypto.PublicKey) (*apiv1.IssueResponse, error)
 	attest  func(good *apiv1.AttestAgentResponse) (*apiv1.AttestAgentResponse, error)
+	refuse  error                    // of every session; nil: none
 	session []*apiv1.SessionResponse // sent in place of Welcome, bundle and key sets; nil entries wait for ever
 	push    chan *apiv1.SessionResponse
 	reports []*apiv1.Report
@@ -255,8 +256,11 @@ func (f *fake) Session(stream apiv1.Authority_SessionServer) error {
 		return status.Error(codes.InvalidArgument, "no hello")
 	}
 	f.mu.Lock()
-	messages := f.session
+	messages, refused := f.session, f.refuse
 	f.mu.Unlock()
+	if refused != nil {
+		return refused
+	}
 	if messages == nil {
 		messages = []*apiv1.SessionResponse{welcome(), bundleMessage(bundle(1, 1, f.root)), f.keySets()}
 	}

@@ -103,6 +103,9 @@ func (a *Agent) session(ctx context.Context) error {
 		return err
 	}
 	a.noteAllowed(ctx)
+	if e := a.trouble.Load(); e != nil && e.Reason == api.ProtocolSkew {
+		a.trouble.Set(nil) // one of the two was upgraded
+	}
 	a.metrics.connected.Set(1)
 	defer a.metrics.connected.Set(0)
 	a.link.Set(l)
@@ -146,7 +149,8 @@ func (a *Agent) attestSelf(ctx context.Context) (*credential, error) {
 	if err != nil {
 		return nil, err
 	}
-	request := &apiv1.AttestAgentRequest{Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}, Csr: csr, Protocol: api.Protocol}
+	request := &apiv1.AttestAgentRequest{Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}, Csr: csr,
+		Protocol: a.protocols.Newest, OldestProtocol: a.protocols.Oldest}
 	resp, err := a.callAttest(ctx, nil, request)
 	if self := a.self.Load(); ticketHelps(err) && self != nil && self.ticket != nil && time.Now().Before(self.svid.Certificates[0].NotAfter) {
 		// Where its cluster is away the CA may take what is held for it: the ticket, and the key behind this connection.
@@ -235,7 +239,10 @@ func (a *Agent) handshake(ctx context.Context, c apiv1.AuthorityClient, ticket [
 	if err != nil {
 		return nil, api.FromStatus(err)
 	}
-	hello := &apiv1.Hello{Protocol: api.Protocol, Version: a.cfg.Version, Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}, Ticket: ticket}
+	hello := &apiv1.Hello{
+		Protocol: a.protocols.Newest, OldestProtocol: a.protocols.Oldest, Version: a.cfg.Version,
+		Evidence: &apiv1.Evidence{Kind: e.Kind, Data: e.Data}, Ticket: ticket,
+	}
 	if err := stream.Send(&apiv1.SessionRequest{Message: &apiv1.SessionRequest_Hello{Hello: hello}}); err != nil {
 		_, err = stream.Recv() // the reason comes with the next read
 		return nil, api.FromStatus(err)
@@ -248,8 +255,8 @@ func (a *Agent) handshake(ctx context.Context, c apiv1.AuthorityClient, ticket [
 	switch {
 	case w == nil:
 		return nil, api.E(api.SessionProtocol, "the CA's first message was not Welcome")
-	case w.GetProtocol() != api.Protocol:
-		return nil, api.E(api.ProtocolSkew, "the CA speaks protocol %d, this agent speaks %d", w.GetProtocol(), api.Protocol)
+	case a.protocols.Common(api.ProtocolsOf(w.GetProtocol(), 0)) == 0:
+		return nil, api.E(api.ProtocolSkew, "the CA speaks protocol %d, this agent speaks %s: one of them has to be upgraded", w.GetProtocol(), a.protocols)
 	case w.GetTrustDomain() != a.cfg.TrustDomain.Name():
 		return nil, api.E(api.SessionProtocol, "the CA is of another trust domain")
 	}
@@ -263,7 +270,7 @@ func (a *Agent) handshake(ctx context.Context, c apiv1.AuthorityClient, ticket [
 	if err := a.applyTrust(m.GetBundle()); err != nil {
 		return nil, err
 	}
-	a.log.InfoContext(ctx, "session opened", "replica", w.GetReplica(), "generation", a.trust.Load().Generation.String())
+	a.log.InfoContext(ctx, "session opened", "replica", w.GetReplica(), "protocol", w.GetProtocol(), "generation", a.trust.Load().Generation.String())
 	return stream, nil
 }
 

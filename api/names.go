@@ -11,10 +11,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Protocol is the version of api/v1 that this build speaks. A peer that is too old or too new for the other is refused
-// with PROTOCOL_SKEW.
-const Protocol = 1
-
 // Limits of what is read from a peer before anything is spent on it.
 const (
 	MaxTokenBytes = 16 << 10 // a ServiceAccount token

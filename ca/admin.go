@@ -53,6 +53,9 @@ func (a *admin) GetStatus(ctx context.Context, _ *apiv1.GetStatusRequest) (*apiv
 		NotReady:    a.ca.NotReady(),
 		Caller:      admitted(ctx).name,
 		Roles:       shortRoles(admitted(ctx).roles),
+
+		Protocol:       a.ca.protocols.Newest,
+		OldestProtocol: a.ca.protocols.Oldest,
 	}, nil
 }
 

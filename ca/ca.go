@@ -101,6 +101,8 @@ type CA struct {
 	issued   atomic.Uint64
 	refused  atomic.Uint64
 	quiet    quiet
+
+	protocols api.Protocols // that it speaks with agents
 }
 
 // doorQueue is how many unattested agents may wait for their turn; more are sent away with a delay.
@@ -153,6 +155,8 @@ func New(cfg Config) (*CA, error) {
 		broken:   make(chan error, 1),
 		sights:   newSights(cfg, time.Now()),
 		stopping: make(chan struct{}),
+
+		protocols: api.SpokenProtocols(),
 	}, nil
 }
 
@@ -180,11 +184,11 @@ func (ca *CA) Run(ctx context.Context) error {
 		run.Task{Name: "ledger", Run: ca.watchLedger},
 		run.Task{Name: "record", Run: ca.watchRecord},
 		run.Task{Name: "bans", Run: ca.closeBanned},
+		run.Task{Name: "record of others", Run: ca.followRecord},
 	)
 }
 
 // Bundle returns the trust bundle; nil before Run has read the record.
-		run.Task{Name: "record of others", Run: ca.followRecord},
 func (ca *CA) Bundle() *Bundle { return ca.bundle.Load() }
 
 // NotReady names what is missing before the CA can issue; empty when it is ready. It is what probes and operators are told.
@@ -232,7 +236,8 @@ func (ca *CA) keepPublished(ctx context.Context) error {
 	for retry := publishRetry; ; {
 		b, changed := ca.bundle.Get()
 		wait := publishPause
-		if err := ca.cfg.Publisher.Publish(ctx, b); err != nil {
+		raised, err := ca.show(ctx, b)
+		if err != nil {
 			ca.log.ErrorContext(ctx, "bundle not published", "error", err)
 			ca.metrics.publishFailures.Inc()
 			wait = min(retry, publishPause)
@@ -245,6 +250,7 @@ func (ca *CA) keepPublished(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-raised:
 		case <-time.After(wait):
 		}
 	}

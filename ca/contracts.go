@@ -193,6 +193,10 @@ type Bundle struct {
 	Generation  api.Generation
 	Roots       []*x509.Certificate
 	Hash        [32]byte // api.BundleHash of Roots
+
+	// RecordSchema is the schema of the record, for whoever would replace this build by one that cannot read that record. Only
+	// a Publisher is told; 0 elsewhere.
+	RecordSchema int
 }
 
 // NewBundle returns the bundle that follows from a journal.

@@ -3,6 +3,8 @@ package ca
 import (
 	"context"
 	"crypto/tls"
+
+	"github.com/signet-ca/signet/api"
 )
 
 // SetBundle replaces the trust bundle, as a rotation step does.
@@ -10,6 +12,9 @@ func (ca *CA) SetBundle(b *Bundle) { ca.bundle.Set(b) }
 
 // Self returns the replica's own identity with its key, which never leaves the process but in a test.
 func (ca *CA) Self() *tls.Certificate { return ca.signing.Load().self }
+
+// Speak says which protocols it speaks with agents from now on.
+func (ca *CA) Speak(p api.Protocols) { ca.protocols = p }
 
 // Reload reads the record anew, as where another replica changed it.
 func (ca *CA) Reload(ctx context.Context) error { return ca.reload(ctx) }

@@ -188,7 +188,7 @@ func (ca *CA) listNodes(now time.Time) map[nodeKey]*apiv1.NodeInfo {
 		if !n.Connected {
 			n.Connected, n.Since = true, timestamppb.New(x.began)
 		}
-		n.AgentVersion, n.Protocol = x.version, api.Protocol // of the newest
+		n.AgentVersion, n.Protocol = x.version, x.protocol // of the newest
 		x.mu.Lock()
 		n.Generation = x.generation.Sequence()
 		for _, r := range x.holdings {

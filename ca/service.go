@@ -65,8 +65,8 @@ type authority struct {
 
 // AttestAgent implements the call of that name.
 func (a *authority) AttestAgent(ctx context.Context, r *apiv1.AttestAgentRequest) (*apiv1.AttestAgentResponse, error) {
-	if r.GetProtocol() != api.Protocol {
-		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", r.GetProtocol(), api.Protocol)
+	if _, err := a.ca.agree(r.GetProtocol(), r.GetOldestProtocol()); err != nil {
+		return nil, err
 	}
 	if n := len(r.GetRenewal().GetTicket()); n > api.MaxTicketBytes {
 		return nil, api.E(api.TicketInvalid, "the ticket has %d bytes, at most %d are read", n, api.MaxTicketBytes)

@@ -42,10 +42,11 @@ type sessions struct {
 // session is one agent's stream.
 type session struct {
 	asker
-	leaf    *x509.Certificate // by which the agent opened it
-	version string
-	began   time.Time
-	ousted  chan struct{} // closed when newer sessions of the node took its place
+	leaf     *x509.Certificate // by which the agent opened it
+	version  string
+	protocol uint32 // that both sides speak
+	began    time.Time
+	ousted   chan struct{} // closed when newer sessions of the node took its place
 
 	mu         sync.Mutex // guards what follows
 	generation api.Generation
@@ -141,13 +142,13 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 		return err
 	}
 	ca.metrics.sessions.Inc()
-	ca.log.InfoContext(ctx, "session opened", "node", x.nodeName, "node_uid", x.nodeUID, "agent_version", x.version)
+	ca.log.InfoContext(ctx, "session opened", "node", x.nodeName, "node_uid", x.nodeUID, "agent_version", x.version, "protocol", x.protocol)
 	defer func() {
 		ca.sessions.remove(x)
 		ca.metrics.sessions.Dec()
 		ca.log.InfoContext(ctx, "session ended", "node", x.nodeName, "node_uid", x.nodeUID)
 	}()
-	welcome := &apiv1.Welcome{Protocol: api.Protocol, TrustDomain: ca.cfg.TrustDomain.Name(), Replica: ca.cfg.Replica}
+	welcome := &apiv1.Welcome{Protocol: x.protocol, TrustDomain: ca.cfg.TrustDomain.Name(), Replica: ca.cfg.Replica}
 	if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
 		return err
 	}
@@ -270,10 +271,11 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, who caller) (*sessi
 	if h == nil {
 		return nil, api.E(api.SessionProtocol, "the first message of a session is Hello")
 	}
-	if h.GetProtocol() != api.Protocol {
-		return nil, api.E(api.ProtocolSkew, "the agent speaks protocol %d, this CA speaks %d", h.GetProtocol(), api.Protocol)
-	}
 	now := time.Now()
+	protocol, err := ca.agree(h.GetProtocol(), h.GetOldestProtocol())
+	if err != nil {
+		return nil, ca.recordRefusal(ctx, "Session", asker{nodeUID: nodeUID}, audit.Entry{}, err)
+	}
 	c, err := ca.attestSession(ctx, h, who, now)
 	if err != nil {
 		return nil, ca.recordRefusal(ctx, "Session", asker{nodeUID: nodeUID}, entryOf(audit.KindRefuse, c, now), err)
@@ -281,6 +283,7 @@ func (ca *CA) hello(ctx context.Context, in <-chan received, who caller) (*sessi
 	return &session{
 		asker:    asker{nodeUID: nodeUID, nodeName: c.NodeName, issuer: c.Issuer},
 		version:  cut(h.GetVersion(), 64),
+		protocol: protocol,
 		began:    now,
 		ousted:   make(chan struct{}),
 		holdings: map[string]reported{},

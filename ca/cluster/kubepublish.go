@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,10 @@ import (
 
 // BundleConfigMap is the name of the ConfigMap that holds the bundle, under the keys BundleJSON and BundlePEM.
 const BundleConfigMap = "signet-bundle"
+
+// RecordSchema is the annotation of that ConfigMap with the schema of the CA's record. An admission policy of the chart lets
+// no CA take this one's place that could not read the record (docs/upgrades.md).
+const RecordSchema = kube.OurPrefix + "record-schema"
 
 // Bounds of a KubePublisher.
 const (
@@ -214,9 +219,17 @@ func (p *KubePublisher) publishOnce(ctx context.Context, b *ca.Bundle, data map[
 	}
 	_, err = p.cfg.Client.WriteConfigMap(ctx, kube.ConfigMap{
 		Namespace: p.cfg.Namespace, Name: BundleConfigMap, ResourceVersion: old.ResourceVersion,
-		Labels: map[string]string{partOf: "signet"}, Data: data,
+		Labels: map[string]string{partOf: "signet"}, Annotations: annotations(b), Data: data,
 	})
 	return err
+}
+
+// annotations are what is said beside the bundle.
+func annotations(b *ca.Bundle) map[string]string {
+	if b.RecordSchema == 0 { // it is not known
+		return nil
+	}
+	return map[string]string{RecordSchema: strconv.Itoa(b.RecordSchema)}
 }
 
 // published says whether this process has published that very bundle.
@@ -232,7 +245,12 @@ func (p *KubePublisher) compare(ctx context.Context, b *ca.Bundle, old kube.Obje
 	case sequence > ours:
 		return false, api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(sequence), b.Generation)
 	case good && sequence == ours && hash == b.Hash && !old.Immutable:
-		return true, nil
+		if want := annotations(b)[RecordSchema]; want == "" || want == old.Annotations[RecordSchema] {
+			return true, nil
+		}
+		if p.published(b) && p.last.RecordSchema == b.RecordSchema {
+			p.alarm(ctx, "what is said of the record beside the published bundle was changed by somebody else, and is put right", nil)
+		}
 	case good && sequence == ours && hash != b.Hash && !p.published(b):
 		return false, api.E(api.BundleEquivocation, "the published bundle has our generation %s and other roots", b.Generation)
 	case p.published(b):
