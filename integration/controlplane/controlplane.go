@@ -60,7 +60,8 @@ type ControlPlane struct {
 	admin     *http.Client
 	t         testing.TB // with which all of it ends
 	binary    string
-	etcd      string // URL
+	etcd      string               // URL
+	parts     map[string]*exec.Cmd // the last of each component
 	apiserver *exec.Cmd
 	ended     <-chan error // of the API server
 }
@@ -87,7 +88,7 @@ func (cfg Config) Start(t testing.TB) *ControlPlane {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	c := &ControlPlane{config: cfg, t: t, Dir: dir, CAFile: filepath.Join(dir, "ca.crt"), SigningKey: filepath.Join(dir, "sa.key")}
+	c := &ControlPlane{config: cfg, t: t, Dir: dir, parts: map[string]*exec.Cmd{}, CAFile: filepath.Join(dir, "ca.crt"), SigningKey: filepath.Join(dir, "sa.key")}
 	if err := writeKeys(dir, cfg.Address); err != nil {
 		t.Fatal(err)
 	}
@@ -129,6 +130,7 @@ func (c *ControlPlane) start(t testing.TB, binary string, stdout io.Writer, args
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	c.parts[args[0]] = cmd
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { ended <- cmd.Wait(); close(ended) })
@@ -300,6 +302,15 @@ func (c *ControlPlane) Pause() error { return c.apiserver.Process.Signal(syscall
 
 // Resume ends Pause.
 func (c *ControlPlane) Resume() error { return c.apiserver.Process.Signal(syscall.SIGCONT) }
+
+// Processes are the numbers of its components' processes.
+func (c *ControlPlane) Processes() []int {
+	var pids []int
+	for _, cmd := range c.parts {
+		pids = append(pids, cmd.Process.Pid)
+	}
+	return pids
+}
 
 // Kill ends the API server for good.
 func (c *ControlPlane) Kill() error { return c.apiserver.Process.Kill() }

@@ -371,6 +371,11 @@ func (n *Node) Root() string {
 
 // Processes are the numbers, from here, of those on the node that run a program of this name.
 func (n *Node) Processes(program string) ([]int, error) {
+	return n.processes(func(name string) bool { return name == program[:min(len(program), 15)] })
+}
+
+// processes are those whose program's name is asked for: what its first process has below it, and its parts.
+func (n *Node) processes(wanted func(name string) bool) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -395,12 +400,16 @@ func (n *Node) Processes(program string) ([]int, error) {
 		if parents[pid], err = strconv.Atoi(fields[1]); err != nil {
 			return nil, err
 		}
-		if name == program[:min(len(program), 15)] {
+		if wanted(name) {
 			named = append(named, pid)
 		}
 	}
+	own := []int{n.init.cmd.Process.Pid}
+	for _, p := range n.parts {
+		own = append(own, p.cmd.Process.Pid)
+	}
 	return slices.DeleteFunc(named, func(pid int) bool {
-		for pid > 1 && pid != n.init.cmd.Process.Pid {
+		for pid > 1 && !slices.Contains(own, pid) {
 			pid = parents[pid]
 		}
 		return pid <= 1
