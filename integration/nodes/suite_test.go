@@ -245,10 +245,11 @@ func (s *suite) install(t *testing.T) {
 	s.Must(t, "rollout", "status", "-n", signetNamespace, "daemonset/signet-agent", "--timeout=3m")
 }
 
-// report is what `probe svid` says: times in microseconds since 1970, but Again, which is how many it took once more.
+// report is what `probe svid` says: times in microseconds since 1970, but Again, which is how many it took once more, and
+// Queued, how many its threads together waited for a processor until it had its first SVID.
 type report struct {
 	Started, SVID int64
-	Again         int64
+	Again, Queued int64
 	UID           int
 	ID            string
 	Authorities   int

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -153,15 +154,32 @@ func watch() error {
 	}
 }
 
+// waited returns how long the threads of this process together were ready to run and had no processor, by
+// https://docs.kernel.org/scheduler/sched-stats.html; 0 where the kernel does not count it.
+func waited() time.Duration {
+	files, _ := filepath.Glob("/proc/self/task/*/schedstat")
+	var sum time.Duration
+	for _, file := range files {
+		var ran, waited time.Duration // ns
+		if b, err := os.ReadFile(file); err == nil {
+			_, _ = fmt.Sscan(string(b), &ran, &waited)
+		}
+		sum += waited
+	}
+	return sum
+}
+
 // svid says in its log and in the container's message of termination what it got.
 func svid(files []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
+	queued := waited()
 	got, err := workloadapi.FetchX509Context(ctx)
 	if err != nil {
 		return err
 	}
 	took := time.Now()
+	queued = waited() - queued
 	// Once more, on a connection of its own: what of that time was the program's own, which had to come from the image.
 	if _, err := workloadapi.FetchX509Context(ctx); err != nil {
 		return err
@@ -182,7 +200,7 @@ func svid(files []string) error {
 		}
 	}
 	report, err := json.Marshal(map[string]any{
-		"started": started.UnixMicro(), "svid": took.UnixMicro(), "again": again.Microseconds(), "uid": os.Getuid(),
+		"started": started.UnixMicro(), "svid": took.UnixMicro(), "again": again.Microseconds(), "queued": queued.Microseconds(), "uid": os.Getuid(),
 		"id": got.DefaultSVID().ID.String(), "authorities": len(own.X509Authorities()), "files": same,
 	})
 	if err != nil {
