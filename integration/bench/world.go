@@ -1,0 +1,215 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	trustDomain = "bench.example"
+	issuerName  = "https://kubernetes.default.svc.bench"
+	startTime   = 60 * time.Second // until a program must serve
+)
+
+func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
+
+// Configurations as in a cluster, but for where tokens' keys and pods come from: files, so that no other program's speed is
+// measured.
+const (
+	caConfig = `apiVersion: signet.dev/v1
+kind: CAConfig
+trustDomain: bench.example
+development: true
+listen: %[1]q
+adminSocket: %[2]s/admin.sock
+http: %[4]q
+store: {kind: bolt, path: %[2]s/signet.db}
+seal: {keyFile: %[2]s/seal.key}
+ledger: {dir: %[2]s/ledger}
+upstream: {kind: selfsigned}
+policyFile: %[2]s/policy.yaml
+publish: {dir: %[2]s/bundle}
+issuers: [{issuer: %[3]q, jwks: {file: %[2]s/jwks.json}}]
+directory: {kind: file, path: %[2]s/pods.json}
+agents: {namespace: signet-system, serviceAccount: signet-agent}
+`
+	policy = `apiVersion: signet.dev/v1
+kind: Policy
+template: /ns/{namespace}/sa/{serviceAccount}
+ttl: 1h
+namespaces: ["*"]
+`
+	agentConfig = `apiVersion: signet.dev/v1
+kind: AgentConfig
+trustDomain: bench.example
+development: true
+ca: {address: %[1]q, bundleFile: %[2]s/bundle/bundle.json}
+tokenFile: %[2]s/agent.token
+csi: {kubeletDir: %[3]s/kubelet}
+cache: {dir: %[3]s/cache}
+http: %[4]q
+`
+)
+
+// world is a trust domain: its CA, the cluster whose tokens it believes, and maybe one node's agent.
+type world struct {
+	b           *bench
+	dir, memory string // memory is a folder on a tmpfs with a short path, where there is one
+	address     string // of the CA
+	caHTTP      string
+	agentHTTP   string
+	cluster     *process
+	ca          *process
+	agent       *process
+}
+
+// pods are those that a cluster is to have: agents on so many nodes, workloads on each.
+type pods struct {
+	Dir       string
+	Agents    int
+	Workloads int // on each node
+}
+
+func (b *bench) newWorld(name string, p pods) (*world, error) {
+	w := &world{b: b, dir: filepath.Join(b.dir, name)}
+	err := os.Mkdir(w.dir, 0o700)
+	if err == nil {
+		if w.memory, err = os.MkdirTemp("/dev/shm", "sb"); err != nil {
+			w.memory, err = os.MkdirTemp("", "sb")
+		}
+	}
+	for _, a := range []*string{&w.address, &w.caHTTP, &w.agentHTTP} {
+		if err == nil {
+			*a, err = freeAddress()
+		}
+	}
+	if err == nil {
+		w.cluster, err = b.child(w.dir, "cluster", b.client)
+	}
+	if err == nil {
+		p.Dir = w.dir
+		_, err = ask[struct{}](w.cluster, "make", p)
+	}
+	for file, text := range map[string]string{
+		"ca.yaml": fmt.Sprintf(caConfig, w.address, w.dir, issuerName, w.caHTTP), "policy.yaml": policy,
+		"agent.yaml": fmt.Sprintf(agentConfig, w.address, w.dir, w.memory, w.agentHTTP),
+	} {
+		if err == nil {
+			err = os.WriteFile(filepath.Join(w.dir, file), []byte(text), 0o600)
+		}
+	}
+	if err == nil {
+		out, failed := exec.Command(filepath.Join(b.bin, "signet-ca"), "init", "--config", filepath.Join(w.dir, "ca.yaml")).CombinedOutput()
+		if failed != nil {
+			err = fmt.Errorf("signet-ca init: %w: %s", failed, out)
+		}
+	}
+	if err != nil {
+		w.close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *world) startCA(ctx context.Context) (err error) {
+	args := []string{filepath.Join(w.b.bin, "signet-ca"), "run", "--config", filepath.Join(w.dir, "ca.yaml"), "--log-level", "warn"}
+	if w.ca, err = w.b.start(w.dir, "signet-ca", w.b.server, false, args...); err != nil {
+		return err
+	}
+	return w.ready(ctx, w.ca, "signet-ca", w.caHTTP)
+}
+
+func (w *world) startAgent(ctx context.Context) (err error) {
+	args := []string{filepath.Join(w.b.bin, "signet-agent"), "run", "--config", filepath.Join(w.dir, "agent.yaml"), "--log-level", "warn"}
+	if w.agent, err = w.b.start(w.dir, "signet-agent", w.b.server, false, args...); err != nil {
+		return err
+	}
+	if _, err = ask[struct{}](w.cluster, "register", w.memory); err != nil {
+		return err
+	}
+	return w.ready(ctx, w.agent, "signet-agent", w.agentHTTP)
+}
+
+// ready waits until a program says that it is.
+func (w *world) ready(ctx context.Context, p *process, name, address string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTime, fmt.Errorf("%s is not ready after %v", name, startTime))
+	defer cancel()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := http.DefaultClient.Do(req); err == nil {
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended", name)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (w *world) close() {
+	if w.cluster != nil {
+		w.cluster.end()
+	}
+	w.agent.end()
+	w.ca.end()
+	_ = os.RemoveAll(w.memory)
+}
+
+// metric returns the sum of a metric of a program over all its labels.
+func metric(ctx context.Context, address, name string) (sum float64, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	found := false
+	for line := range strings.Lines(string(text)) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
+			continue
+		}
+		var v float64
+		if _, err := fmt.Sscan(rest[strings.LastIndexByte(rest, ' ')+1:], &v); err != nil {
+			return 0, err
+		}
+		sum, found = sum+v, true
+	}
+	if err == nil && !found {
+		err = fmt.Errorf("%s has no metric %s", address, name)
+	}
+	return sum, err
+}
+
+// freeAddress returns an address on loopback that was free a moment ago.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
