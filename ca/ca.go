@@ -134,7 +134,7 @@ func New(cfg Config) (*CA, error) {
 	cfg.AgentTTL = cmp.Or(cfg.AgentTTL, time.Hour)
 	cfg.MintBudget = cmp.Or(cfg.MintBudget, 20)
 	cfg.SessionAge = cmp.Or(cfg.SessionAge, time.Hour)
-	cfg.Concurrent = cmp.Or(cfg.Concurrent, 4*runtime.GOMAXPROCS(0))
+	cfg.Concurrent = cmp.Or(cfg.Concurrent, max(64, 4*runtime.GOMAXPROCS(0)))
 	cfg.Queue = cmp.Or(cfg.Queue, 4096)
 	cfg.Asking = cmp.Or(cfg.Asking, attestor.DefaultReviewInFlight/2)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))

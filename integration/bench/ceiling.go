@@ -11,6 +11,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/json"
+	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -33,6 +34,7 @@ type ceiling struct{}
 type bare struct {
 	Token, CSR, Sign, Own float64
 	Rate, RateWithout     float64
+	CPU                   float64 // seconds of a processor by the kernel's account, for the whole of one
 }
 
 func (c *ceiling) do(_ context.Context, what string, arg json.RawMessage) (any, error) {
@@ -57,6 +59,10 @@ func (c *ceiling) do(_ context.Context, what string, arg json.RawMessage) (any, 
 	var sum bare
 	var n int
 	var failed error
+	before, err := spent(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
 	until := time.Now().Add(time.Duration(seconds * float64(time.Second)))
 	workers := runtime.GOMAXPROCS(0)
 	for range workers {
@@ -70,6 +76,11 @@ func (c *ceiling) do(_ context.Context, what string, arg json.RawMessage) (any, 
 		})
 	}
 	wg.Wait()
+	after, err := spent(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	sum.CPU = (after - before).Seconds() / float64(n)
 	for _, p := range []*float64{&sum.Token, &sum.CSR, &sum.Sign, &sum.Own} {
 		*p /= float64(n)
 	}

@@ -17,8 +17,6 @@ import (
 var errNoisy = errors.New("the machine was too noisy for some figures; stop what else runs on it and try again")
 
 const (
-	// maxForeign is how much of a processor others may have had on average while something was measured.
-	maxForeign = 0.15
 	// maxSpread is how far apart a figure's rounds may be, as a share of their median.
 	maxSpread = 0.60
 	// patience is how many rounds are tried for each that is wanted.

@@ -102,11 +102,11 @@ func (w *world) issueRound(top *process, clients, batch int) (quiet bool, err er
 		return false, err
 	}
 	after, quiet2, err := w.b.ceiling(top, 0.25)
-	if err != nil || !quiet1 || !quiet2 || t.foreign > maxForeign {
+	if err != nil || !quiet1 || !quiet2 || t.foreign > w.b.noise {
 		return false, err
 	}
 	rate, unchecked := (before.Rate+after.Rate)/2, (before.RateWithout+after.RateWithout)/2
-	crypto := float64(len(w.b.server)) / rate // processor seconds of one SVID
+	crypto := (before.CPU + after.CPU) / 2
 	svids := float64(l.SVIDs) / l.Seconds
 	each := t.cpu[w.ca.pid()].Seconds() / float64(l.SVIDs)
 	f, name := w.b.figures, fmt.Sprintf("issue_%dx%d", clients, batch)
@@ -141,7 +141,7 @@ func (b *bench) ceiling(top *process, seconds float64) (bare, bool, error) {
 		return bare{}, false, err
 	}
 	t, err := win.close()
-	return c, t.foreign <= maxForeign, err
+	return c, t.foreign <= b.noise, err
 }
 
 // ledgerEntry is the processor time, kernel's included, that a process spends on one entry while 64 wait at any moment.

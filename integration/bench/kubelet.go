@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
@@ -71,7 +72,7 @@ func dialUnix(path string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	}, more...)...)
 }
 
-// register waits for the agent's socket and registers its driver. The folders are made here, so it comes before that.
+// register waits for the agent's socket and registers its driver.
 func (k *kubelet) register(ctx context.Context, root string) error {
 	k.root = root
 	ctx, cancel := context.WithTimeout(ctx, startTime)
@@ -112,7 +113,10 @@ func (k *kubelet) target(i int) string {
 	return filepath.Join(k.root, "pods", k.pods[i].UID, "volumes", "kubernetes.io~csi", "signet", "mount")
 }
 
-func (k *kubelet) socket(i int) string { return filepath.Join(k.target(i), "agent.sock") }
+// socket is that of a pod by a short way, since the path of a Unix socket has little room.
+func (k *kubelet) socket(i int) string {
+	return filepath.Join(filepath.Dir(k.root), strconv.Itoa(i), "agent.sock")
+}
 
 // publish asks for the volume of a pod.
 func (k *kubelet) publish(ctx context.Context, c *cluster, i int) error {
@@ -121,6 +125,9 @@ func (k *kubelet) publish(ctx context.Context, c *cluster, i int) error {
 	notes, err := json.Marshal(map[string]string{"volumeHandle": id, "driverName": driver})
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(k.target(i)), 0o750)
+	}
+	if err == nil {
+		err = os.Symlink(k.target(i), filepath.Dir(k.socket(i)))
 	}
 	if err == nil {
 		err = os.WriteFile(filepath.Join(filepath.Dir(k.target(i)), "vol_data.json"), notes, 0o644)

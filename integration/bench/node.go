@@ -57,7 +57,7 @@ func benchSDS(ctx context.Context, b *bench) error {
 		}
 		next += cold
 		t, err := win.close()
-		if err != nil || t.foreign > maxForeign {
+		if err != nil || t.foreign > b.noise {
 			return false, err
 		}
 		f.add("sds_warm_p99_ms", warm.P99)
@@ -166,7 +166,7 @@ func (w *world) fanout(key string) (bool, error) {
 		return false, err
 	}
 	t, err := win.close()
-	if err != nil || t.foreign > maxForeign {
+	if err != nil || t.foreign > w.b.noise {
 		return false, err
 	}
 	w.b.figures.add(key, float64(last-at)/1000)
@@ -185,7 +185,7 @@ func (w *world) idle(ctx context.Context, p *process, d time.Duration, cores, me
 	case <-time.After(d):
 	}
 	t, err := win.close()
-	if err != nil || t.foreign > maxForeign {
+	if err != nil || t.foreign > w.b.noise {
 		return false, err
 	}
 	w.b.figures.add(cores, t.cpu[p.pid()].Seconds()/t.elapsed.Seconds())

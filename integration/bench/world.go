@@ -88,6 +88,11 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 			w.memory, err = os.MkdirTemp("", "sb")
 		}
 	}
+	for _, sub := range []string{"pods", "plugins", "plugins_registry"} {
+		if err == nil {
+			err = os.MkdirAll(filepath.Join(w.memory, "kubelet", sub), 0o750)
+		}
+	}
 	for _, a := range []*string{&w.address, &w.caHTTP, &w.agentHTTP} {
 		if err == nil {
 			*a, err = freeAddress()
