@@ -59,7 +59,10 @@ func (h hierarchy) leaf(t testing.TB, edit func(*x509.Certificate)) *x509.Certif
 	t.Helper()
 	r := Request{ID: testID, PublicKey: newKey(t, KeyP256).Public()}
 	p := must(Profile{}.resolve())(t)
-	template := must(leafTemplate(p, r, h.issuer, testNow))(t)
+	template, _, err := leafTemplate(p, r, h.issuer, testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
 	edit(template)
 	return forge(t, template, h.cert, r.PublicKey, h.key)
 }

@@ -25,7 +25,7 @@ type Issuer struct {
 	der                 [][]byte            // of chain
 	path                []*x509.Certificate // from the issuing certificate to the root
 	notBefore, notAfter time.Time           // when all of path is valid
-	self                *x509.CertPool      // the issuing certificate alone, the anchor that a fresh leaf is verified under
+	mold                *mold               // of leaves
 	constrained         bool                // some certificate of path constrains names
 }
 
@@ -40,7 +40,7 @@ func NewIssuer(td spiffeid.TrustDomain, chain []*x509.Certificate, root *x509.Ce
 	if !sameKey(key.Public(), chain[0].PublicKey) {
 		return nil, api.E(api.SignerUnavailable, "the key does not belong to the intermediate")
 	}
-	iss := &Issuer{td: td, key: key, chain: slices.Clone(chain), root: root, self: x509.NewCertPool()}
+	iss := &Issuer{td: td, key: key, chain: slices.Clone(chain), root: root}
 	var err error
 	if iss.path, err = pathOf(chain, root); err != nil {
 		return nil, err
@@ -50,7 +50,9 @@ func NewIssuer(td spiffeid.TrustDomain, chain []*x509.Certificate, root *x509.Ce
 	}
 	iss.notBefore, iss.notAfter = validity(iss.path)
 	iss.constrained = slices.ContainsFunc(iss.path, constrainsNames)
-	iss.self.AddCert(chain[0])
+	if iss.mold, err = newMold(chain[0]); err != nil {
+		return nil, api.Wrap(api.SignerUnavailable, err, "the intermediate cannot issue: leaves cannot be encoded")
+	}
 	for _, c := range chain {
 		iss.der = append(iss.der, c.Raw)
 	}

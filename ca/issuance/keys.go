@@ -233,6 +233,9 @@ func encode(v any) []byte {
 	return der
 }
 
+// keyIDBytes is the length of a key identifier (RFC 7093 section 2, method 1).
+const keyIDBytes = 20
+
 // keyID is the subject key identifier of a SubjectPublicKeyInfo: the leftmost 160 bits of the SHA-256 of the key's bits
 // (RFC 7093 section 2, method 1).
 func keyID(spki []byte) ([]byte, error) {
@@ -244,7 +247,7 @@ func keyID(spki []byte) ([]byte, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256(info.Key.RightAlign())
-	return sum[:20], nil
+	return sum[:keyIDBytes], nil
 }
 
 // sameKey reports whether two public keys are equal; keys of types without an Equal method never are.

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"net/url"
 	"slices"
 	"sync/atomic"
@@ -105,11 +106,11 @@ func Prepare(p Profile, r Request, iss *Issuer, now time.Time) (*Prepared, error
 	if err := checkRequest(r, iss); err != nil {
 		return nil, err
 	}
-	template, err := leafTemplate(p, r, iss, now)
+	template, spki, err := leafTemplate(p, r, iss, now)
 	if err != nil {
 		return nil, err
 	}
-	u, err := build(template, iss.chain[0], r.PublicKey, iss.chain[0].PublicKey)
+	u, err := iss.mold.cast(template, spki)
 	if err != nil {
 		return nil, api.Wrap(api.LintFailed, err, "the certificate could not be built")
 	}
@@ -143,15 +144,15 @@ func checkRequest(r Request, iss *Issuer) error {
 	return nil
 }
 
-// leafTemplate says everything that a leaf is. The subject stays empty, which makes the subjectAltName critical.
-func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (*x509.Certificate, error) {
-	spki, err := x509.MarshalPKIXPublicKey(r.PublicKey)
+// leafTemplate says everything that a leaf is; spki is the DER of its key.
+func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (template *x509.Certificate, spki []byte, err error) {
+	spki, err = x509.MarshalPKIXPublicKey(r.PublicKey)
 	if err != nil {
-		return nil, api.Wrap(api.KeyType, err, "the key does not encode")
+		return nil, nil, api.Wrap(api.KeyType, err, "the key does not encode")
 	}
 	id, err := keyID(spki)
 	if err != nil {
-		return nil, api.Wrap(api.Internal, err, "the key does not decode")
+		return nil, nil, api.Wrap(api.Internal, err, "the key does not decode")
 	}
 	notBefore, notAfter := now.Add(-p.Backdate).Truncate(time.Second), now.Add(p.TTL).Truncate(time.Second)
 	if notBefore.Before(iss.notBefore) {
@@ -160,17 +161,16 @@ func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (*x509.Certi
 	if notAfter.After(iss.notAfter) {
 		notAfter = iss.notAfter
 	}
-	return &x509.Certificate{
-		SerialNumber:          newSerial(),
-		NotBefore:             notBefore,
-		NotAfter:              notAfter,
-		URIs:                  []*url.URL{r.ID.URL()},
-		DNSNames:              r.DNSNames,
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true, // and not an authority
-		SubjectKeyId:          id,
-	}, nil
+	template = &x509.Certificate{
+		SerialNumber: newSerial(),
+		NotBefore:    notBefore,
+		NotAfter:     notAfter,
+		URIs:         []*url.URL{r.ID.URL()},
+		DNSNames:     r.DNSNames,
+		SubjectKeyId: id,
+	}
+	ofEveryLeaf(template)
+	return template, spki, nil
 }
 
 // checkLeaf compares a leaf with what was asked for and with its issuer, and lints it.
@@ -217,28 +217,20 @@ func (p *Prepared) NotBefore() time.Time { return p.unsigned.preview.NotBefore }
 // NotAfter is the last moment of the leaf's validity, in whole seconds, UTC.
 func (p *Prepared) NotAfter() time.Time { return p.unsigned.preview.NotAfter }
 
-// Sign signs what was prepared, and releases it only if it is that, passes every rule and verifies under the issuer
-// (RFC 5280 section 6.1). It works once, also when called concurrently and whatever the outcome: a second signature would
+// Sign signs what was prepared, and releases it only if it is that and its signature verifies under the issuer, whose path was
+// verified when the Issuer was made (RFC 5280 section 6.1). It works once, also when called concurrently and whatever the outcome: a second signature would
 // be a second certificate of which the ledger has no record. The error is api.SignerUnavailable when the key failed,
 // api.LintFailed when what came back is not good, api.Internal for a second call.
 func (p *Prepared) Sign() (*Issued, error) {
 	if p.spent.Swap(true) {
 		return nil, api.E(api.Internal, "a prepared certificate can be signed only once")
 	}
-	leaf, err := p.unsigned.sign(p.issuer.key)
-	if err != nil {
-		return nil, api.Wrap(api.SignerUnavailable, err, "the intermediate's key did not sign")
-	}
-	if err := LintLeaf(leaf); err != nil {
-		return nil, err
-	}
-	_, err = leaf.Verify(x509.VerifyOptions{
-		Roots:       p.issuer.self,
-		CurrentTime: p.now,
-		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // the rules want both usages of the leaf, checkPath of the path
-	})
-	if err != nil {
+	leaf, err := p.unsigned.signChecked(p.issuer.key, p.issuer.chain[0])
+	switch {
+	case errors.Is(err, errBadSignature):
 		return nil, api.Wrap(api.LintFailed, err, "the fresh certificate does not verify under its issuer")
+	case err != nil:
+		return nil, api.Wrap(api.SignerUnavailable, err, "the intermediate's key did not sign")
 	}
 	return &Issued{
 		Leaf:    leaf,

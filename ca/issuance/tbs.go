@@ -10,6 +10,9 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // unsigned is a certificate that wants only its signature.
@@ -45,13 +48,9 @@ func build(template, parent *x509.Certificate, pub, issuer crypto.PublicKey) (*u
 // with returns the certificate as it is with that signature. It is parsed from the encoded form, and what it says is what
 // was built.
 func (u *unsigned) with(signature []byte) (*x509.Certificate, error) {
-	der, err := asn1.Marshal(struct {
-		TBS       asn1.RawValue
-		Algorithm asn1.RawValue
-		Signature asn1.BitString
-	}{asn1.RawValue{FullBytes: u.tbs}, u.algorithm, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
+	der, err := u.encode(signature)
 	if err != nil {
-		return nil, fmt.Errorf("encoding a certificate: %w", err)
+		return nil, err
 	}
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -61,6 +60,45 @@ func (u *unsigned) with(signature []byte) (*x509.Certificate, error) {
 		return nil, errors.New("a certificate does not say what was to be signed")
 	}
 	return c, nil
+}
+
+// encode returns the DER of the certificate with that signature (RFC 5280 section 4.1).
+func (u *unsigned) encode(signature []byte) ([]byte, error) {
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(u.tbs)+len(u.algorithm.FullBytes)+len(signature)+16))
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(u.tbs)
+		b.AddBytes(u.algorithm.FullBytes)
+		b.AddASN1BitString(signature)
+	})
+	der, err := b.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("encoding a certificate: %w", err)
+	}
+	return der, nil
+}
+
+var errBadSignature = errors.New("the signature is not good")
+
+// signChecked is sign for a certificate whose preview was checked: nothing is parsed or looked at again but the signature,
+// under the parent's key, and that what was signed is still what was looked at. The error is errBadSignature, or the key's.
+func (u *unsigned) signChecked(key crypto.Signer, parent *x509.Certificate) (*x509.Certificate, error) {
+	signature, err := crypto.SignMessage(key, rand.Reader, u.tbs, u.opts)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(u.preview.RawTBSCertificate, u.tbs) {
+		return nil, fmt.Errorf("%w: what was signed is not what was to be signed", errBadSignature)
+	}
+	if err := parent.CheckSignature(u.preview.SignatureAlgorithm, u.tbs, signature); err != nil {
+		return nil, fmt.Errorf("%w: %w", errBadSignature, err)
+	}
+	der, err := u.encode(signature)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errBadSignature, err)
+	}
+	c := *u.preview
+	c.Raw, c.Signature = der, signature
+	return &c, nil
 }
 
 // sign asks key for the signature. Whether it is a good one is for the caller to check.
