@@ -57,6 +57,7 @@ type options struct {
 	short  bool
 
 	profile string
+	guard   string
 	noise   float64 // processors that others may have on average while something is measured
 }
 
@@ -78,6 +79,7 @@ func command(ctx context.Context, args []string) error {
 	flags.StringVar(&o.bin, "bin", "bin", "the folder of signet-ca and signet-agent")
 	flags.StringVar(&o.out, "out", "", "a file for the figures as JSON")
 	flags.StringVar(&o.profile, "profile", "", "a file for a profile of the CA's processor time at 64 clients, for pprof; nothing is measured then")
+	flags.StringVar(&o.guard, "guard", "", "a file of ratios to compare with: it fails where one has become worse by a fifth")
 	flags.Float64Var(&o.noise, "noise", 0.15, "processors that others may have, on average, while something is measured")
 	flags.IntVar(&o.rounds, "rounds", 0, "how often each figure is taken, from 3 on; 0: 5, or 3 with --short")
 	flags.BoolVar(&o.short, "short", false, "the figures of the guard alone, in about a minute")
@@ -136,6 +138,9 @@ func run(ctx context.Context, o options) error {
 		if err := b.figures.write(o.out); err != nil {
 			return err
 		}
+	}
+	if o.guard != "" {
+		return b.figures.guard(o.guard)
 	}
 	return b.figures.refused()
 }
