@@ -55,7 +55,7 @@ func TestCheckGood(t *testing.T) {
 		t.Errorf("exit code %d, %q, %s %s %s", code, talk, r.TrustDomain, r.Generation, r.Result)
 	}
 	for _, check := range []string{
-		"api-server", "version", "clock", "namespace", "configuration", "csi-driver", "ca", "state", "service", "agents", "nodes",
+		"api-server", "version", "clock", "namespace", "configuration", "csi-driver", "ca", "state", "service", "agents", "nodes", "upgrade",
 		"bundle", "roots", "copies", "trust-bundle", "permissions", "operators", "shared-socket", "inline-volumes", "pods", "read-only",
 	} {
 		if len(r.rows(check)) == 0 {

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestCheckUpgrade: a CA that cannot read its record is bad, and agents of another version are worth a word.
+//
+// threat: E23
+func TestCheckUpgrade(t *testing.T) {
+	image := func(part string) []any { return []any{object{"name": "x", "image": part}} }
+	for _, tc := range []struct {
+		name          string
+		record, reads any // annotations; nil: none
+		ca, agent     string
+		result, says  string
+	}{
+		{"as installed", nil, "2", "localhost/signet-ca:v1", "localhost/signet-agent:v1", resultGood, "of version v1"},
+		{"the same schema", "2", "2", "host:5000/signet-ca:v1", "host:5000/signet-agent:v1", resultGood, "reads its record"},
+		{"an older record", "1", "2", "localhost/signet-ca:v1", "localhost/signet-agent:v1", resultGood, "reads its record"},
+		{"a newer record", "3", "2", "localhost/signet-ca:v1", "localhost/signet-agent:v1", resultBad, "this version v1 reads up to 2: it does not start (STATE_NEWER)"},
+		{"a newer record, and a version that says nothing", "2", nil, "localhost/signet-ca:v0", "localhost/signet-agent:v0", resultBad, "reads up to 1"},
+		{"somebody's annotation", "many", "2", "localhost/signet-ca:v1", "localhost/signet-agent:v1", resultGood, "reads its record"},
+		{"agents behind", "2", "2", "localhost/signet-ca:v2", "localhost/signet-agent:v1", resultWarning, "the CA is of version v2 and the agents are of v1"},
+		{"by digest", "2", "2", "localhost/signet-ca@sha256:00", "localhost/signet-agent:v1", resultGood, "versions are not compared"},
+		{"no tag", "2", "2", "localhost:5000/signet-ca", "localhost/signet-agent:v1", resultGood, "versions are not compared"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newCluster(t)
+			defer c.Close()
+			c.set(pathBundle, tc.record, "metadata", "annotations", annotationSchema)
+			c.set(pathStatefulSet, tc.reads, "metadata", "annotations", annotationSchema)
+			c.set(pathStatefulSet, image(tc.ca), "spec", "template", "spec", "containers")
+			c.set(pathDaemonSet, image(tc.agent), "spec", "template", "spec", "containers")
+			r, _, _ := lookAt(t, c)
+			rows := r.rows("upgrade")
+			if len(rows) != 1 || rows[0].Result != tc.result || !strings.Contains(rows[0].Found, tc.says) || (rows[0].Do == "") != (tc.result == resultGood) {
+				t.Errorf("got %+v", rows)
+			}
+		})
+	}
+	t.Run("not there", func(t *testing.T) {
+		c := newCluster(t)
+		defer c.Close()
+		c.remove(pathDaemonSet)
+		if r, _, _ := lookAt(t, c); len(r.rows("upgrade")) > 0 {
+			t.Errorf("it tells what others do: %+v", r.rows("upgrade"))
+		}
+	})
+}
