@@ -140,6 +140,8 @@ const (
 	MessageMalformed Reason = "MESSAGE_MALFORMED"
 	// MessageTooLarge: the message is too large.
 	MessageTooLarge Reason = "MESSAGE_TOO_LARGE"
+	// ClockSkew: the clocks of a node and the CA differ by too much.
+	ClockSkew Reason = "CLOCK_SKEW"
 	// ResourceNotAuthorized: the secret belongs to somebody else.
 	ResourceNotAuthorized Reason = "RESOURCE_NOT_AUTHORIZED"
 	// ResourceName: the secret's name is malformed.
@@ -446,6 +448,9 @@ var table = []Page{
 	{MessageTooLarge, 616, KindInvalid, "The message is too large",
 		"Its length is above what the largest message of the call needs; nothing of it was read.",
 		"Use programs of versions that belong together; an agent sends at most 64 requests in one call."},
+	{ClockSkew, 617, KindNotReady, "The clocks of the node and the CA differ by too much",
+		"What the CA shows or has just issued is not valid by the node's clock. Nothing of it is used; what is held is served until it ends by that clock.",
+		"Set the clock that is wrong (`chronyc tracking`, `timedatectl`); the message has both times. What waited goes on within half a minute."},
 	{ResourceNotAuthorized, 701, KindPermissionDenied, "The secret belongs to somebody else",
 		"A stream gets the secrets of the workload that it belongs to, and no other.",
 		"Ask for default, ROOTCA, ALL, the workload's own SPIFFE ID or its trust domain."},
