@@ -84,7 +84,7 @@ func (n *node) health() grpc_health_v1.HealthClient {
 // TestBanNode ends all that the agent of a node has, at once, and lets it begin nothing, over restarts too, until it is
 // allowed. Other nodes do not notice; nobody can use the node's tokens in its place.
 //
-// threat: B06
+// threat: B06, L13
 func TestBanNode(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, withHealth(catest.Options{}))

@@ -89,7 +89,7 @@ func bearerOf(token string) []string { return []string{"authorization", "Bearer 
 
 // TestOperatorTokens tries every token that is not an operator's at the operators' port.
 //
-// threat: A01, A02, A22, A24, L21
+// threat: A01, A02, A22, A24, L21, L22
 func TestOperatorTokens(t *testing.T) {
 	s := start(t, catest.Options{})
 	conn := operatorsConn(t, s, nil)

@@ -133,7 +133,7 @@ func newPersons(t *testing.T) *persons {
 // TestOperators: RBAC says who operates the CA. Real tokens of a real API server, reviewed by it; and nothing that somebody
 // else can have of it opens the operators' port.
 //
-// threat: L21
+// threat: L21, L22
 func TestOperators(t *testing.T) {
 	p := newPersons(t)
 	t.Run("who may come as what", p.testRoles)
