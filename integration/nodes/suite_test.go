@@ -47,12 +47,14 @@ func TestCluster(t *testing.T) {
 		{"Bundles", false, (*suite).bundles},
 		{"Example", false, (*suite).example},
 		{"Latency", false, (*suite).latency},
+		// threat: G09
 		{"Rights", false, (*suite).rights},
 		// threat: L21, L22
 		{"Operators", false, (*suite).operators},
 		{"BreakGlass", false, (*suite).breakGlass},
 		// threat: L19
 		{"Loopback", false, (*suite).loopback},
+		// threat: B21
 		{"InitContainers", false, (*suite).initContainers},
 		{"Refused", false, (*suite).refused},
 		{"Envoy", false, (*suite).envoy},
