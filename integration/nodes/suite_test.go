@@ -57,6 +57,10 @@ func TestCluster(t *testing.T) {
 		// threat: B21
 		{"InitContainers", false, (*suite).initContainers},
 		{"Refused", false, (*suite).refused},
+		// threat: A01, A02, A07, A09, A10, A11, A12, A13, A15, A17, A23, B01, B05, D01
+		{"Attacks", false, (*suite).attacks},
+		// threat: B06
+		{"Banned", false, (*suite).banned},
 		{"Envoy", false, (*suite).envoy},
 		// threat: B18, D16
 		{"Replace", false, (*suite).replace},
