@@ -73,6 +73,8 @@ func TestCluster(t *testing.T) {
 		{"Crowd", false, (*suite).crowd},
 		{"Uninstall", false, (*suite).uninstall},
 		{"Helm", false, (*suite).helm},
+		// threat: E23
+		{"Upgrade", false, (*suite).upgrade},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { defer failed(t); test.run(s, t) }) && test.prepare {
 			return
