@@ -223,12 +223,20 @@ func (a *ServiceAccount) checkTimes(c *Claims, m map[string]any, now time.Time, 
 	case !now.Before(exp.Add(which.grace)):
 		return api.E(api.TokenExpired, "the token expired %v ago", now.Sub(exp).Truncate(time.Second))
 	case iat.After(now.Add(a.skew)) || nbf.After(now.Add(a.skew)):
-		return api.E(api.TokenNotYetValid, "the token is from the future")
+		return api.E(api.TokenNotYetValid, "the token is valid from %s, and the clock here says %s", latest(iat, nbf).UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	case exp.Sub(iat) > which.maxLifetime:
 		return api.E(api.TokenTTLTooLong, "the token lives %v; the most is %v", exp.Sub(iat), which.maxLifetime)
 	}
 	c.IssuedAt, c.ExpireAt = iat, exp
 	return nil
+}
+
+// latest is the later of two times.
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // numericDate reads a NumericDate (RFC 7519 section 2) as Kubernetes writes it: whole seconds, before the year 10000.

@@ -308,3 +308,20 @@ func (n *Node) Freeze(t testing.TB) (thaw func()) {
 	}
 	return thaw
 }
+
+// Log is what the containers of a namespace's pods whose names begin like this have said on the node, which needs no API server.
+func (n *Node) Log(namespace, prefix string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(n.Dir, "log", "pods", namespace+"_"+prefix+"*", "*", "*.log"))
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil && !ended(err) {
+			return "", err
+		}
+		b.Write(data)
+	}
+	return b.String(), nil
+}

@@ -69,6 +69,8 @@ func TestCluster(t *testing.T) {
 		{"KillAtMoments", false, (*suite).killAtMoments},
 		{"Leftovers", false, (*suite).leftovers},
 		{"EmptyNotes", false, (*suite).emptyNotes},
+		// threat: B08, K01, K02, K04, K10
+		{"Clocks", false, (*suite).clocks},
 		{"Reboot", false, (*suite).reboot},
 		{"Crowd", false, (*suite).crowd},
 		{"Uninstall", false, (*suite).uninstall},
