@@ -124,7 +124,7 @@ type caller struct {
 	leaf  *x509.Certificate // the agent's; nil for others
 	asker asker             // with roleSession
 
-	name  string          // as the record tells of an operator: "uid:", a user; "sa:", NAMESPACE/NAME and the token's id; "break-glass:", a name
+	name  string          // as the record tells of an operator: "uid:", a user; "sa:", NAMESPACE/NAME, the token's id and its issuer; "break-glass:", a name
 	token attestor.Claims // an operator's
 	glass bool            // he came by a break-glass certificate
 }

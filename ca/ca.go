@@ -122,6 +122,10 @@ func New(cfg Config) (*CA, error) {
 	case cfg.AgentTTL != 0 && (cfg.AgentTTL < issuance.MinTTL || cfg.AgentTTL > issuance.MaxTTL):
 		return nil, api.E(api.ConfigInvalid, "the lifetime of agents' SVIDs is not between %s and %s", issuance.MinTTL, issuance.MaxTTL)
 	}
+	if cfg.Operators.Attestor != nil && cfg.Operators.Issuers == nil && len(cfg.KeySets) > 1 {
+		// Whoever may make a namespace in any of them would have every role.
+		return nil, api.E(api.ConfigInvalid, "there are %d clusters, and whose tokens operate this CA is not said", len(cfg.KeySets))
+	}
 	if cfg.Grace < 0 || cfg.Grace > MaxGrace {
 		return nil, api.E(api.ConfigInvalid, "a grace of %s is not between 0s and %s", cfg.Grace, MaxGrace)
 	}

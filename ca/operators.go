@@ -40,7 +40,7 @@ type PersonAttestor interface {
 type OperatorRule struct {
 	Attestor   PersonAttestor // of their tokens; nil: no token is taken
 	Namespace  string         // of the three ServiceAccounts. Empty: signet-operators
-	Issuers    []string       // whose tokens may operate this CA. Nil: those of all clusters
+	Issuers    []string       // whose tokens may operate this CA. Nil: those of the one cluster; where there are more it must be said
 	BreakGlass []BreakGlass   // certificates that are taken; normally none is ever used
 }
 
@@ -238,7 +238,8 @@ func (ca *CA) callerByToken(ctx context.Context, now time.Time) (caller, error) 
 	if err != nil {
 		return caller{}, err
 	}
-	who := caller{name: fmt.Sprintf("sa:%s/%s jti:%s", c.Namespace, c.ServiceAccount, c.TokenID), token: c}
+	// The issuer is part of the name: another cluster's ServiceAccount is somebody else, and so is whoever has the same jti.
+	who := caller{name: fmt.Sprintf("sa:%s/%s jti:%s iss:%s", c.Namespace, c.ServiceAccount, c.TokenID, c.Issuer), token: c}
 	who.roles, who.found = ca.rolesOfToken(c)
 	return who, nil
 }

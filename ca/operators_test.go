@@ -395,7 +395,7 @@ func TestOperatorsOnRecord(t *testing.T) {
 	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
 		cfg.Operators.BreakGlass = breakGlass(t, glass)
 	}})
-	const jti = "0b8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11"
+	const jti, iss = "0b8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11", " iss:" + catest.IssuerName
 	conn := operatorsConn(t, s, nil)
 	viewer := bearerOf(s.Person(operatorsNS, "viewer", 10*time.Minute, attestortest.Claim("jti", jti)))
 	stranger := bearerOf(s.Person("shop", "viewer", 10*time.Minute, attestortest.Claim("jti", "1c8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11")))
@@ -424,10 +424,10 @@ func TestOperatorsOnRecord(t *testing.T) {
 		}
 	}
 	want := map[string]int{
-		"operator sa:signet-operators/viewer jti:" + jti + " GetStatus ":                                           1,
-		"operator break-glass:safe-1 GetStatus ":                                                                   2,
-		"refuse sa:shop/viewer jti:1c8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11 GetStatus " + string(api.OperatorRequired): 2,
-		"refuse sa:signet-operators/viewer jti:" + jti + " BanNode " + string(api.RoleRequired):                    1,
+		"operator sa:signet-operators/viewer jti:" + jti + iss + " GetStatus ":                                                1,
+		"operator break-glass:safe-1 GetStatus ":                                                                              2,
+		"refuse sa:shop/viewer jti:1c8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11" + iss + " GetStatus " + string(api.OperatorRequired): 2,
+		"refuse sa:signet-operators/viewer jti:" + jti + iss + " BanNode " + string(api.RoleRequired):                         1,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -462,6 +462,66 @@ func TestOperatorIssuers(t *testing.T) {
 			wantReason(t, err, api.OperatorRequired)
 		})
 	}
+}
+
+// TestOperatorsOfTwoClusters: the same ServiceAccount and the same jti of another cluster are somebody else, on record too.
+// Where a CA has several clusters, whose people operate it has to be said.
+func TestOperatorsOfTwoClusters(t *testing.T) {
+	const elsewhere = "https://elsewhere.test"
+	other, err := attestortest.NewIssuer(attestortest.Config{Issuer: elsewhere})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := attestor.StaticKeys(other.JWKS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config ca.Config
+	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
+		b, err := attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: map[string]attestor.Keys{elsewhere: keys}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Operators.Attestor = eitherPerson{cfg.Operators.Attestor, b}
+		cfg.KeySets = map[string]ca.KeySets{catest.IssuerName: cfg.KeySets[catest.IssuerName], elsewhere: cfg.KeySets[catest.IssuerName]}
+		cfg.Operators.Issuers = []string{catest.IssuerName, elsewhere}
+		config = *cfg
+	}})
+	jti := attestortest.Claim("jti", "0b8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11")
+	token, err := other.Token(attestortest.NewPod(operatorsNS, "", "viewer", ""), api.AdminAudience(s.TD), 10*time.Minute, attestortest.Unbound, jti)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := operatorsConn(t, s, nil)
+	for _, token := range []string{token, s.Person(operatorsNS, "viewer", 10*time.Minute, jti)} {
+		if _, err := statusBy(t, conn, bearerOf(token)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Stop()
+	var clusters []string
+	for _, r := range ledgerOf(t, s) {
+		if r.Kind == audit.KindOperator && strings.HasSuffix(r.Caller, " iss:"+r.Cluster) {
+			clusters = append(clusters, r.Cluster)
+		}
+	}
+	if want := []string{elsewhere, catest.IssuerName}; !cmp.Equal(clusters, want) {
+		t.Errorf("on record are operators of %q, want %q", clusters, want)
+	}
+	config.Operators.Issuers = nil
+	_, err = ca.New(config)
+	wantReason(t, err, api.ConfigInvalid)
+}
+
+// eitherPerson believes what one of two believes.
+type eitherPerson struct{ a, b ca.PersonAttestor }
+
+// AttestPerson implements ca.PersonAttestor.
+func (x eitherPerson) AttestPerson(ctx context.Context, e attestor.Evidence, audience string, now time.Time) (attestor.Claims, error) {
+	if c, err := x.a.AttestPerson(ctx, e, audience, now); api.ReasonOf(err) != api.IssuerUnknown {
+		return c, err
+	}
+	return x.b.AttestPerson(ctx, e, audience, now)
 }
 
 // TestOperatorsTLS: the operators' port shows this replica's own identity, and gives out no session tickets.

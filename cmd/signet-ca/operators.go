@@ -25,7 +25,8 @@ type operatorsConfig struct {
 	Listen string `yaml:"listen"`
 	// The namespace of the ServiceAccounts viewer, operator and emergency, which has no pods. Default: signet-operators.
 	Namespace string `yaml:"namespace"`
-	// Whose tokens operate this CA. Default: those of all issuers.
+	// Whose tokens operate this CA: whoever may make a namespace in such a cluster can give himself every role here. Required
+	// where there are several issuers. Default: those of the one issuer.
 	Issuers []string `yaml:"issuers"`
 	// Break-glass certificates that are let in, each as `signet break-glass create` prints it: its DER in base64. Default: none.
 	BreakGlass []string `yaml:"breakGlass"`
@@ -47,6 +48,9 @@ func (c *config) checkOperators(bad func(string, ...any)) {
 	}
 	if o.Namespace != "" && o.Namespace == c.Agents.Namespace {
 		bad("operators.namespace is that of the agents: it has to be one without pods")
+	}
+	if o.Listen != "" && len(o.Issuers) == 0 && len(c.Issuers) > 1 {
+		bad("operators.issuers is required where there are %d issuers: whoever may make a namespace in one that it names can give himself every role here", len(c.Issuers))
 	}
 	for i, name := range o.Issuers {
 		if !slices.ContainsFunc(c.Issuers, func(is issuerConfig) bool { return is.Issuer == name }) {

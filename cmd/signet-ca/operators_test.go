@@ -21,21 +21,29 @@ func TestOperatorsConfig(t *testing.T) {
 		name string
 		o    operatorsConfig
 		says string // empty: good
+		more string // another issuer; empty: none
 	}{
-		{"nobody", operatorsConfig{}, ""},
-		{"all", operatorsConfig{Listen: "127.0.0.1:8444", Namespace: "people", Issuers: []string{"https://a"}, BreakGlass: []string{glass}}, ""},
-		{"no port", operatorsConfig{BreakGlass: []string{glass}}, "operators.listen is not set"},
-		{"bad port", operatorsConfig{Listen: "8444"}, "is not host:port"},
-		{"bad namespace", operatorsConfig{Listen: ":8444", Namespace: "No"}, "is not the name of a namespace"},
-		{"the agents' namespace", operatorsConfig{Listen: ":8444", Namespace: "signet-system"}, "without pods"},
-		{"unknown issuer", operatorsConfig{Listen: ":8444", Issuers: []string{"https://b"}}, "issuers[0]"},
-		{"no base64", operatorsConfig{Listen: ":8444", BreakGlass: []string{"-----BEGIN"}}, "not base64"},
-		{"no certificate", operatorsConfig{Listen: ":8444", BreakGlass: []string{"AAAA"}}, "not a certificate"},
-		{"twice", operatorsConfig{Listen: ":8444", BreakGlass: []string{glass, glass}}, "there already"},
-		{"another trust domain's", operatorsConfig{Listen: ":8444", BreakGlass: []string{other}}, "/signet/admin/NAME"},
+		{"nobody", operatorsConfig{}, "", ""},
+		{"all", operatorsConfig{Listen: "127.0.0.1:8444", Namespace: "people", Issuers: []string{"https://a"}, BreakGlass: []string{glass}}, "", ""},
+		{"no port", operatorsConfig{BreakGlass: []string{glass}}, "operators.listen is not set", ""},
+		{"bad port", operatorsConfig{Listen: "8444"}, "is not host:port", ""},
+		{"bad namespace", operatorsConfig{Listen: ":8444", Namespace: "No"}, "is not the name of a namespace", ""},
+		{"the agents' namespace", operatorsConfig{Listen: ":8444", Namespace: "signet-system"}, "without pods", ""},
+		{"unknown issuer", operatorsConfig{Listen: ":8444", Issuers: []string{"https://b"}}, "issuers[0]", ""},
+		{"no base64", operatorsConfig{Listen: ":8444", BreakGlass: []string{"-----BEGIN"}}, "not base64", ""},
+		{"no certificate", operatorsConfig{Listen: ":8444", BreakGlass: []string{"AAAA"}}, "not a certificate", ""},
+		{"twice", operatorsConfig{Listen: ":8444", BreakGlass: []string{glass, glass}}, "there already", ""},
+		{"several clusters, and not said whose", operatorsConfig{Listen: ":8444"}, "operators.issuers is required", "https://b"},
+		{"several clusters, and none", operatorsConfig{Listen: ":8444", Issuers: []string{}, BreakGlass: []string{glass}}, "operators.issuers is required", "https://b"},
+		{"several clusters, and one of them", operatorsConfig{Listen: ":8444", Issuers: []string{"https://b"}}, "", "https://b"},
+		{"several clusters, and no port", operatorsConfig{}, "", "https://b"},
+		{"another trust domain's", operatorsConfig{Listen: ":8444", BreakGlass: []string{other}}, "/signet/admin/NAME", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := config{TrustDomain: "example.org", Operators: row.o, Issuers: []issuerConfig{{Issuer: "https://a"}}, Agents: agentsConfig{Namespace: "signet-system"}}
+			if row.more != "" {
+				c.Issuers = append(c.Issuers, issuerConfig{Issuer: row.more})
+			}
 			var wrong []string
 			c.checkOperators(func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) })
 			got := strings.Join(wrong, "; ")
