@@ -24,6 +24,10 @@ const (
 	// a new grace nor has kubelets had the time to bring fresh tokens.
 	settled = 5 * time.Minute
 
+	// freshMemory is how much older than its own record of what was seen the directory's memory may be, before the grace
+	// counts from the memory: deletions in between are not in it.
+	freshMemory = 10 * time.Minute
+
 	lookEvery = 5 * time.Second
 	// A heartbeat is written this often: by a replica that is alone, and among others.
 	beatAlone = time.Minute
@@ -96,6 +100,10 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		of.again = time.Time{}
 		if of.Since.IsZero() {
 			of.Since = of.Seen
+		}
+		// What a process that has not seen the cluster itself says of pods is from the directory's memory.
+		if restored := !upTo.IsZero() && upTo.Before(s.started); restored && upTo.Before(of.Since.Add(-freshMemory)) {
+			of.Since = upTo
 		}
 		unseen := elapsed(now, s.started)
 		if !upTo.IsZero() {

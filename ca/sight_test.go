@@ -100,6 +100,41 @@ func TestAbsence(t *testing.T) {
 	}
 }
 
+// The grace counts from what is older: the replica's record, or the memory that answers for the cluster. A memory that is a
+// little older than the record is as good.
+//
+// threat: G04
+func TestAbsenceMemory(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		file time.Duration // up to when the memory was complete, after the start
+		was  Sight
+		want time.Duration
+	}{
+		{"as old", -time.Minute, Sight{Seen: at(-time.Minute)}, -time.Minute},
+		{"a little older", -9 * time.Minute, Sight{Seen: at(-time.Minute)}, -time.Minute},
+		{"much older", -50 * time.Minute, Sight{Seen: at(-30 * time.Second)}, -50 * time.Minute},
+		{"much older, of an absence", -3 * time.Hour, Sight{Seen: at(-time.Hour), Since: at(-2 * time.Hour)}, -3 * time.Hour},
+		{"newer than an absence", -time.Minute, Sight{Seen: at(-time.Minute), Since: at(-2 * time.Hour)}, -2 * time.Hour},
+		{"without a record", -time.Hour, Sight{}, -time.Hour},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSeen(&seer{upTo: at(tt.file)}, began)
+			s.restore(Replica{Clusters: map[string]Sight{"a": tt.was}})
+			var since time.Time
+			for after := time.Duration(0); after <= 2*time.Minute; after += lookEvery {
+				var err error
+				if since, err = s.absence("a", at(after)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !since.Equal(at(tt.want)) {
+				t.Errorf("away since %s, want %s", since.Sub(began), tt.want)
+			}
+		})
+	}
+}
+
 // Another replica's fresh heartbeat sends agents there; an old one, and one of another cluster, does not.
 func TestAbsenceElsewhere(t *testing.T) {
 	d := &seer{}
