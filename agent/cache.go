@@ -345,7 +345,9 @@ func (a *Agent) restoreSelf(data []byte, now time.Time) error {
 	if !ok {
 		return errors.New("it is not an agent's identity")
 	}
-	a.self.Set(&credential{svid: s, nodeUID: uid, renewAt: c.RenewAt, ticket: c.Ticket})
+	// It may be that of the pod before this one, and by its ticket only that could renew it while the API server is away: so it
+	// is due at once, and kept as long as there is no other.
+	a.self.Set(&credential{svid: s, nodeUID: uid, renewAt: now, ticket: c.Ticket})
 	a.metrics.selfEnd.Set(float64(s.Certificates[0].NotAfter.Unix()))
 	return nil
 }
