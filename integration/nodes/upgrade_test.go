@@ -155,6 +155,16 @@ func (s *suite) upgradeBy(t *testing.T, u *upgrader, previous, this build) {
 		return err
 	})
 	stop := s.load(t, "mesh", "checkout", payments)
+	long := os.Getenv(longVariable) != ""
+	snapshot := ""
+	if long && len(s.Nodes) > 0 {
+		snapshot = filepath.Join(t.TempDir(), "snapshot")
+		state := u.state(t)
+		u.Must(t, "scale", "-n", signetNamespace, "statefulset/signet-ca", "--replicas=0")
+		u.Must(t, "wait", "-n", signetNamespace, "pod/signet-ca-0", "--for=delete", "--timeout=2m")
+		copyFolder(t, state, snapshot)
+		u.Must(t, "scale", "-n", signetNamespace, "statefulset/signet-ca", "--replicas=1")
+	}
 
 	// The agents stay behind, and are started anew: they attest themselves to the new CA, and bring pods what it issues.
 	u.must(t, this, previous.tag)
@@ -180,9 +190,59 @@ func (s *suite) upgradeBy(t *testing.T, u *upgrader, previous, this build) {
 		figure(t, "upgraded and back in vain: %d connections meanwhile, none failed", a.Sent)
 	}
 	u.forced(t, previous, this)
-	if os.Getenv(longVariable) != "" {
+	if snapshot != "" {
+		u.restored(t, previous, this, snapshot)
+	}
+	if long {
 		u.skewed(t, this)
 	}
+}
+
+// state is the folder that is the volume of the CA's state.
+func (u *upgrader) state(t *testing.T) string {
+	t.Helper()
+	volume := u.Must(t, "get", "persistentvolumeclaim", "-n", signetNamespace, "state-signet-ca-0", "-o", "jsonpath={.spec.volumeName}")
+	return u.Must(t, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.local.path}")
+}
+
+func copyFolder(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// restored goes back across the schema of the record as docs/upgrades.md says, by a snapshot, and to this version again.
+func (u *upgrader) restored(t *testing.T, previous, this build, snapshot string) {
+	t.Helper()
+	u.Must(t, "delete", "validatingadmissionpolicybinding", "signet-downgrade")
+	state := u.state(t)
+	u.Must(t, "delete", "statefulset", "-n", signetNamespace, "signet-ca", "--cascade=foreground", "--timeout=2m")
+	entries, err := os.ReadDir(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(state, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyFolder(t, snapshot+"/.", state)
+	nodes.Eventually(t, "the older version", func(context.Context) error { // the guard acts for a moment longer
+		out, err := u.put(t, previous, "", false)
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
+	u.rolledOut(t)
+	u.newPods(t, "restored")
+	if image, _ := u.image(t); !strings.HasSuffix(image, ":"+previous.tag) {
+		t.Errorf("the CA is %s", image)
+	}
+	u.must(t, this, "")
+	u.connected(t, this.tag)
+	u.newPods(t, "forward")
 }
 
 // begin makes a place where nothing of Signet was before.
