@@ -20,7 +20,7 @@ const (
 	// awayAfter is how long a cluster must not have been seen by this process, so that neither a start nor a hiccup of a
 	// watch counts: what is held lasts longer.
 	awayAfter = 15 * time.Second
-	// settled is how long a cluster must have been seen again for its absence to be over. A shorter return neither begins
+	// settled is how long a cluster must have been seen again, but for hiccups, for its absence to be over. A shorter return neither begins
 	// a new grace nor has kubelets had the time to bring fresh tokens.
 	settled = 5 * time.Minute
 
@@ -97,6 +97,13 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		of.Seen = upTo
 	}
 	if !current {
+		unseen := elapsed(now, s.started)
+		if !upTo.IsZero() {
+			unseen = min(unseen, elapsed(now, upTo))
+		}
+		if unseen < awayAfter {
+			return of.Sight, false // no absence, nor the end of a return
+		}
 		of.again = time.Time{}
 		if of.Since.IsZero() {
 			of.Since = of.Seen
@@ -105,11 +112,7 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		if restored := !upTo.IsZero() && upTo.Before(s.started); restored && upTo.Before(of.Since.Add(-freshMemory)) {
 			of.Since = upTo
 		}
-		unseen := elapsed(now, s.started)
-		if !upTo.IsZero() {
-			unseen = min(unseen, elapsed(now, upTo))
-		}
-		return of.Sight, unseen >= awayAfter
+		return of.Sight, true
 	}
 	if of.Since.IsZero() {
 		return of.Sight, false

@@ -100,6 +100,40 @@ func TestAbsence(t *testing.T) {
 	}
 }
 
+// Hiccups of a watch use up no grace, however often they come, and neither begin an absence nor prolong one.
+func TestAbsenceHiccups(t *testing.T) {
+	d := &seer{}
+	s := newSeen(d, began)
+	look := func(from, to time.Duration) (last Sight) {
+		t.Helper()
+		for after := from; after <= to; after += lookEvery {
+			if after%(4*time.Minute) < 10*time.Second { // two looks of three minutes and fifty seconds find nothing
+				d.lose()
+			} else {
+				d.see(at(after))
+			}
+			var away bool
+			if last, away = s.look("a", at(after)); away {
+				t.Fatalf("after %s it is away: %+v", after, last)
+			}
+		}
+		return last
+	}
+	if last := look(time.Minute, 5*time.Hour); !last.Since.IsZero() {
+		t.Errorf("not seen since %s, after hiccups", last.Since.Sub(began))
+	}
+	d.lose()
+	for after := 5 * time.Hour; after <= 6*time.Hour; after += lookEvery {
+		s.look("a", at(after))
+	}
+	if since, err := s.absence("a", at(6*time.Hour)); err != nil || !since.Equal(at(5*time.Hour-lookEvery)) {
+		t.Fatalf("away since %s (%v)", since.Sub(began), err)
+	}
+	if last := look(6*time.Hour+time.Minute, 6*time.Hour+7*time.Minute); !last.Since.IsZero() {
+		t.Errorf("still away since %s, after a return with a hiccup", last.Since.Sub(began))
+	}
+}
+
 // The grace counts from what is older: the replica's record, or the memory that answers for the cluster. A memory that is a
 // little older than the record is as good.
 //
