@@ -281,15 +281,16 @@ func (ca *CA) keepKeySets(ctx context.Context) error {
 		}})
 	}
 	tasks = append(tasks, run.Task{Name: "gather", Run: func(ctx context.Context) error {
+		_, awayChanged := ca.awaySince()
 		for {
-			away, awayChanged := ca.awaySince()
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-changed:
 			case <-awayChanged:
-				away, _ = ca.awaySince()
 			}
+			var away map[string]time.Time
+			away, awayChanged = ca.awaySince() // together, so that what is told is as new as what is awaited
 			sets := &apiv1.KeySets{}
 			for _, issuer := range slices.Sorted(maps.Keys(ca.cfg.KeySets)) {
 				if jwks, _ := ca.cfg.KeySets[issuer].Snapshot(); jwks != nil {
