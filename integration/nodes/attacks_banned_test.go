@@ -70,15 +70,22 @@ func (s *suite) banned(t *testing.T) {
 	t.Cleanup(func() {
 		s.decideAfterwards(t, "allow", s.node(1), "--yes")
 	})
+	ended := make(chan error, 1)
+	var end time.Time
+	go func() { // ends with the session, which the test's end ends
+		err := f.ended()
+		end = time.Now()
+		ended <- err
+	}()
+	asked := time.Now()
 	d := s.decide(t, "ban", s.node(1), "--reason=stolen", "--yes")
-	answered := time.Now()
 	if d.SessionsEnded < 2 || d.Node.Ban == nil || d.Node.Ban.Reason != "stolen" || d.Node.ValidUntil.IsZero() || d.Node.Ban.ValidUntil.Before(d.Node.ValidUntil) {
 		t.Errorf("the ban: %+v", d)
 	}
-	if err := f.ended(); refused(err) != api.NodeBanned {
+	if err := <-ended; refused(err) != api.NodeBanned {
 		t.Errorf("the session ended with %v", err)
 	}
-	cutOff(t, "the session of a banned node's agent", answered, time.Now())
+	cutOff(t, "the session of a banned node's agent, from the command's start", asked, end)
 	out := func(when string) {
 		t.Helper()
 		for what, err := range map[string]error{
@@ -93,7 +100,7 @@ func (s *suite) banned(t *testing.T) {
 		}
 	}
 	out("at once")
-	s.Apply(t, pod{namespace: "banned", name: "late", app: "late", node: s.node(1), args: `["svid"]`}.json(s))
+	s.Apply(t, pod{namespace: "banned", name: "late", node: s.node(1), args: `["watch"]`}.json(s))
 
 	s.Must(t, "delete", "pod", "-n", signetNamespace, "signet-ca-0", "--timeout=2m")
 	s.Wait(t, "pod", "-n", signetNamespace, "signet-ca-0", "--for=condition=Ready")
@@ -113,8 +120,15 @@ func (s *suite) banned(t *testing.T) {
 			t.Error("the socket of a pod that held its SVID did not answer")
 		}
 	}
-	if phase := s.Must(t, "get", "pod", "-n", "banned", "late", "-o", "jsonpath={.status.phase}"); phase == "Succeeded" {
-		t.Error("a pod has its first SVID on a banned node")
+	s.Wait(t, "pod", "-n", "banned", "late", "--for=condition=Ready")
+	words, err := s.transitions(t.Context(), "banned", "late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tr := range words {
+		if tr.OK {
+			t.Error("a pod has its first SVID on a banned node")
+		}
 	}
 	s.onRecord(t, api.NodeBanned)
 
@@ -122,7 +136,7 @@ func (s *suite) banned(t *testing.T) {
 		t.Errorf("not allowed: %+v", d)
 	}
 	s.Must(t, "delete", "pod", "-n", signetNamespace, s.agentPod(t, s.node(1)), "--wait=false") // or it would come back within two minutes
-	s.reports(t, "banned", "late", 1)
+	s.served(t, "banned", "late")
 	if err := (&thief{s: s, pid: f.pid, ca: f.ca, certificate: f.certificate}).open(t, s.agentToken(t, s.node(1))); err != nil {
 		t.Errorf("what it held counts again: %v", err)
 	}
