@@ -1,6 +1,7 @@
 package ca_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	pb "google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -106,6 +108,9 @@ func TestBanNode(t *testing.T) {
 		time.Sleep(time.Minute)
 
 		began := time.Now()
+		if ids := banNode(t, s.CA(), &apiv1.BanNodeRequest{Node: "node-1", DryRun: true}).GetNode().GetSpiffeIds(); !slices.Equal(ids, []string{id}) {
+			t.Errorf("it holds %v", ids)
+		}
 		resp := banNode(t, s.CA(), &apiv1.BanNodeRequest{Node: "node-1", Reason: "stolen from rack 7"})
 		for _, n := range listNodes(t, s.CA()) { // whether or not its stream has ended by now
 			if n.GetConnected() != (n.GetNode() == "node-2") {
@@ -120,7 +125,7 @@ func TestBanNode(t *testing.T) {
 		}
 		got := resp.GetNode()
 		if !resp.GetChanged() || resp.GetSessionsEnded() != 1 || got.GetConnected() || got.GetNodeUid() != bad.pod.NodeUID || got.GetCluster() != catest.IssuerName ||
-			!slices.Equal(got.GetSpiffeIds(), []string{id}) || !got.GetValidUntil().AsTime().Equal(end) {
+			len(got.GetSpiffeIds()) > 0 || !got.GetValidUntil().AsTime().Equal(end) {
 			t.Errorf("the answer: %v", resp)
 		}
 		ban := got.GetBan()
@@ -251,6 +256,9 @@ func TestListNodes(t *testing.T) {
 				{Key: "c", SpiffeId: "spiffe://example.org/a", NotAfter: timestamppb.New(told)},
 				{Key: "expired", SpiffeId: "spiffe://example.org/old", NotAfter: timestamppb.New(time.Now())},
 				{Key: "refused", LastError: "POD_DELETED"},
+				{Key: "none", SpiffeId: "what it likes", NotAfter: timestamppb.New(told)},
+				{Key: "foreign", SpiffeId: "spiffe://example.com/a", NotAfter: timestamppb.New(told)},
+				{Key: "domain", SpiffeId: "spiffe://example.org", NotAfter: timestamppb.New(told)},
 				{Key: "never", SpiffeId: "spiffe://example.org/never"},
 				{Key: "long", SpiffeId: "spiffe://example.org/" + strings.Repeat("a", api.MaxIDBytes), NotAfter: timestamppb.New(told)},
 			}},
@@ -288,6 +296,56 @@ func TestListNodes(t *testing.T) {
 			if n.GetNode() == "node-1" {
 				t.Errorf("long after: %v", n)
 			}
+		}
+	})
+}
+
+// TestBanNodeThatInvents has a stolen node's agent say that it holds as much as a session may say: that holds up neither the
+// look before a ban nor the ban, and hides nothing that was issued.
+//
+// threat: B06
+func TestBanNodeThatInvents(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, catest.Options{})
+		n := newNode(t, s, "node-1")
+		l := n.session()
+		svid, err := l.issue(n.item(s.Pod("shop", "web", "zzz", "node-1"))) // the last of all by its name
+		if err != nil {
+			t.Fatal(err)
+		}
+		const each, sessions = 4000, 4
+		for i := range sessions {
+			if i > 0 {
+				l = n.session()
+			}
+			for chunk := range 8 {
+				r := &apiv1.Report{}
+				for j := range each / 8 {
+					r.Changed = append(r.Changed, &apiv1.Holding{
+						Key: fmt.Sprintf("%d-%d", chunk, j), NotAfter: timestamppb.New(time.Now().Add(time.Hour)),
+						SpiffeId: fmt.Sprintf("spiffe://example.org/%s/%d-%d-%d", strings.Repeat("a", 1900), i, chunk, j),
+					})
+				}
+				if err := l.stream.Send(report(r)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		synctest.Wait()
+		dry := banNode(t, s.CA(), &apiv1.BanNodeRequest{Node: "node-1", DryRun: true})
+		if ids := dry.GetNode().GetSpiffeIds(); len(ids) != 257 || !slices.IsSorted(ids) || !slices.Contains(ids, svid.GetSpiffeId()) || dry.GetNode().GetMoreIds() != each*sessions-256 {
+			t.Errorf("listed are %d identities, and %d more", len(ids), dry.GetNode().GetMoreIds())
+		}
+		if size := pb.Size(dry); size > 1<<20 {
+			t.Errorf("a dry run answers with %d bytes", size)
+		}
+		resp := banNode(t, s.CA(), &apiv1.BanNodeRequest{Node: n.pod.NodeUID})
+		if size := pb.Size(resp); !resp.GetChanged() || size > 4<<10 {
+			t.Errorf("changed %t; a ban answers with %d bytes", resp.GetChanged(), size)
+		}
+		allowed := allowNode(t, s.CA(), n.pod.NodeUID)
+		if size := pb.Size(allowed); !allowed.GetChanged() || size > 4<<10 {
+			t.Errorf("its end answers with %d bytes", size)
 		}
 	})
 }
