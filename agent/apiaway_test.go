@@ -245,6 +245,8 @@ func marks(t *testing.T, s *catest.Server) map[audit.Kind]int {
 }
 
 // Where the rule is off, or its grace over, what is held is served until it expires, and is there again after the return.
+//
+// threat: K03
 func TestAPIServerAwayTooLong(t *testing.T) {
 	for name, grace := range map[string]time.Duration{"off": 0, "over": time.Hour} {
 		t.Run(name, func(t *testing.T) {
