@@ -17,8 +17,9 @@ const (
 	DefaultGrace = 4 * time.Hour
 	MaxGrace     = 24 * time.Hour
 
-	// awayAfter is how long a cluster must not have been seen by this process, so that neither a start nor a hiccup of a
-	// watch counts: what is held lasts longer.
+	// awayAfter is how long a cluster must not have been seen by this process, counted from when that was found out, so that a
+	// hiccup of a watch does not count, nor a clock that was set or a machine that slept: then all is old, and not asked for
+	// again yet. What is held lasts longer.
 	awayAfter = 15 * time.Second
 	// settled is how long a cluster must have been seen again, but for hiccups, for its absence to be over. A shorter return neither begins
 	// a new grace nor has kubelets had the time to bring fresh tokens.
@@ -58,6 +59,7 @@ type sights struct {
 type sight struct {
 	Sight
 	again time.Time // since when it is seen without a gap, while Since is set; zero while it is not
+	lost  time.Time // since when it is known that it is not seen; zero while it is
 }
 
 // newSights returns nil where the rule is off: without a grace, without a directory that remembers, or without tickets.
@@ -97,11 +99,10 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		of.Seen = upTo
 	}
 	if !current {
-		unseen := elapsed(now, s.started)
-		if !upTo.IsZero() {
-			unseen = min(unseen, elapsed(now, upTo))
+		if of.lost.IsZero() {
+			of.lost = now
 		}
-		if unseen < awayAfter {
+		if now.Sub(of.lost) < awayAfter {
 			return of.Sight, false // no absence, nor the end of a return
 		}
 		of.again = time.Time{}
@@ -114,6 +115,7 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		}
 		return of.Sight, true
 	}
+	of.lost = time.Time{}
 	if of.Since.IsZero() {
 		return of.Sight, false
 	}

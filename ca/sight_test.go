@@ -30,7 +30,8 @@ var began = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func at(d time.Duration) time.Time { return began.Add(d) }
 
-// What an absence is, moment by moment: the first whole minute of each story is seen.
+// What an absence is, moment by moment: between two steps the cluster is looked at as often as it is, and seen where it is seen
+// in both.
 func TestAbsence(t *testing.T) {
 	type step struct {
 		after time.Duration // the start
@@ -47,7 +48,7 @@ func TestAbsence(t *testing.T) {
 		{"seen", Sight{}, []step{{0, true, none, ""}, {time.Hour, true, none, ""}}},
 		{"a hiccup", Sight{}, []step{{time.Minute, true, none, ""}, {time.Minute + 14*time.Second, false, none, ""}, {time.Minute + 20*time.Second, true, none, ""}}},
 		{"away", Sight{}, []step{
-			{time.Minute, true, none, ""}, {time.Minute + 15*time.Second, false, time.Minute, ""},
+			{time.Minute, true, none, ""}, {time.Minute + 19*time.Second, false, none, ""}, {time.Minute + 20*time.Second, false, time.Minute, ""},
 			{4*time.Hour + time.Minute - time.Second, false, time.Minute, ""},
 			{4*time.Hour + time.Minute, false, none, api.GraceOver}, {100 * time.Hour, false, none, api.GraceOver},
 		}},
@@ -79,8 +80,16 @@ func TestAbsence(t *testing.T) {
 			d := &seer{}
 			s := newSeen(d, began)
 			s.restore(Replica{Clusters: map[string]Sight{"a": tt.was, "of nobody": {Seen: began}}})
+			last, sees := time.Duration(0), false
 			for _, st := range tt.steps {
+				for ; last < st.after; last += lookEvery {
+					if d.lose(); sees && st.sees {
+						d.see(at(last))
+					}
+					s.look("a", at(last))
+				}
 				now := at(st.after)
+				last, sees = st.after+lookEvery, st.sees
 				if d.lose(); st.sees {
 					d.see(now)
 				}
@@ -97,6 +106,33 @@ func TestAbsence(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A clock that is set and a machine that slept make what was seen old at once. That is no absence before there was the time to
+// see it again.
+func TestAbsenceJump(t *testing.T) {
+	for _, jump := range []time.Duration{time.Hour, 30 * 24 * time.Hour} {
+		d := &seer{}
+		s := newSeen(d, began)
+		d.see(at(time.Minute))
+		s.look("a", at(time.Minute))
+		d.lose() // all is older than what may be
+		after := time.Minute + jump
+		for ; after < time.Minute+jump+awayAfter; after += time.Second {
+			if since, err := s.absence("a", at(after)); err != nil || !since.IsZero() {
+				t.Fatalf("away since %s (%v), at %s", since, err, after)
+			}
+		}
+		d.see(at(after))
+		if seen, away := s.look("a", at(after)); away || !seen.Since.IsZero() {
+			t.Errorf("seen again: %+v, away %t", seen, away)
+		}
+		d.lose()
+		s.look("a", at(after))
+		if seen, away := s.look("a", at(after+awayAfter)); !away || !seen.Since.Equal(at(after)) {
+			t.Errorf("not seen any more: %+v, away %t", seen, away)
+		}
 	}
 }
 
@@ -177,6 +213,7 @@ func TestAbsenceElsewhere(t *testing.T) {
 	s.look("a", began)
 	d.lose()
 	now := at(time.Hour)
+	s.look("a", now.Add(-awayAfter))
 	for _, tt := range []struct {
 		name string
 		seen map[string]time.Time
