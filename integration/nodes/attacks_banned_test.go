@@ -33,7 +33,7 @@ type decided struct {
 
 func (s *suite) decide(t *testing.T, args ...string) decided {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), s.signet, append([]string{"--as-role=emergency", "--kubeconfig=" + s.Kubeconfig, "node", "-o", "json"}, args...)...).Output()
+	out, err := exec.CommandContext(t.Context(), s.signet, append([]string{"--timeout=1m", "--as-role=emergency", "--kubeconfig=" + s.Kubeconfig, "node", "-o", "json"}, args...)...).Output()
 	if err != nil {
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			t.Fatalf("%v: %s", err, exit.Stderr)
@@ -104,7 +104,7 @@ func (s *suite) banned(t *testing.T) {
 
 	s.Must(t, "delete", "pod", "-n", signetNamespace, "signet-ca-0", "--timeout=2m")
 	s.Wait(t, "pod", "-n", signetNamespace, "signet-ca-0", "--for=condition=Ready")
-	if list, code := s.tool(t, "node", "list", "--banned", "--no-headers"); code != 0 || !strings.HasPrefix(list, s.node(1)+" ") {
+	if list, code := s.tool(t, "--timeout=1m", "node", "list", "--banned", "--no-headers"); code != 0 || !strings.HasPrefix(list, s.node(1)+" ") {
 		t.Errorf("after a restart: exit code %d: %s", code, list)
 	}
 	nodes.Eventually(t, "the other node's agent has a session", func(context.Context) error {
@@ -148,7 +148,7 @@ func (s *suite) decideAfterwards(t *testing.T, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, s.signet, append([]string{"--as-role=emergency", "--kubeconfig=" + s.Kubeconfig, "node"}, args...)...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, s.signet, append([]string{"--timeout=1m", "--as-role=emergency", "--kubeconfig=" + s.Kubeconfig, "node"}, args...)...).CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 }

@@ -89,7 +89,7 @@ func (s *suite) attacks(t *testing.T) {
 func (s *suite) onRecord(t *testing.T, reasons ...api.Reason) {
 	t.Helper()
 	for _, reason := range reasons {
-		out, code := s.tool(t, "audit", "--since=1h", "--reason="+string(reason), "--no-headers")
+		out, code := s.tool(t, "--timeout=1m", "audit", "--since=1h", "--reason="+string(reason), "--no-headers")
 		if code != 0 || !strings.Contains(out, string(reason)) {
 			t.Errorf("%s is not on record: exit code %d: %s", reason, code, out)
 		}
