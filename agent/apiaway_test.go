@@ -149,7 +149,7 @@ func TestAPIServerAway(t *testing.T) {
 				s.Stop()
 				s.Start()
 				s.WaitReady()
-				time.Sleep(time.Minute)
+				time.Sleep(2 * time.Minute) // it has not seen the cluster since it was started
 			}
 			shared = admit()
 			for _, id := range []*agent.Identity{v.id, shared} {

@@ -321,7 +321,7 @@ func TestTicketKeyAdded(t *testing.T) {
 		}
 		s.Start()
 		s.WaitReady()
-		time.Sleep(20 * time.Second)
+		time.Sleep(70 * time.Second)
 		if _, err := n.connect(n.helloWithTicket()); api.ReasonOf(err) != api.TicketInvalid || err == nil {
 			t.Errorf("a ticket under a key that is lost: %v", err)
 		}

@@ -412,7 +412,7 @@ func (n *node) helloWithTicket() *apiv1.SessionRequest {
 // resume opens a session by the agent's ticket, once the CA has found out that the cluster is away.
 func (n *node) resume() *link {
 	n.t.Helper()
-	time.Sleep(20 * time.Second)
+	time.Sleep(70 * time.Second)
 	l, err := n.connect(n.helloWithTicket())
 	if err != nil {
 		n.t.Fatalf("no session: %v", err)

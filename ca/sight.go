@@ -21,6 +21,9 @@ const (
 	// hiccup of a watch does not count, nor a clock that was set or a machine that slept: then all is old, and not asked for
 	// again yet. What is held lasts longer.
 	awayAfter = 15 * time.Second
+	// awayAtStart is how long it must not have been seen by a process that has never seen it: the first lists of a large
+	// cluster take their time.
+	awayAtStart = time.Minute
 	// settled is how long a cluster must have been seen again, but for hiccups, for its absence to be over. A shorter return neither begins
 	// a new grace nor has kubelets had the time to bring fresh tokens.
 	settled = 5 * time.Minute
@@ -102,15 +105,19 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		if of.lost.IsZero() {
 			of.lost = now
 		}
-		if now.Sub(of.lost) < awayAfter {
+		wait, never := awayAfter, !upTo.After(s.started)
+		if never {
+			wait = awayAtStart
+		}
+		if now.Sub(of.lost) < wait {
 			return of.Sight, false // no absence, nor the end of a return
 		}
 		of.again = time.Time{}
 		if of.Since.IsZero() {
 			of.Since = of.Seen
 		}
-		// What a process that has not seen the cluster itself says of pods is from the directory's memory.
-		if restored := !upTo.IsZero() && upTo.Before(s.started); restored && upTo.Before(of.Since.Add(-freshMemory)) {
+		// What a process that has never seen the cluster says of pods is from the directory's memory.
+		if never && !upTo.IsZero() && upTo.Before(of.Since.Add(-freshMemory)) {
 			of.Since = upTo
 		}
 		return of.Sight, true

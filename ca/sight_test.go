@@ -65,9 +65,10 @@ func TestAbsence(t *testing.T) {
 			{time.Minute, true, none, ""}, {time.Hour, false, time.Minute, ""}, {3 * time.Hour, true, none, ""}, {3*time.Hour + 5*time.Minute, true, none, ""},
 			{4 * time.Hour, false, 3*time.Hour + 5*time.Minute, ""}, {7 * time.Hour, false, 3*time.Hour + 5*time.Minute, ""},
 		}},
-		{"never seen", Sight{}, []step{{14 * time.Second, false, none, ""}, {15 * time.Second, false, none, api.DirectoryUnavailable}, {time.Hour, false, none, api.DirectoryUnavailable}}},
+		{"a slow start", Sight{Seen: at(-time.Minute)}, []step{{59 * time.Second, false, none, ""}, {time.Minute, true, none, ""}, {2 * time.Minute, false, time.Minute, ""}}},
+		{"never seen", Sight{}, []step{{59 * time.Second, false, none, ""}, {time.Minute, false, none, api.DirectoryUnavailable}, {time.Hour, false, none, api.DirectoryUnavailable}}},
 		{"restarted while it is away", Sight{Seen: at(-time.Hour), Since: at(-time.Hour)}, []step{
-			{0, false, none, ""}, {15 * time.Second, false, -time.Hour, ""}, {3*time.Hour - time.Second, false, -time.Hour, ""}, {3 * time.Hour, false, none, api.GraceOver},
+			{0, false, none, ""}, {59 * time.Second, false, none, ""}, {time.Minute, false, -time.Hour, ""}, {3*time.Hour - time.Second, false, -time.Hour, ""}, {3 * time.Hour, false, none, api.GraceOver},
 		}},
 		{"restarted, and away since", Sight{Seen: at(-time.Minute)}, []step{{time.Second, false, none, ""}, {time.Minute, false, -time.Minute, ""}, {4 * time.Hour, false, none, api.GraceOver}}},
 		{"restarted after a day", Sight{Seen: at(-24 * time.Hour)}, []step{{time.Second, false, none, ""}, {time.Minute, false, none, api.GraceOver}, {2 * time.Minute, true, none, ""}}},
@@ -209,8 +210,8 @@ func TestAbsenceMemory(t *testing.T) {
 func TestAbsenceElsewhere(t *testing.T) {
 	d := &seer{}
 	s := newSeen(d, began)
-	d.see(began)
-	s.look("a", began)
+	d.see(at(time.Second))
+	s.look("a", at(time.Second))
 	d.lose()
 	now := at(time.Hour)
 	s.look("a", now.Add(-awayAfter))
