@@ -94,6 +94,7 @@ type CA struct {
 	askWork  *gate // who has left work for as long as he waits for an API server
 	askDoor  *gate // who has left door
 	people   *operators
+	lookers  *lookers
 	tickets  atomic.Pointer[ticketKeys] // nil where there are none
 	sights   *sights                    // nil while nothing is renewed while an API server is away
 	replica  sync.Mutex                 // held while this replica's own record is changed
@@ -156,6 +157,7 @@ func New(cfg Config) (*CA, error) {
 		askWork:  newGate(cfg.Asking, cfg.Queue),
 		askDoor:  newGate(cfg.Asking, doorQueue),
 		people:   newOperators(),
+		lookers:  newLookers(),
 		broken:   make(chan error, 1),
 		sights:   newSights(cfg, time.Now()),
 		stopping: make(chan struct{}),

@@ -35,12 +35,14 @@ const changeTime = 30 * time.Second
 const maxSaidIDs = 256
 
 // ListNodes implements the call of that name.
-func (a *admin) ListNodes(context.Context, *apiv1.ListNodesRequest) (*apiv1.ListNodesResponse, error) {
+func (a *admin) ListNodes(ctx context.Context, _ *apiv1.ListNodesRequest) (*apiv1.ListNodesResponse, error) {
 	if _, err := a.bundle(); err != nil {
 		return nil, err
 	}
-	all := a.ca.listNodes(time.Now())
-	return &apiv1.ListNodesResponse{Nodes: slices.SortedFunc(maps.Values(all), compareNodes)}, nil
+	return looked(ctx, a.ca, func() *apiv1.ListNodesResponse {
+		all := a.ca.listNodes(time.Now())
+		return &apiv1.ListNodesResponse{Nodes: slices.SortedFunc(maps.Values(all), compareNodes)}
+	})
 }
 
 // BanNode implements the call of that name.

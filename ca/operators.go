@@ -123,7 +123,8 @@ func (ca *CA) NewOperatorsServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.Creds(operatorsTransport{credentials.NewTLS(ca.OperatorsTLS())}),
 		grpc.MaxRecvMsgSize(maxAdminMessage),
 		grpc.MaxHeaderListSize(maxOperatorHeader),
-	}, portOptions(), interceptors{ca, portOperators}.options(), extra)
+	}, portOptions(), interceptors{ca, portOperators}.options(),
+		[]grpc.ServerOption{grpc.ForceServerCodecV2(newLookCodec(ca.lookers))}, extra)
 	s := grpc.NewServer(opts...)
 	apiv1.RegisterAdminServer(guarded{s, ca, portOperators}, &admin{ca: ca})
 	return s
@@ -148,6 +149,7 @@ type operatorsInfo struct {
 	credentials.CommonAuthInfo
 	presented []*x509.Certificate
 	raw       net.Conn
+	conn      *lookConn
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -155,7 +157,8 @@ func (operatorsInfo) AuthType() string { return "tls, certificates not verified"
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (t operatorsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := t.TransportCredentials.ServerHandshake(raw)
+	looked := &lookConn{Conn: raw}
+	conn, info, err := t.TransportCredentials.ServerHandshake(looked)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -164,7 +167,7 @@ func (t operatorsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials
 		conn.Close()
 		return nil, nil, fmt.Errorf("not TLS but %s", info.AuthType())
 	}
-	return conn, operatorsInfo{tlsInfo.CommonAuthInfo, tlsInfo.State.PeerCertificates, raw}, nil
+	return conn, operatorsInfo{tlsInfo.CommonAuthInfo, tlsInfo.State.PeerCertificates, raw, looked}, nil
 }
 
 // Clone implements credentials.TransportCredentials.

@@ -19,6 +19,9 @@ import (
 // auditLast is how many entries audit shows unless it is told otherwise.
 const auditLast = 100
 
+// auditMost is the most that --last may say: ca.MaxAuditLast.
+const auditMost = 100_000
+
 func (a *app) auditCommand() *cobra.Command {
 	var last int
 	var all bool
@@ -45,8 +48,8 @@ func (a *app) auditCommand() *cobra.Command {
 		switch {
 		case all && asked:
 			return usageError{errors.New("--last and --all exclude each other")}
-		case last < 1 || last > math.MaxUint32:
-			return usageError{fmt.Errorf("--last %d is not between 1 and %d", last, uint32(math.MaxUint32))}
+		case last < 1 || last > auditMost:
+			return usageError{fmt.Errorf("--last %d is not between 1 and %d; --all has no end", last, auditMost)}
 		case all:
 			last = 0
 		}
