@@ -353,6 +353,24 @@ func TestOperators(t *testing.T) {
 	})
 }
 
+// Where a container's memory ends is said to Go, so that it collects in time.
+func TestMemoryLimit(t *testing.T) {
+	forEach(t, func(t *testing.T, all []runtime.Object) {
+		containers := []corev1.Container{one[*appsv1.StatefulSet](t, all).Spec.Template.Spec.Containers[0]}
+		for _, d := range of[*appsv1.DaemonSet](all) {
+			containers = append(containers, d.Spec.Template.Spec.Containers[0])
+		}
+		for _, c := range containers {
+			said := slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+				return e.Name == "GOMEMLIMIT" && e.ValueFrom.ResourceFieldRef.Resource == "limits.memory" && e.ValueFrom.ResourceFieldRef.Divisor.IsZero()
+			})
+			if limited := !c.Resources.Limits.Memory().IsZero(); said != limited {
+				t.Errorf("container %s has a limit: %v, and says so: %v", c.Name, limited, said)
+			}
+		}
+	})
+}
+
 // configOf is the data of a ConfigMap.
 func configOf(t *testing.T, all []runtime.Object, name string) map[string]string {
 	t.Helper()
