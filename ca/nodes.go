@@ -75,6 +75,7 @@ func (a *admin) BanNode(ctx context.Context, r *apiv1.BanNodeRequest) (*apiv1.Ba
 		if _, ok := j.Banned(ban.Cluster, ban.NodeUID); ok {
 			return j, false, nil // another replica was first
 		}
+		ban.ValidUntil = ca.validUntil(node, time.Now()) // it may have waited for its turn, and for the store
 		next, err := j.WithBan(ban)
 		return next, true, err
 	})
@@ -239,10 +240,11 @@ func brief(n *apiv1.NodeInfo, dryRun bool) {
 	}
 }
 
-// validUntil is when the last SVID expires that a node can have now: this replica may not know of all, for it may have been
-// started a moment ago, or be one of several.
+// validUntil is when the last SVID expires that a node can have once a ban is in force that is put on record now, for which
+// ledger and store may take their time. This replica may not know of all SVIDs, for it may have been started a moment ago, or
+// be one of several.
 func (ca *CA) validUntil(n *apiv1.NodeInfo, now time.Time) time.Time {
-	until := now.Add(max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL))
+	until := now.Add(changeTime + max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL))
 	if known := n.GetValidUntil(); known != nil && known.AsTime().After(until) {
 		until = known.AsTime() // issued under a policy that allowed for more
 	}
