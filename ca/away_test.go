@@ -172,6 +172,28 @@ func TestHeartbeatFails(t *testing.T) {
 	})
 }
 
+// never is a Directory that has never seen its cluster, and remembers nothing.
+type never struct{ *catest.Directory }
+
+// Seen implements ca.Rememberer.
+func (never) Seen(string) (time.Time, bool) { return time.Time{}, false }
+
+// A CA that was started while the API server is away and remembers nothing issues nothing: the alert must tell of it.
+func TestAwaySinceStart(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, graced(func(c *ca.Config) { c.Directory = never{catest.NewDirectory()} }))
+		started := time.Now()
+		time.Sleep(30 * time.Second)
+		if got := counted(t, s, "signet_ca_cluster_away_seconds", catest.IssuerName); got != 0 {
+			t.Errorf("away for %v seconds half a minute after the start", got)
+		}
+		time.Sleep(10 * time.Minute)
+		if got, want := counted(t, s, "signet_ca_cluster_away_seconds", catest.IssuerName), time.Since(started).Seconds(); got < want-10 || got > want+10 {
+			t.Errorf("away for %v seconds by the metric, %v after the start", got, want)
+		}
+	})
+}
+
 type keysNone struct{}
 
 // Snapshot implements ca.KeySets.

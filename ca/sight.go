@@ -196,7 +196,7 @@ func (ca *CA) keepSight(ctx context.Context) error {
 		for _, issuer := range s.issuers {
 			seen, unseen := s.look(issuer, now)
 			all[issuer] = seen
-			ca.metrics.setAway(issuer, unseen, seen.Since, now)
+			ca.metrics.setAway(issuer, unseen, seen.Since, s.started, now)
 			since, err := s.absence(issuer, now)
 			switch {
 			case err == nil && !since.IsZero():
