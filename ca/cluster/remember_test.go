@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -27,7 +28,8 @@ var (
 // awayAPI is an API server with two pods, which can go away.
 type awayAPI struct {
 	*apiServer
-	away atomic.Bool
+	away   atomic.Bool
+	answer atomic.Int32 // while it is away; 0: that it has an error
 }
 
 const (
@@ -43,7 +45,7 @@ func newAwayAPI(t *testing.T) *awayAPI {
 		case strings.Contains(r.URL.Path, "accessreviews"):
 			return http.StatusServiceUnavailable
 		case a.away.Load():
-			return http.StatusInternalServerError
+			return cmp.Or(int(a.answer.Load()), http.StatusInternalServerError)
 		}
 		return 0
 	})
@@ -291,6 +293,29 @@ func TestMemoryDue(t *testing.T) {
 		if s.tried = (time.Time{}); !s.due(tt.is, tt.sees, tt.ended, now) {
 			t.Errorf("%s: it is not written at first", tt.name)
 		}
+	}
+}
+
+// An API server that lets the CA see nothing any more is not seen: what was known is remembered, as when it does not answer.
+func TestRememberRefused(t *testing.T) {
+	for _, code := range []int32{http.StatusUnauthorized, http.StatusForbidden} {
+		a := newAwayAPI(t)
+		a.answer.Store(code)
+		d, stop := a.follow(t, "")
+		until(t, "it is seen", func() bool { return sees(d) })
+		id := ca.PodID{Issuer: issuer, UID: a.uid(pathWeb)}
+		a.away.Store(true)
+		until(t, "it is lost", func() bool { return !sees(d) })
+		if upTo, _ := d.Seen(issuer); upTo.IsZero() {
+			t.Errorf("%d: it was never seen", code)
+		}
+		if p, err := d.Recall(id); err != nil || p.Name != "web-0" {
+			t.Errorf("%d: remembered %+v (%v)", code, p, err)
+		}
+		if _, err := d.Pod(t.Context(), id); err == nil || api.ReasonOf(err) != api.DirectoryUnavailable {
+			t.Errorf("%d: a pod that cannot be seen: %v", code, err)
+		}
+		stop()
 	}
 }
 
