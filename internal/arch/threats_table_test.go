@@ -47,7 +47,7 @@ var threatChapters = []threatChapter{
 		{"B17", "A socket that is replaced", ""},
 		{"B18", "An agent that is replaced under running pods", ""},
 		{"B19", "A pod with all the rights of its node", "Whoever owns a node is every pod on it, and nobody else (B01, A15): docs/nodes.md."},
-		{"B20", "A debug container in a pod", "It is in the pod: where it is given the pod's volume it has the pod's identity. Who may add one may edit the namespace."},
+		{"B20", "A debug container in a pod", "It is the pod, and given the pod's volume it has the pod's identity. Who may add one may edit the namespace."},
 		{"B21", "An init container that asks early", "Its pod is its own, and has its identity from the first container on."},
 		{"B22", "Another pod's socket mounted", "It takes a hostPath into kubelet's folder, which is the node (B19), and which PodSecurity's level baseline forbids."},
 		{"B23", "An agent that is traced or dumped", ""},
