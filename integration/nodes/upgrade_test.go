@@ -112,6 +112,7 @@ func (s *suite) builds(t *testing.T) (previous, this build) {
 		if part == "signet-ca" {
 			files["/usr/bin/signet"] = previous.tool
 		}
+		s.ImportArchive(t, filepath.Join(os.Getenv(nodes.ImagesVariable), part+".tar"))
 		s.Import(t, nodes.Image{Name: "localhost/" + part + ":" + previous.tag, Entrypoint: []string{"/usr/bin/" + part}, Files: files})
 	}
 	return previous, this
@@ -128,7 +129,9 @@ func (s *suite) upgrade(t *testing.T) {
 		s.upgradeBy(t, u, previous, this)
 		return
 	}
-	t.Run("Helm", func(t *testing.T) { s.upgradeBy(t, u, previous, this) })
+	if !t.Run("Helm", func(t *testing.T) { s.upgradeBy(t, u, previous, this) }) {
+		return
+	}
 	t.Run("Install", func(t *testing.T) {
 		if os.Getenv(longVariable) == "" {
 			t.Skip("`make e2e E2E_LONG=1` does the same by `signet install`")
@@ -139,7 +142,12 @@ func (s *suite) upgrade(t *testing.T) {
 
 func (s *suite) upgradeBy(t *testing.T, u *upgrader, previous, this build) {
 	u.begin(t)
-	t.Cleanup(func() { u.end(t) })
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(s.story(context.Background()))
+		}
+		u.end(t)
+	})
 	u.must(t, previous, "")
 	s.Apply(t, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mesh", "labels": {"`+testLabel+`": ""}}}`)
 	s.Apply(t, strings.ReplaceAll(meshObjects, "TRUST_DOMAIN", upgradeDomain)+"\n---\n"+
@@ -164,6 +172,10 @@ func (s *suite) upgradeBy(t *testing.T, u *upgrader, previous, this build) {
 		u.Must(t, "wait", "-n", signetNamespace, "pod/signet-ca-0", "--for=delete", "--timeout=2m")
 		copyFolder(t, state, snapshot)
 		u.Must(t, "scale", "-n", signetNamespace, "statefulset/signet-ca", "--replicas=1")
+	}
+
+	if long && u.helm != "" {
+		u.values(t, this)
 	}
 
 	// The agents stay behind, and are started anew: they attest themselves to the new CA, and bring pods what it issues.
@@ -195,6 +207,17 @@ func (s *suite) upgradeBy(t *testing.T, u *upgrader, previous, this build) {
 	}
 	if long {
 		u.skewed(t, this)
+	}
+}
+
+// values: what the manual says of the values that a release was made with. Nothing is changed.
+func (u *upgrader) values(t *testing.T, this build) {
+	t.Helper()
+	for flag, good := range map[string]bool{"--reset-then-reuse-values": true, "--reuse-values": false} {
+		out, err := u.runHelm(t, "upgrade", "signet", this.chart, "--dry-run=server", flag, "--set=image.tag="+this.tag)
+		if (err == nil) != good || good && !strings.Contains(out, "trustDomain: \""+upgradeDomain+"\"") {
+			t.Errorf("helm upgrade %s: %v: %.2000s", flag, err, out)
+		}
 	}
 }
 
@@ -263,7 +286,7 @@ func (u *upgrader) end(t *testing.T) {
 	u.afterwards(t, "delete", "namespace", "-l", testLabel, "--timeout=50s")
 	remove := exec.Command(u.signet, "uninstall", "--wait=1m", "--yes", "--kubeconfig="+u.Kubeconfig)
 	if u.helm != "" {
-		remove = exec.Command(u.helm, "uninstall", "signet", "--timeout=1m", "--namespace="+signetNamespace, "--kubeconfig="+u.Kubeconfig)
+		remove = exec.Command(u.helm, "uninstall", "signet", "--no-hooks", "--timeout=1m", "--namespace="+signetNamespace, "--kubeconfig="+u.Kubeconfig)
 		remove.Env = append(os.Environ(), "HELM_CACHE_HOME="+u.dir, "HELM_CONFIG_HOME="+u.dir, "HELM_DATA_HOME="+u.dir)
 	}
 	if out, err := remove.CombinedOutput(); err != nil {
