@@ -189,7 +189,7 @@ func (ca *CA) callerOfOperators(ctx context.Context, now time.Time) (caller, err
 	var err error
 	if len(info.presented) > 0 { // then it alone counts: an agent's SVID must open nothing, whatever comes with it
 		who = ca.callerByCertificate(info.presented, now)
-	} else if who, err = ca.callerByToken(ctx, now); err != nil {
+	} else if who, err = ca.callerByToken(ctx, info.conn, now); err != nil {
 		return caller{}, err
 	}
 	if a, ok := info.raw.(admitter); ok && len(who.roles) > 0 {
@@ -229,7 +229,7 @@ var rolesOf = map[string][]role{
 }
 
 // callerByToken knows the operators' ServiceAccounts.
-func (ca *CA) callerByToken(ctx context.Context, now time.Time) (caller, error) {
+func (ca *CA) callerByToken(ctx context.Context, conn *lookConn, now time.Time) (caller, error) {
 	token, err := bearer(ctx)
 	if err != nil {
 		return caller{}, err
@@ -237,7 +237,7 @@ func (ca *CA) callerByToken(ctx context.Context, now time.Time) (caller, error) 
 	if ca.cfg.Operators.Attestor == nil {
 		return caller{}, api.E(api.OperatorRequired, "this CA takes no tokens of operators")
 	}
-	c, err := ca.verifyToken(ctx, token, now)
+	c, err := ca.verifyToken(ctx, conn, token, now)
 	if err != nil {
 		return caller{}, err
 	}
@@ -280,7 +280,7 @@ func bearer(ctx context.Context) (string, error) {
 }
 
 // verifyToken attests a token, in turn, unless it was good a moment ago.
-func (ca *CA) verifyToken(ctx context.Context, token string, now time.Time) (attestor.Claims, error) {
+func (ca *CA) verifyToken(ctx context.Context, conn *lookConn, token string, now time.Time) (attestor.Claims, error) {
 	o, key := ca.people, sha256.Sum256([]byte(token))
 	o.mu.Lock()
 	v, ok := o.verified[key]
@@ -288,7 +288,7 @@ func (ca *CA) verifyToken(ctx context.Context, token string, now time.Time) (att
 	if ok && now.Before(v.until) {
 		return v.claims, nil
 	}
-	turn, err := o.work.take(ctx, "", o.ask)
+	turn, err := o.work.take(ctx, fmt.Sprintf("%p", conn), o.ask) // all have one address; a crowd on one connection waits behind itself
 	if err != nil {
 		return attestor.Claims{}, err
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -384,6 +385,41 @@ func TestOperatorTokenMemory(t *testing.T) {
 		synctest.Wait()
 		_, err := statusBy(t, conn, token...)
 		wantReason(t, err, api.TokenExpired)
+	})
+}
+
+// slowPersons takes its time for tokens that are none.
+type slowPersons struct{ ca.PersonAttestor }
+
+// AttestPerson implements ca.PersonAttestor.
+func (p slowPersons) AttestPerson(ctx context.Context, e attestor.Evidence, audience string, now time.Time) (attestor.Claims, error) {
+	if string(e.Data) != "bogus" {
+		return p.PersonAttestor.AttestPerson(ctx, e, audience, now)
+	}
+	time.Sleep(time.Second)
+	return attestor.Claims{}, api.E(api.TokenMalformed, "it is none")
+}
+
+// TestOperatorsInACrowd: all come from one address, and yet who brings a crowd of tokens that are none waits behind himself.
+func TestOperatorsInACrowd(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, catest.Options{Config: func(cfg *ca.Config) { cfg.Operators.Attestor = slowPersons{cfg.Operators.Attestor} }})
+		var wg sync.WaitGroup
+		for range 8 + runtime.GOMAXPROCS(0) { // 16 calls each take all turns and all places to wait
+			conn := operatorsConn(t, s, nil)
+			for range 16 {
+				wg.Go(func() {
+					if _, err := statusBy(t, conn, bearerOf("bogus")...); err == nil {
+						t.Error("it was let in")
+					}
+				})
+			}
+		}
+		synctest.Wait()
+		if _, err := statusBy(t, operatorsConn(t, s, nil), bearerOf(s.Person(operatorsNS, "viewer", 10*time.Minute))...); err != nil {
+			t.Errorf("an operator: %v", err)
+		}
+		wg.Wait()
 	})
 }
 

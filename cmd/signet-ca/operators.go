@@ -120,7 +120,16 @@ func operatorsPort(l *loaded, log *slog.Logger, authority *ca.CA) (*daemon.Liste
 	if err != nil {
 		return nil, nil, fmt.Errorf("operators.listen: %w", err)
 	}
-	// They come by port-forwards, so all from one address.
-	limited := daemon.Limit(raw, daemon.Limits{Port: "operators", Strangers: 64, PerPeer: 64, Members: 64, Log: log})
+	limited := daemon.Limit(raw, operatorsLimits(log))
 	return limited, []run.Task{daemon.Serve("operators", authority.NewOperatorsServer(), limited, log)}, nil
+}
+
+// operatorsLimits are those of a port to which all come by port-forwards, from one address, and with the same right at first:
+// whoever may forward a port but has no token is told apart from an operator by nothing but what he does next. So the newest
+// always gets in, and has half a second at the least to say who he is. How long he may take is the time that an API server
+// may need to look at his token.
+func operatorsLimits(log *slog.Logger) daemon.Limits {
+	return daemon.Limits{
+		Port: "operators", Nameless: true, Strangers: 256, PerPeer: 256, Rate: 500, Patience: 15 * time.Second, Members: 64, Log: log,
+	}
 }

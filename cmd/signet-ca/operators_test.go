@@ -3,13 +3,18 @@ package main
 import (
 	"encoding/base64"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/ca/catest"
+	"github.com/signet-ca/signet/internal/daemon"
 )
 
 // What is wrong with who operates the CA is said before anything is opened.
@@ -58,4 +63,55 @@ func TestOperatorsConfig(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOperatorsPortCrowd: whoever may forward the port and says nothing keeps no operator out, however many connections he
+// opens.
+//
+// threat: J07
+func TestOperatorsPortCrowd(t *testing.T) {
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits := operatorsLimits(nil)
+	l := daemon.Limit(raw, limits)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { // an echo of one byte, then silence
+				defer c.Close()
+				io.CopyN(c, c, 1)
+				io.Copy(io.Discard, c)
+			})
+		}
+	})
+	var crowd []net.Conn
+	for range limits.Strangers + 20 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		crowd = append(crowd, c)
+	}
+	late, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := late.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadFull(late, make([]byte, 1)); err != nil {
+		t.Errorf("whoever came after a crowd of silent ones was sent away: %v", err)
+	}
+	for _, c := range append(crowd, late) {
+		c.Close()
+	}
+	l.Close()
+	wg.Wait()
 }
