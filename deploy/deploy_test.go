@@ -346,6 +346,11 @@ func TestOperators(t *testing.T) {
 				t.Errorf("%+v", b.Spec)
 			}
 		}
+		for _, n := range of[*corev1.Namespace](all) {
+			if n.Name == namespace && n.Annotations["helm.sh/resource-policy"] != "keep" {
+				t.Errorf("Helm deletes namespace %s, and people's bindings with it", n.Name)
+			}
+		}
 		want := map[string]string{"viewer": namespace, "operator": namespace, "emergency": namespace}
 		if d := cmp.Diff(want, accounts); d != "" || namespace == "" || namespace == "signet-system" {
 			t.Error(namespace, d)
