@@ -105,7 +105,7 @@ func TestHeartbeat(t *testing.T) {
 				s := start(t, graced(func(c *ca.Config) {
 					st = &shared{Store: c.Store}
 					if tt.other {
-						st.seen = func() time.Time { return time.Now().Add(-time.Minute) } // there, and sees nothing just now
+						st.seen = func() time.Time { return time.Now().Add(-time.Minute) } // there, with a clock that is behind
 					}
 					c.Store = st
 				}))

@@ -90,6 +90,7 @@ func TestAbsence(t *testing.T) {
 					s.look("a", at(last))
 				}
 				now := at(st.after)
+				s.hear(nil, "", now) // it is alone
 				last, sees = st.after+lookEvery, st.sees
 				if d.lose(); st.sees {
 					d.see(now)
@@ -163,6 +164,7 @@ func TestAbsenceHiccups(t *testing.T) {
 	for after := 5 * time.Hour; after <= 6*time.Hour; after += lookEvery {
 		s.look("a", at(after))
 	}
+	s.hear(nil, "", at(6*time.Hour))
 	if since, err := s.absence("a", at(6*time.Hour)); err != nil || !since.Equal(at(5*time.Hour-lookEvery)) {
 		t.Fatalf("away since %s (%v)", since.Sub(began), err)
 	}
@@ -195,6 +197,7 @@ func TestAbsenceMemory(t *testing.T) {
 			var since time.Time
 			for after := time.Duration(0); after <= 2*time.Minute; after += lookEvery {
 				var err error
+				s.hear(nil, "", at(after))
 				if since, err = s.absence("a", at(after)); err != nil {
 					t.Fatal(err)
 				}
@@ -206,30 +209,83 @@ func TestAbsenceMemory(t *testing.T) {
 	}
 }
 
-// Another replica's fresh heartbeat sends agents there; an old one, and one of another cluster, does not.
+// A replica that is cut off renews nothing while another one sees the cluster, whatever their clocks say, nor before it knows;
+// and it sends no agents to one that is cut off as well.
+//
+// threat: K04
 func TestAbsenceElsewhere(t *testing.T) {
+	const lost, end = 2 * time.Minute, 6 * time.Minute
+	seen := func(after time.Duration) Sight { return Sight{Seen: at(after)} }
+	tillLost := func(after time.Duration) Sight { return seen(min(after, lost)) }
+	for _, tt := range []struct {
+		name   string
+		issuer string                          // that it tells of
+		says   func(after time.Duration) Sight // what is written down at that time
+		deaf   bool                            // from the loss on the store cannot be read
+		sends  bool                            // agents are sent away
+		renews time.Duration                   // after which time of the loss renewals begin at the latest; 0: never
+	}{
+		{"sees it", "a", seen, false, true, 0},
+		{"sees it, two hours ahead", "a", func(a time.Duration) Sight { return seen(a + 2*time.Hour) }, false, true, 0},
+		{"sees it, two hours behind", "a", func(a time.Duration) Sight { return seen(a - 2*time.Hour) }, false, true, 0},
+		{"sees it again, after a loss", "a", func(a time.Duration) Sight { return Sight{Seen: at(a), Since: at(-time.Hour)} }, false, true, 0},
+		{"is cut off as well", "a", func(a time.Duration) Sight {
+			if a < lost+25*time.Second {
+				return tillLost(a)
+			}
+			return Sight{Seen: at(lost), Since: at(lost)}
+		}, false, false, 45 * time.Second},
+		{"is cut off as well, and not for the first time", "a", func(a time.Duration) Sight { return Sight{Seen: at(min(a, lost)), Since: at(-time.Hour)} }, false, false, time.Minute},
+		{"ends at the same time", "a", tillLost, false, false, time.Minute},
+		{"ended long before", "a", func(time.Duration) Sight { return seen(-time.Minute) }, false, false, 20 * time.Second},
+		{"sees another cluster", "b", seen, false, false, 20 * time.Second},
+		{"sees it, but cannot be heard", "a", seen, true, false, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := &seer{}
+			s := newSeen(d, began)
+			sent, renewed := false, time.Duration(0)
+			for after := time.Duration(0); after < end; after += lookEvery {
+				if d.lose(); after < lost {
+					d.see(at(after))
+				}
+				if after%beatAmong == 0 && (!tt.deaf || after < lost) {
+					s.hear([]Replica{{Name: "own", Clusters: map[string]Sight{"a": seen(after)}}, {Name: "other", Clusters: map[string]Sight{tt.issuer: tt.says(after)}}}, "own", at(after))
+				}
+				since, err := s.absence("a", at(after))
+				elsewhere, _ := s.seenElsewhere("a", at(after))
+				switch {
+				case err != nil && api.ReasonOf(err) != api.DirectoryUnavailable:
+					t.Fatal(err)
+				case err == nil && !since.IsZero() && renewed == 0:
+					renewed = after - lost
+				}
+				sent = sent || err != nil && elsewhere
+				if elsewhere && err == nil && !since.IsZero() {
+					t.Errorf("%s after the loss it renews, and sends agents away", after-lost)
+				}
+			}
+			if sent != tt.sends || (renewed == 0) != (tt.renews == 0) || renewed > tt.renews {
+				t.Errorf("agents were sent away: %t; renewals began %s after the loss", sent, renewed)
+			}
+		})
+	}
+}
+
+// A replica that is alone goes by its store, too: while that cannot be read another one may have come.
+func TestAbsenceDeaf(t *testing.T) {
 	d := &seer{}
 	s := newSeen(d, began)
 	d.see(at(time.Second))
+	s.hear(nil, "own", at(time.Second))
 	s.look("a", at(time.Second))
 	d.lose()
-	now := at(time.Hour)
-	s.look("a", now.Add(-awayAfter))
-	for _, tt := range []struct {
-		name string
-		seen map[string]time.Time
-		want api.Reason
-	}{
-		{"fresh", map[string]time.Time{"a": now.Add(-beatFresh)}, api.DirectoryUnavailable},
-		{"from a clock that is ahead", map[string]time.Time{"a": now.Add(beatFresh)}, api.DirectoryUnavailable},
-		{"old", map[string]time.Time{"a": now.Add(-beatFresh - 1)}, ""},
-		{"of another cluster", map[string]time.Time{"b": now}, ""},
-		{"none", nil, ""},
-	} {
-		s.others = tt.seen
-		if since, err := s.absence("a", now); tt.want == "" && (err != nil || since.IsZero()) || tt.want != "" && (err == nil || api.ReasonOf(err) != tt.want) {
-			t.Errorf("%s: since %s (%v), want %q", tt.name, since, err, tt.want)
-		}
+	s.look("a", at(2*time.Second))
+	if since, err := s.absence("a", at(time.Minute)); err != nil || since.IsZero() {
+		t.Errorf("away since %s (%v)", since, err)
+	}
+	if _, err := s.absence("a", at(5*time.Minute)); err == nil || api.ReasonOf(err) != api.DirectoryUnavailable {
+		t.Errorf("long after the store was read: %v", err)
 	}
 }
 
