@@ -26,6 +26,8 @@ type suite struct {
 
 	hasEnvoy bool // the nodes have its image
 	mesh     bool // the Envoys of testdata/mesh.yaml run
+
+	ahead time.Duration // by which the clocks of the whole cluster are ahead
 }
 
 // TestCluster runs everything on one cluster: what is installed first is used by all that follows, and removed at the end.
@@ -56,6 +58,8 @@ func TestCluster(t *testing.T) {
 		{"Loopback", false, (*suite).loopback},
 		// threat: B21
 		{"InitContainers", false, (*suite).initContainers},
+		// threat: B20
+		{"DebugContainer", false, (*suite).debugContainer},
 		{"Refused", false, (*suite).refused},
 		// threat: A01, A02, A07, A09, A10, A11, A12, A13, A15, A17, A23, B01, B05, D01
 		{"Attacks", false, (*suite).attacks},
@@ -75,6 +79,8 @@ func TestCluster(t *testing.T) {
 		{"Crowd", false, (*suite).crowd},
 		{"Uninstall", false, (*suite).uninstall},
 		{"Helm", false, (*suite).helm},
+		// threat: G01, K03, K08
+		{"Away", false, (*suite).away},
 		// threat: E23
 		{"Upgrade", false, (*suite).upgrade},
 	} {
