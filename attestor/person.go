@@ -33,8 +33,20 @@ func personClaims(m map[string]any) (Claims, error) {
 		switch member {
 		case "namespace", "serviceaccount":
 		default:
-			return Claims{}, api.E(api.TokenBound, "the token is bound to a pod, a node, a secret or something else")
+			return boundTo(c, k), api.E(api.TokenBound, "the token is bound to a pod, a node, a secret or something else")
 		}
 	}
 	return c, nil
+}
+
+// boundTo says also on which pod and node a token is that is bound to them: where it was taken from. What is malformed is
+// left out.
+func boundTo(c Claims, k map[string]any) Claims {
+	if name, uid, ok := reference(k["pod"]); ok && api.IsSubdomain(name) && api.IsUID(uid) {
+		c.PodName, c.PodUID = name, uid
+	}
+	if name, uid, ok := reference(k["node"]); ok && api.IsSubdomain(name) && api.IsUID(uid) {
+		c.NodeName, c.NodeUID = name, uid
+	}
+	return c
 }

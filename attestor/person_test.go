@@ -58,6 +58,17 @@ func TestAttestPerson(t *testing.T) {
 	token := c.token(t) // a pod's
 	got, err := c.attestor.AttestPerson(t.Context(), evidence(token), audience, time.Now())
 	refused(t, token, got, err, api.TokenBound)
+	if of, ok := attestor.ClaimedBy(err); !ok || of.PodUID != c.pod.UID || of.NodeUID != c.pod.NodeUID || of.ServiceAccount != c.pod.ServiceAccount || of.TokenID == "" {
+		t.Errorf("whose the token of a pod is: %v, %+v", ok, of)
+	}
+	for name, change := range map[string]func(*attestortest.Draft){"expired": lives(-time.Second), "for another audience": attestortest.Audiences("other")} {
+		token := c.token(t, change)
+		got, err := c.attestor.AttestPerson(t.Context(), evidence(token), audience, time.Now())
+		refused(t, token, got, err, api.TokenBound)
+		if of, ok := attestor.ClaimedBy(err); ok {
+			t.Errorf("%s: whose it is is told, %+v", name, of)
+		}
+	}
 }
 
 // TestAttestPersonReviewed asks the API server, whose answer may speak of no pod.

@@ -88,7 +88,7 @@ func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
 // spent on its signature, (3) verifies the signature, (4) reads its Kubernetes claims, (5) checks that audience is its
 // only audience, (6) checks its times, and, where its issuer has a review and the caller may use such claims (WithRefusal), (7)
 // asks the API server, which may take as long as the review's timeout. Claims are always those of the token itself; the review can only refuse them. What fails from
-// (5) on is refused with an error that ClaimedBy knows.
+// (5) on is refused with an error that ClaimedBy knows, and so is what is bound where nothing may be.
 func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
 	return a.reviewed(ctx, e, audience, now, kinds{claims: kubernetesClaims, maxLifetime: a.maxLifetime})
 }
@@ -144,12 +144,20 @@ func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string
 	if err := jws.verify(ctx, keys); err != nil { // (3)
 		return Claims{}, err
 	}
-	c, err := which.claims(m) // (4)
-	if err != nil {
-		return Claims{}, err
+	c, wrong := which.claims(m) // (4)
+	if wrong != nil && c.Namespace == "" {
+		return Claims{}, wrong
 	}
 	c.Kind, c.Issuer = e.Kind, iss
 	id, bad := tokenID(m, jws)
+	if wrong != nil { // it is said whose it is only while it could do harm elsewhere: old ones lie about
+		which.maxLifetime = a.maxLifetime
+		if bad != nil || checkAudience(m["aud"], audience) != nil || a.checkTimes(&c, m, now, which) != nil {
+			return Claims{}, wrong
+		}
+		c.TokenID = id
+		return Claims{}, refusedOf(c, wrong)
+	}
 	c.TokenID = id                                            // on record also of what is refused from here on
 	if err := checkAudience(m["aud"], audience); err != nil { // (5)
 		return Claims{}, refusedOf(c, err)

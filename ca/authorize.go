@@ -172,7 +172,7 @@ func (ca *CA) admit(ctx context.Context, at port, call string) (context.Context,
 		err = ca.refuseBannedAgent(who.node)
 	}
 	if err != nil {
-		return ctx, err
+		return context.WithValue(ctx, refusedKey{}, who), err
 	}
 	if !slices.Contains(who.roles, p.role) {
 		ctx = context.WithValue(ctx, refusedKey{}, who)

@@ -175,7 +175,8 @@ func (t operatorsTransport) Clone() credentials.TransportCredentials {
 	return operatorsTransport{t.TransportCredentials.Clone()}
 }
 
-// callerOfOperators returns who makes a call at the operators' port. An error says what is wrong with his token.
+// callerOfOperators returns who makes a call at the operators' port. An error says what is wrong with his token; with it he
+// has a name only where the token is good and somebody else's.
 func (ca *CA) callerOfOperators(ctx context.Context, now time.Time) (caller, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -190,7 +191,7 @@ func (ca *CA) callerOfOperators(ctx context.Context, now time.Time) (caller, err
 	if len(info.presented) > 0 { // then it alone counts: an agent's SVID must open nothing, whatever comes with it
 		who = ca.callerByCertificate(info.presented, now)
 	} else if who, err = ca.callerByToken(ctx, info.conn, now); err != nil {
-		return caller{}, err
+		return who, err
 	}
 	if a, ok := info.raw.(admitter); ok && len(who.roles) > 0 {
 		a.Admit(who.name)
@@ -238,13 +239,25 @@ func (ca *CA) callerByToken(ctx context.Context, conn *lookConn, now time.Time) 
 		return caller{}, api.E(api.OperatorRequired, "this CA takes no tokens of operators")
 	}
 	c, err := ca.verifyToken(ctx, conn, token, now)
+	if claimed, ok := attestor.ClaimedBy(err); ok && api.ReasonOf(err) == api.TokenBound {
+		c = attestor.Claims{
+			Issuer: claimed.Issuer, Namespace: claimed.Namespace, ServiceAccount: claimed.ServiceAccount, ServiceAccountUID: claimed.ServiceAccountUID,
+			TokenID: claimed.TokenID,
+		}
+		return callerOfToken(c), err // somebody has taken it from a pod: that is to be on record
+	}
 	if err != nil {
 		return caller{}, err
 	}
-	// The issuer is part of the name: another cluster's ServiceAccount is somebody else, and so is whoever has the same jti.
-	who := caller{name: fmt.Sprintf("sa:%s/%s jti:%s iss:%s", c.Namespace, c.ServiceAccount, c.TokenID, c.Issuer), token: c}
+	who := callerOfToken(c)
 	who.roles, who.found = ca.rolesOfToken(c)
 	return who, nil
+}
+
+// callerOfToken names whoever has a token. The issuer is part of the name: another cluster's ServiceAccount is somebody else,
+// and so is whoever has the same jti.
+func callerOfToken(c attestor.Claims) caller {
+	return caller{name: fmt.Sprintf("sa:%s/%s jti:%s iss:%s", c.Namespace, c.ServiceAccount, c.TokenID, c.Issuer), token: c}
 }
 
 // rolesOfToken returns the roles of whoever has a good token, or why he has none.

@@ -447,9 +447,16 @@ func TestOperatorsOnRecord(t *testing.T) {
 	}
 	_, err := apiv1.NewAdminClient(conn).BanNode(metadata.AppendToOutgoingContext(t.Context(), viewer...), &apiv1.BanNodeRequest{Node: "x"})
 	wantReason(t, api.FromStatus(err), api.RoleRequired)
+	pod := s.Pod("shop", "web-0", "web", "node-1")
+	const taken = "2d8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11"
+	_, err = statusBy(t, conn, bearerOf(string(s.Evidence(pod, api.AdminAudience(s.TD), time.Hour, attestortest.Claim("jti", taken)).Data))...)
+	wantReason(t, err, api.TokenBound)
 	s.Stop()
 	got := map[string]int{}
 	for _, r := range ledgerOf(t, s) {
+		if r.Reason == string(api.TokenBound) && (r.PodUID != pod.UID || r.Pod != "web-0" || r.NodeUID != pod.NodeUID || r.TokenID != taken) {
+			t.Errorf("a pod's token: %+v", r.Entry)
+		}
 		if r.Caller != "" {
 			of := string(r.Kind) + " " + r.Caller + " " + r.Method + " " + r.Reason
 			if r.Count > 0 { // a refusal that is there again, which says how often it was
@@ -463,6 +470,7 @@ func TestOperatorsOnRecord(t *testing.T) {
 		"operator sa:signet-operators/viewer jti:" + jti + iss + " GetStatus ":                                                1,
 		"operator break-glass:safe-1 GetStatus ":                                                                              2,
 		"refuse sa:shop/viewer jti:1c8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11" + iss + " GetStatus " + string(api.OperatorRequired): 2,
+		"refuse sa:shop/web jti:" + taken + iss + " GetStatus " + string(api.TokenBound):                                      1,
 		"refuse sa:signet-operators/viewer jti:" + jti + iss + " BanNode " + string(api.RoleRequired):                         1,
 	}
 	if d := cmp.Diff(want, got); d != "" {
