@@ -190,6 +190,7 @@ func (ca *CA) Run(ctx context.Context) error {
 		run.Task{Name: "ledger", Run: ca.watchLedger},
 		run.Task{Name: "record", Run: ca.watchRecord},
 		run.Task{Name: "bans", Run: ca.closeBanned},
+		run.Task{Name: "operators' record", Run: ca.keepRecords},
 		run.Task{Name: "record of others", Run: ca.followRecord},
 	)
 }

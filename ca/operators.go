@@ -101,6 +101,15 @@ type operators struct {
 	mu       sync.Mutex
 	verified map[[sha256.Size]byte]verified // by the token's hash
 	seen     map[string]time.Time           // credentials that are on record as used, until when they are good
+
+	records chan operatorRecord
+}
+
+// operatorRecord is an entry of the ledger, for which somebody waits no longer than its ctx lasts.
+type operatorRecord struct {
+	ctx   context.Context
+	entry audit.Entry
+	done  chan<- error // of capacity 1
 }
 
 // verified is a token that was good a moment ago.
@@ -112,7 +121,7 @@ type verified struct {
 func newOperators() *operators {
 	return &operators{
 		work: newGate(runtime.GOMAXPROCS(0), maxOperatorQueue), ask: newGate(maxOperatorAsking, maxOperatorQueue),
-		verified: map[[sha256.Size]byte]verified{}, seen: map[string]time.Time{},
+		verified: map[[sha256.Size]byte]verified{}, seen: map[string]time.Time{}, records: make(chan operatorRecord),
 	}
 }
 
@@ -394,7 +403,11 @@ func (ca *CA) recordOperator(ctx context.Context, call string, who caller, needs
 	}
 	ctx, cancel := context.WithTimeout(ctx, refuseTime)
 	defer cancel()
-	err := ca.cfg.Ledger.Append(ctx, e)
+	record := ca.cfg.Ledger.Append
+	if needs == roleViewer {
+		record = ca.recordLooker
+	}
+	err := record(ctx, e)
 	if err == nil {
 		return nil
 	}
@@ -404,4 +417,35 @@ func (ca *CA) recordOperator(ctx context.Context, call string, who caller, needs
 		return nil
 	}
 	return unrecorded(err, "who operates the CA could not be put on record")
+}
+
+// recordLooker is Append of the ledger, but that it is over when ctx is: whoever leads a batch there waits for the disk
+// however long that takes, and who only looks may have come to find out why it takes so long.
+func (ca *CA) recordLooker(ctx context.Context, e audit.Entry) error {
+	done := make(chan error, 1)
+	select {
+	case ca.people.records <- operatorRecord{ctx, e, done}:
+	case <-ca.stopping:
+		return api.E(api.CAUnavailable, "the CA is stopping")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// keepRecords writes what recordLooker is given, one after the other, until ctx ends.
+func (ca *CA) keepRecords(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-ca.people.records:
+			r.done <- ca.cfg.Ledger.Append(r.ctx, r.entry)
+		}
+	}
 }

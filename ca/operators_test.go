@@ -491,6 +491,27 @@ func TestOperatorsWithoutLedger(t *testing.T) {
 	wantReason(t, api.FromStatus(err), api.LedgerFailed)
 }
 
+// TestOperatorsOnAHungDisk: who looks is let in though the disk does not answer, for he may have come because of it.
+func TestOperatorsOnAHungDisk(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s, ledger := gated(t)
+		hung := make(chan struct{})
+		ledger.set(func(context.Context, audit.Entry) error {
+			<-hung
+			return nil
+		})
+		conn := operatorsConn(t, s, nil)
+		for range 3 { // the first hangs, and the others are behind it
+			begun := time.Now()
+			if _, err := statusBy(t, conn, bearerOf(s.Person(operatorsNS, "viewer", 10*time.Minute))...); err != nil || time.Since(begun) > 3*time.Second {
+				t.Errorf("after %v: %v", time.Since(begun), err)
+			}
+		}
+		close(hung)
+		synctest.Wait()
+	})
+}
+
 // TestOperatorIssuers: a configuration can say whose tokens operate the CA.
 func TestOperatorIssuers(t *testing.T) {
 	for name, issuers := range map[string][]string{"all": nil, "this one": {catest.IssuerName}, "another": {"https://elsewhere.test"}, "none": {}} {
