@@ -120,7 +120,7 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		if of.lost.IsZero() {
 			of.lost = now
 		}
-		wait, never := awayAfter, !upTo.After(s.started)
+		wait, never := awayAfter, upTo.Before(s.started)
 		if never {
 			wait = awayAtStart
 		}

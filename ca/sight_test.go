@@ -276,7 +276,7 @@ func TestAbsenceElsewhere(t *testing.T) {
 func TestAbsenceDeaf(t *testing.T) {
 	d := &seer{}
 	s := newSeen(d, began)
-	d.see(at(time.Second))
+	d.see(began) // the moment of the start is not before it
 	s.hear(nil, "own", at(time.Second))
 	s.look("a", at(time.Second))
 	d.lose()
