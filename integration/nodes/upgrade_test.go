@@ -388,14 +388,20 @@ func (u *upgrader) forced(t *testing.T, previous, this build) {
 		}
 		return err
 	})
+	nodes.Eventually(t, "the older CA's refusal", func(ctx context.Context) error {
+		out, err := u.Kubectl(ctx, "", "logs", "-n", signetNamespace, "signet-ca-0", "-c", "init")
+		if err == nil && (!strings.Contains(out, "STATE_NEWER") || !strings.Contains(out, "the record has schema 2, this build knows 1")) {
+			err = errors.New(out)
+		}
+		return err
+	})
 	nodes.Eventually(t, "what check says of it", func(context.Context) error {
 		out, code := u.tool(t, "check")
-		var own, words bool
+		said := false
 		for line := range strings.Lines(out) {
-			own = own || strings.HasPrefix(line, "upgrade ") && strings.Contains(line, "BAD") && strings.Contains(line, "reads up to 1")
-			words = words || strings.HasPrefix(line, "ca ") && strings.Contains(line, "STATE_NEWER")
+			said = said || strings.HasPrefix(line, "upgrade ") && strings.Contains(line, "BAD") && strings.Contains(line, "reads up to 1: it does not start (STATE_NEWER)")
 		}
-		if code != 3 || !own || !words {
+		if code != 3 || !said || !strings.Contains(out, "container init:") {
 			return fmt.Errorf("exit code %d: %s", code, out)
 		}
 		return nil
