@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/status"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/internal/kube"
@@ -124,7 +125,9 @@ type clusterWay struct {
 	cancel  context.CancelFunc
 	glass   *tls.Certificate
 
-	mu     sync.Mutex // guards what follows, and is held while it is found out
+	busy chan struct{} // holds one while somebody finds out what follows
+
+	mu     sync.Mutex // guards what follows; nobody is asked anything while it is held
 	bundle *x509bundle.Bundle
 	token  string
 	until  time.Time // of token
@@ -133,7 +136,7 @@ type clusterWay struct {
 
 // openWay prepares the way to the CA, and goes none of it yet.
 func (a *app) openWay() (*clusterWay, error) {
-	w := &clusterWay{a: a, f: &a.operators}
+	w := &clusterWay{a: a, f: &a.operators, busy: make(chan struct{}, 1)}
 	if w.f.glass != "" {
 		c, err := readBreakGlass(w.f.glass)
 		if err != nil {
@@ -151,6 +154,14 @@ func (a *app) openWay() (*clusterWay, error) {
 		cluster, err := a.openCluster(&w.f.kubeFlags)
 		if err != nil {
 			return nil, err
+		}
+		if !cluster.Verified() { // it says which CA is the right one
+			defer cluster.Close()
+			return nil, &failure{
+				err:  api.E(api.ConfigInvalid, "the kubeconfig does not make sure who answers as the API server %s", cluster.Server()),
+				why:  "Whoever does would say by which bundle the CA is known, and get what is meant for it.",
+				next: w.f.kubectl("config", "view", "--minify") + "   # https, certificate-authority-data, and no insecure-skip-tls-verify",
+			}
 		}
 		w.cluster = cluster
 	}
@@ -179,13 +190,19 @@ func (w *clusterWay) dial(ctx context.Context) (net.Conn, error) {
 	if w.f.address != "" {
 		return new(net.Dialer).DialContext(ctx, "tcp", w.f.address)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := w.trust(ctx); err != nil {
+	if err := w.alone(ctx); err != nil {
 		return nil, err
 	}
+	defer w.done()
+	bundle, err := w.trust(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	w.bundle = bundle
+	w.mu.Unlock()
 	if w.glass == nil {
-		if err := w.haveToken(ctx); err != nil {
+		if _, err := w.haveToken(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -203,29 +220,37 @@ func (w *clusterWay) dial(ctx context.Context) (net.Conn, error) {
 	return conn, nil
 }
 
-// trust reads the bundle by which the CA is known; the caller holds mu.
-func (w *clusterWay) trust(ctx context.Context) error {
-	if w.bundle != nil {
+// alone waits until nobody else finds anything out. After a nil error done must be called.
+func (w *clusterWay) alone(ctx context.Context) error {
+	select {
+	case w.busy <- struct{}{}:
 		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+}
+
+func (w *clusterWay) done() { <-w.busy }
+
+// trust reads the bundle by which the CA is known: anew for each connection, for a root may have come or gone.
+func (w *clusterWay) trust(ctx context.Context) (*x509bundle.Bundle, error) {
 	_, b, err := readPublished(ctx, w.cluster, w.f.namespace, spiffeid.TrustDomain{})
 	bad, isBad := errors.AsType[errBundle](err)
 	switch {
 	case errors.Is(err, kube.ErrNotFound):
-		return &failure{
+		return nil, &failure{
 			err:  api.Wrap(api.NotFound, err, "there is no ConfigMap "+w.f.namespace+"/"+bundleName+", by which the CA would be known"),
 			why:  "Signet is not installed in that namespace, or its CA has not published its bundle yet.",
 			next: w.f.signet("check"),
 		}
 	case errors.Is(err, kube.ErrForbidden):
-		return w.forbidden(err, "read ConfigMap "+w.f.namespace+"/"+bundleName, w.f.namespace)
+		return nil, w.forbidden(err, "read ConfigMap "+w.f.namespace+"/"+bundleName, w.f.namespace)
 	case isBad:
-		return &failure{err: api.Wrap(api.BundleRejected, err, "the bundle in ConfigMap "+w.f.namespace+"/"+bundleName+" cannot be used: "+bad.Error()), next: w.f.signet("check")}
+		return nil, &failure{err: api.Wrap(api.BundleRejected, err, "the bundle in ConfigMap "+w.f.namespace+"/"+bundleName+" cannot be used: "+bad.Error()), next: w.f.signet("check")}
 	case err != nil:
-		return w.a.unreachable(w.cluster, err)
+		return nil, w.a.unreachable(w.cluster, err)
 	}
-	w.bundle, err = bundleOf(b.roots)
-	return err
+	return bundleOf(b.roots)
 }
 
 // bundleOf takes the trust domain from the roots, which have to agree on it.
@@ -271,15 +296,18 @@ func (w *clusterWay) pod(ctx context.Context) (string, error) {
 	}
 }
 
-// haveToken asks for a token of the role, unless there is one that lasts; the caller holds mu.
-func (w *clusterWay) haveToken(ctx context.Context) error {
-	if w.token != "" && time.Until(w.until) > tokenRenewal {
-		return nil
+// haveToken asks for a token of the role, unless there is one that lasts. The caller is alone.
+func (w *clusterWay) haveToken(ctx context.Context) (string, error) {
+	w.mu.Lock()
+	token, until, td := w.token, w.until, w.bundle.TrustDomain()
+	w.mu.Unlock()
+	if token != "" && time.Until(until) > tokenRenewal {
+		return token, nil
 	}
 	account := w.f.accounts + "/" + w.f.role
 	ask := map[string]any{
 		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-		"spec": map[string]any{"audiences": []string{api.AdminAudience(w.bundle.TrustDomain())}, "expirationSeconds": tokenSeconds},
+		"spec": map[string]any{"audiences": []string{api.AdminAudience(td)}, "expirationSeconds": tokenSeconds},
 	}
 	var answer struct {
 		Status struct {
@@ -290,20 +318,22 @@ func (w *clusterWay) haveToken(ctx context.Context) error {
 	err := w.cluster.Create(ctx, in("v1", w.f.accounts, "serviceaccounts", w.f.role)+"/token", ask, &answer)
 	switch {
 	case errors.Is(err, kube.ErrForbidden):
-		return w.forbidden(err, "have a token for the role "+w.f.role+" (create serviceaccounts/token of "+account+")", w.f.accounts)
+		return "", w.forbidden(err, "have a token for the role "+w.f.role+" (create serviceaccounts/token of "+account+")", w.f.accounts)
 	case errors.Is(err, kube.ErrNotFound):
-		return &failure{
+		return "", &failure{
 			err:  api.Wrap(api.NotFound, err, "there is no ServiceAccount "+account),
 			why:  "The installation is of a version before operators had roles, has them in another namespace (--operators-namespace), or has them turned off.",
 			next: w.f.signet("check"),
 		}
 	case err != nil:
-		return w.a.unreachable(w.cluster, err)
+		return "", w.a.unreachable(w.cluster, err)
 	case answer.Status.Token == "":
-		return &failure{err: api.E(api.ClusterUnavailable, "the API server answered without a token")}
+		return "", &failure{err: api.E(api.ClusterUnavailable, "the API server answered without a token")}
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.token, w.until = answer.Status.Token, answer.Status.Expires
-	return nil
+	return w.token, nil
 }
 
 // forbidden says what the user lacks and who can give it.
@@ -355,13 +385,18 @@ func (w *clusterWay) GetRequestMetadata(ctx context.Context, _ ...string) (map[s
 	if w.glass != nil {
 		return nil, nil
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := w.haveToken(ctx); err != nil {
+	if err := w.alone(ctx); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
+	defer w.done()
+	token, err := w.haveToken(ctx)
+	if err != nil {
+		w.mu.Lock()
 		w.failed = err
+		w.mu.Unlock()
 		return nil, err
 	}
-	return map[string]string{"authorization": "Bearer " + w.token}, nil
+	return map[string]string{"authorization": "Bearer " + token}, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -116,6 +117,71 @@ func TestThroughClusterRole(t *testing.T) {
 	defer c.mu.Unlock()
 	if len(c.tokens) != 2 {
 		t.Errorf("%d tokens were asked for, want 2", len(c.tokens))
+	}
+}
+
+// TestThroughClusterUnverified: whoever answers as the API server says which CA is the right one, so it has to be known who
+// that is.
+func TestThroughClusterUnverified(t *testing.T) {
+	c := newOperated(t, catest.Options{})
+	good, err := os.ReadFile(c.kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := regexp.MustCompile(`"certificate-authority-data":"[^"]*"`).ReplaceAll(good, []byte(`"insecure-skip-tls-verify":true`))
+	if err := os.WriteFile(c.kubeconfig, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, talk, code := c.as(t, "authority", "list")
+	if code != exitFailed || out != "" || !strings.Contains(talk, api.ConfigInvalid.Page().Code()) || !strings.Contains(talk, "certificate-authority-data") {
+		t.Errorf("exit code %d: %s%s", code, out, talk)
+	}
+	if len(c.tokens) != 0 {
+		t.Errorf("tokens were asked for: %q", c.tokens)
+	}
+}
+
+// TestThroughClusterAnew: what may have changed is asked for at each connection, and nobody waits for it longer than he
+// wants to.
+func TestThroughClusterAnew(t *testing.T) {
+	c := newOperated(t, catest.Options{})
+	a, _, _ := newTestApp(nil)
+	a.timeout = time.Minute
+	a.operators = operatorFlags{kubeFlags: kubeFlags{kubeconfig: c.kubeconfig, namespace: defaultNamespace}, accounts: operatorsNamespace, role: "viewer"}
+	ch, err := a.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ch.Close()
+	if _, err := ask(t.Context(), a, ch, ch.GetStatus, &apiv1.GetStatusRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	other := catest.New(t, catest.Options{})
+	other.WaitReady()
+	c.set(func() { c.bundle = other })
+	conn, err := ch.way.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	ch.way.mu.Lock()
+	has := ch.way.bundle.HasX509Authority(other.CA().Bundle().Roots[0])
+	ch.way.mu.Unlock()
+	if !has {
+		t.Error("another connection believes in the roots of the first")
+	}
+	if err := ch.way.alone(t.Context()); err != nil { // as while the API server is asked and does not answer
+		t.Fatal(err)
+	}
+	defer ch.way.done()
+	a.timeout = time.Second
+	_, err = ask(t.Context(), a, ch, ch.GetStatus, &apiv1.GetStatusRequest{})
+	if f, ok := errors.AsType[*failure](err); !ok || f.err.Reason != api.DeadlineExceeded {
+		t.Errorf("%v", err)
+	}
+	err = a.streamAudit(t.Context(), ch, &apiv1.ListAuditRequest{}, new(tally), func(*auditEntry) error { return nil })
+	if f, ok := errors.AsType[*failure](err); !ok || f.err.Reason != api.DeadlineExceeded || !strings.Contains(f.why, "pod signet-system/signet-ca-0") {
+		t.Errorf("%+v", f)
 	}
 }
 
