@@ -118,7 +118,9 @@ func newPersons(t *testing.T) *persons {
 		"rules":    []object{{"apiGroups": []string{""}, "resources": []string{"serviceaccounts/token", "pods"}, "verbs": []string{"create"}}},
 	})
 	p.bind(t, "shop", "editor", "ed")
-	s := catest.New(t, catest.Options{Config: func(cfg *ca.Config) { cfg.Operators.Attestor = p.review }})
+	s := catest.New(t, catest.Options{Config: func(cfg *ca.Config) {
+		cfg.Operators.Attestor, cfg.Operators.Issuers = p.review, []string{controlplane.Issuer}
+	}})
 	s.WaitReady()
 	p.conn, err = grpc.NewClient("passthrough:///operators",
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})), // who the CA is, is not asked here
