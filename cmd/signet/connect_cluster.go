@@ -48,6 +48,7 @@ type operatorFlags struct {
 	glass    string // --break-glass
 	address  string // --address
 	bundle   string // --bundle
+	domain   string // --signet-trust-domain
 
 	roleSaid func() bool // --as-role is there, be it as its default
 }
@@ -63,6 +64,7 @@ func (f *operatorFlags) add(root *cobra.Command) {
 	fl.StringVar(&f.glass, "break-glass", "", "`FILE` of a break-glass certificate, instead of a token")
 	fl.StringVar(&f.address, "address", "", "with --break-glass: `HOST:PORT` of the operators' port, without the API server")
 	fl.StringVar(&f.bundle, "bundle", "", "with --address: `FILE` of the trust bundle, PEM")
+	fl.StringVar(&f.domain, "signet-trust-domain", "", "trust domain `NAME` of that CA, where its roots do not say it")
 	root.MarkPersistentFlagFilename("kubeconfig")
 	root.MarkPersistentFlagFilename("break-glass")
 	root.MarkPersistentFlagFilename("bundle")
@@ -72,7 +74,7 @@ func (f *operatorFlags) add(root *cobra.Command) {
 // given says whether any flag asks for a way other than the socket.
 func (f *operatorFlags) given() bool {
 	return f.kubeconfig != "" || f.context != "" || f.role != operatorRoles[0] || f.roleSaid != nil && f.roleSaid() || f.namespace != defaultNamespace ||
-		f.accounts != operatorsNamespace || f.glass != "" || f.address != "" || f.bundle != ""
+		f.accounts != operatorsNamespace || f.glass != "" || f.address != "" || f.bundle != "" || f.domain != ""
 }
 
 func (f *operatorFlags) check() error {
@@ -124,6 +126,7 @@ type clusterWay struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	glass   *tls.Certificate
+	known   spiffeid.TrustDomain // zero: what the roots say
 
 	busy chan struct{} // holds one while somebody finds out what follows
 
@@ -143,9 +146,19 @@ func (a *app) openWay() (*clusterWay, error) {
 			return nil, err
 		}
 		w.glass = c
+		if id, err := x509svid.IDFromCert(c.Leaf); err == nil { // it is for one trust domain
+			w.known = id.TrustDomain()
+		}
+	}
+	if w.f.domain != "" {
+		td, err := spiffeid.TrustDomainFromString(w.f.domain)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--signet-trust-domain %q is none: %w", w.f.domain, err)}
+		}
+		w.known = td
 	}
 	if w.f.address != "" {
-		b, err := readBundleFile(w.f.bundle)
+		b, err := readBundleFile(w.f.bundle, w.known)
 		if err != nil {
 			return nil, err
 		}
@@ -250,21 +263,30 @@ func (w *clusterWay) trust(ctx context.Context) (*x509bundle.Bundle, error) {
 	case err != nil:
 		return nil, w.a.unreachable(w.cluster, err)
 	}
-	return bundleOf(b.roots)
+	return bundleOf(b.roots, w.known)
 }
 
-// bundleOf takes the trust domain from the roots, which have to agree on it.
-func bundleOf(roots []*x509.Certificate) (*x509bundle.Bundle, error) {
-	b := &publishedBundle{roots: roots}
-	names := b.domains()
-	if len(names) != 1 {
-		return nil, &failure{err: api.E(api.BundleRejected, "the bundle's roots name %d trust domains, and one is wanted", len(names))}
+// bundleOf is the bundle of the one trust domain that is meant by whoever knows it, or else that its roots name: those of an
+// upstream may name none.
+func bundleOf(roots []*x509.Certificate, known spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	names := (&publishedBundle{roots: roots}).domains()
+	if known.IsZero() && len(names) == 1 {
+		var err error
+		if known, err = spiffeid.TrustDomainFromString(names[0]); err != nil {
+			return nil, &failure{err: api.Wrap(api.BundleRejected, err, "the bundle's roots are of no trust domain")}
+		}
 	}
-	td, err := spiffeid.TrustDomainFromString(names[0])
-	if err != nil {
-		return nil, &failure{err: api.Wrap(api.BundleRejected, err, "the bundle's roots are of no trust domain")}
+	switch {
+	case known.IsZero():
+		return nil, &failure{
+			err:  api.E(api.BundleRejected, "the bundle's roots name %d trust domains, so it is not known which is meant", len(names)),
+			why:  "Roots that an upstream has made name none.",
+			next: "signet --signet-trust-domain NAME ...",
+		}
+	case slices.ContainsFunc(names, func(name string) bool { return name != known.Name() }):
+		return nil, &failure{err: api.E(api.BundleRejected, "a root of the bundle is of another trust domain than %s", known.Name())}
 	}
-	return x509bundle.FromX509Authorities(td, roots), nil
+	return x509bundle.FromX509Authorities(known, roots), nil
 }
 
 // pod finds a pod of the CA: one that is ready, or else one that runs, for it may be just what is asked why.

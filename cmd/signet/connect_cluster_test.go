@@ -185,6 +185,42 @@ func TestThroughClusterAnew(t *testing.T) {
 	}
 }
 
+// TestBundleOf: roots that name no trust domain, as those of an upstream, are of the one that somebody knows; nobody's word
+// makes a root another's.
+func TestBundleOf(t *testing.T) {
+	ours := spiffeid.RequireTrustDomainFromString("ours.test")
+	root := func(ids ...string) *x509.Certificate {
+		c := &x509.Certificate{Raw: []byte(strings.Join(ids, " "))}
+		for _, id := range ids {
+			c.URIs = append(c.URIs, spiffeid.RequireFromString(id).URL())
+		}
+		return c
+	}
+	for name, row := range map[string]struct {
+		roots []*x509.Certificate
+		known spiffeid.TrustDomain
+		want  string // empty: refused
+	}{
+		"that name it":           {[]*x509.Certificate{root("spiffe://ours.test")}, spiffeid.TrustDomain{}, "ours.test"},
+		"that name what is said": {[]*x509.Certificate{root("spiffe://ours.test"), root()}, ours, "ours.test"},
+		"that name none":         {[]*x509.Certificate{root()}, spiffeid.TrustDomain{}, ""},
+		"that name none, known":  {[]*x509.Certificate{root()}, ours, "ours.test"},
+		"that name two":          {[]*x509.Certificate{root("spiffe://ours.test"), root("spiffe://other.test")}, spiffeid.TrustDomain{}, ""},
+		"that name two, known":   {[]*x509.Certificate{root("spiffe://ours.test"), root("spiffe://other.test")}, ours, ""},
+		"that name another":      {[]*x509.Certificate{root("spiffe://other.test")}, ours, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := bundleOf(row.roots, row.known)
+			switch {
+			case row.want == "" && api.ReasonOf(err) != api.BundleRejected:
+				t.Errorf("%v, %v", b, err)
+			case row.want != "" && (err != nil || b.TrustDomain().Name() != row.want || len(b.X509Authorities()) != len(row.roots)):
+				t.Errorf("%v, %v", b, err)
+			}
+		})
+	}
+}
+
 // TestBreakGlass makes a certificate, and gets in with it through a cluster that gives no token, and without one.
 func TestBreakGlass(t *testing.T) {
 	dir := t.TempDir()
@@ -258,6 +294,7 @@ func TestOperatorFlags(t *testing.T) {
 		{"--address", "127.0.0.1:1"},
 		{"--address", "127.0.0.1:1", "--break-glass", "x"},
 		{"--bundle", "x"},
+		{"--signet-trust-domain", "Not/One"},
 	} {
 		a, _, stderr := newTestApp(nil)
 		if code := a.main(append(append([]string{"signet"}, args...), "authority", "list")); code != exitUsage {
