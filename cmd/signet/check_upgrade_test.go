@@ -49,3 +49,21 @@ func TestCheckUpgrade(t *testing.T) {
 		}
 	})
 }
+
+func TestLastWords(t *testing.T) {
+	const newer = "signet-ca: the record has schema 3, this build knows 2 (STATE_NEWER, SGN-0803)"
+	for _, tc := range []struct{ name, said, want string }{
+		{"nothing", "", ""},
+		{"one line", "exec format error\n", "exec format error"},
+		{"the last of several", "one\ntwo\n\nthree\n\n", "three"},
+		{"ours", "{\"msg\":\"starting\"}\n" + newer + "\n  why:  Its schema is higher.\n  more: signet explain SGN-0803\n", newer},
+		{"ours, the last", "signet-ca: x (CONFIG_INVALID, SGN-0901)\n" + newer + "\n  next: wait", newer},
+		{"cut at its beginning", "igher.\n  more: signet explain SGN-0803\n", "more: signet explain SGN-0803"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := lastWords(tc.said); got != tc.want {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
