@@ -393,13 +393,26 @@ func (w *clusterWay) verify(cs tls.ConnectionState) error {
 		err = fmt.Errorf("it is %s", id)
 	}
 	if err != nil {
-		w.failed = &failure{
+		failed := &failure{
 			err:  api.Wrap(api.CAUnavailable, err, fmt.Sprintf("what answers at %s is not the CA of trust domain %s", w.where(), w.bundle.TrustDomain().Name())),
 			why:  "Its certificate does not verify against the published bundle: " + clip(err.Error(), maxFound) + ".",
 			next: w.f.signet("check"),
 		}
+		if len(cs.PeerCertificates) > 0 && time.Now().After(cs.PeerCertificates[0].NotAfter) {
+			failed.why = "Its certificate has expired, or your clock is ahead. A CA that can put nothing on record renews none; its pod has another way in."
+			failed.next = w.inside()
+		}
+		w.failed = failed
 	}
 	return err
+}
+
+// inside is how to ask the CA where the operators' port does not help: by its admin socket.
+func (w *clusterWay) inside() string {
+	if w.f.address != "" {
+		return "signet --socket /proc/$(pgrep -x signet-ca)/root" + defaultSocket + " version --server   # as root on the CA's node"
+	}
+	return w.f.kubectl("exec", "-n", w.f.namespace, caName+"-0", "-c", "ca") + " -- signet version --server"
 }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/api"
@@ -181,6 +183,24 @@ func TestThroughClusterAnew(t *testing.T) {
 	}
 	err = a.streamAudit(t.Context(), ch, &apiv1.ListAuditRequest{}, new(tally), func(*auditEntry) error { return nil })
 	if f, ok := errors.AsType[*failure](err); !ok || f.err.Reason != api.DeadlineExceeded || !strings.Contains(f.why, "pod signet-system/signet-ca-0") {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestThroughClusterWithoutSVID: a CA that has nothing to show of itself is asked in its pod.
+func TestThroughClusterWithoutSVID(t *testing.T) {
+	c := newOperated(t, catest.Options{})
+	c.set(func() { c.mute = true })
+	out, talk, code := c.as(t, "authority", "list")
+	if code != exitFailed || out != "" || !strings.Contains(talk, api.CAUnavailable.Page().Code()) ||
+		!strings.Contains(talk, "kubectl --kubeconfig "+c.kubeconfig+" exec -n signet-system signet-ca-0 -c ca -- signet version --server") {
+		t.Errorf("exit code %d: %s%s", code, out, talk)
+	}
+	w := &clusterWay{f: &operatorFlags{address: "127.0.0.1:1"}, bundle: x509bundle.New(spiffeid.RequireTrustDomainFromString("ours.test"))}
+	if err := w.verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{{NotAfter: time.Now().Add(-time.Second)}}}); err == nil {
+		t.Error("a certificate that has expired is believed")
+	}
+	if f, ok := errors.AsType[*failure](w.failure()); !ok || !strings.Contains(f.why, "has expired") || !strings.Contains(f.next, "--socket /proc/") {
 		t.Errorf("%+v", f)
 	}
 }
