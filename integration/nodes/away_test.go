@@ -35,8 +35,6 @@ const (
 	// while an SVID lives that was there before.
 	awayToken = 45 * time.Minute
 	tokenOver = awayToken + time.Minute
-	// renewalDue is when every SVID is to be renewed, and its token is good.
-	renewalDue = 31 * time.Minute
 )
 
 // later has so much time pass for everybody at once: clocks go forward, as if the machine under all of them had slept. Timers
@@ -254,26 +252,11 @@ func (s *suite) away(t *testing.T) {
 		{"NoGrace", s.noGrace},
 		{"CAAlone", s.caAlone},
 		{"Outage", s.outage},
-		{"Suspended", s.suspended},
 	} {
 		if !t.Run(part.name, part.run) {
 			return
 		}
 	}
-}
-
-// suspended: a machine sleeps until after the half of its SVIDs' lives, and renews when it wakes.
-func (s *suite) suspended(t *testing.T) {
-	slept := s.now()
-	thaw := s.Nodes[1].Freeze(t)
-	s.later(t, renewalDue)
-	thaw()
-	woke := time.Now()
-	s.onLedger(t, "what was on the machine that slept is renewed", 1, func(d decision) bool {
-		return d.Type == "issue" && d.Pod == "late" && !d.Grace && d.after(slept.Add(renewalDue))
-	})
-	figure(t, "a machine that slept for %v: its SVIDs are renewed after %v", renewalDue, time.Since(woke).Round(100*time.Millisecond))
-	s.kept(t, "two", "late")
 }
 
 // kept checks that the sockets of pods have answered all the time.
@@ -303,7 +286,8 @@ func (s *suite) caAlone(t *testing.T) {
 }
 
 // outage: the API server is away for longer than tokens live. Who was known when it went is renewed with marks, over restarts
-// of the CA and of an agent; who was deleted before is not, nor is what runs on a node that is banned meanwhile.
+// of the CA and of an agent, and on a machine that slept meanwhile; who was deleted before is not, nor is what runs on a node
+// that is banned.
 func (s *suite) outage(t *testing.T) {
 	two := s.Nodes[1]
 	ca, agents := s.address(t, ""), []string{s.address(t, "node1"), s.address(t, "node2")}
@@ -331,7 +315,10 @@ func (s *suite) outage(t *testing.T) {
 		untilMetric(t, agent, "signet_agent_connected", some)
 	}
 
+	// One of the two machines sleeps meanwhile.
+	wake := two.Freeze(t)
 	s.later(t, tokenOver)
+	wake()
 	passed := time.Now()
 	for _, name := range []string{"one", "two"} {
 		for _, d := range s.onLedger(t, name+" is renewed by its ticket", 1, renewedByTicket(name, cut)) {
@@ -340,7 +327,7 @@ func (s *suite) outage(t *testing.T) {
 			}
 		}
 	}
-	figure(t, "no API server for longer than tokens live: known pods are renewed %v after it was due", time.Since(passed).Round(100*time.Millisecond))
+	figure(t, "no API server for longer than tokens live: known pods are renewed %v after the machine woke", time.Since(passed).Round(100*time.Millisecond))
 	s.onLedger(t, "agents are renewed by their tickets", 2, func(d decision) bool { return d.Grace && d.Type == "attest-agent" && d.after(cut) })
 	s.onLedger(t, "the pod that was deleted before is refused", 1, func(d decision) bool {
 		return d.Pod == "gone" && d.Reason == string(api.PodDeleted) && d.after(cut.Add(tokenOver))
@@ -369,16 +356,12 @@ func (s *suite) outage(t *testing.T) {
 	resume()
 	returned := time.Now()
 	untilMetric(t, ca, clusterAway, none)
-	figure(t, "the CA sees the cluster %v after the API server's return", time.Since(returned).Round(100*time.Millisecond))
 	thaw()
-	fresh := func(name, node string) {
-		s.Apply(t, pod{namespace: "outage", name: name, node: node, args: `["watch"]`}.json(s))
-		s.Wait(t, "pod", "-n", "outage", name, "--for=condition=Ready")
-		s.served(t, "outage", name)
-		figure(t, "a new pod on %s has its SVID %v after the API server's return", node, time.Since(returned).Round(100*time.Millisecond))
-	}
-	fresh("fresh", "node1")
-	fresh("late", "node2") // whose agent asks once a minute whether it is allowed again
+	figure(t, "the CA sees the cluster %v after the API server's return", time.Since(returned).Round(100*time.Millisecond))
+	s.Apply(t, pod{namespace: "outage", name: "fresh", node: "node1", args: `["watch"]`}.json(s))
+	s.Wait(t, "pod", "-n", "outage", "fresh", "--for=condition=Ready")
+	s.served(t, "outage", "fresh")
+	figure(t, "a new pod has its SVID %v after the API server's return", time.Since(returned).Round(100*time.Millisecond))
 	s.kept(t, "two")
 }
 

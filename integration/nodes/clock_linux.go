@@ -287,21 +287,28 @@ func (c *Cluster) Everybody() ([]int, error) {
 	return append(all, c.Control.Processes()...), nil
 }
 
-// Freeze stops all processes of the node, as a machine that sleeps, until the function that it returns is called.
+// Freeze stops all processes of the node, as a machine that sleeps, until the function that it returns is called. Those that
+// were stopped before stay so.
 func (n *Node) Freeze(t testing.TB) (thaw func()) {
 	t.Helper()
-	pids, err := n.All()
+	all, err := n.All()
 	if err != nil {
 		t.Fatal(err)
 	}
+	var frozen []int
 	thaw = func() {
-		for _, pid := range pids {
+		for _, pid := range frozen {
 			_ = syscall.Kill(pid, syscall.SIGCONT) // it may have ended
 		}
 	}
-	t.Cleanup(thaw)
-	for _, pid := range pids {
-		if err := freeze(pid); err != nil && !ended(err) {
+	t.Cleanup(func() { thaw() })
+	for _, pid := range all {
+		was, err := stopped(pid)
+		if err == nil && !was {
+			frozen = append(frozen, pid)
+			err = freeze(pid)
+		}
+		if err != nil && !ended(err) {
 			thaw()
 			t.Fatalf("stopping process %d: %v", pid, err)
 		}
