@@ -78,6 +78,8 @@ type sight struct {
 	Sight
 	again time.Time // since when it is seen without a gap, while Since is set; zero while it is not
 	lost  time.Time // since when it is known that it is not seen; zero while it is
+	// memory is up to when everything is in the directory's memory, where the grace counts from that; zero: from Since.
+	memory time.Time
 }
 
 // newSights returns nil where the rule is off: without a grace, without a directory that remembers, or without tickets.
@@ -132,12 +134,12 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 			of.Since = of.Seen
 		}
 		// What a process that has never seen the cluster says of pods is from the directory's memory.
-		if never && !upTo.IsZero() && upTo.Before(of.Since.Add(-freshMemory)) {
-			of.Since = upTo
+		if of.memory = (time.Time{}); never && !upTo.IsZero() && upTo.Before(of.Since.Add(-freshMemory)) {
+			of.memory = upTo
 		}
 		return of.Sight, true
 	}
-	of.lost = time.Time{}
+	of.lost, of.memory = time.Time{}, time.Time{}
 	if of.Since.IsZero() {
 		return of.Sight, false
 	}
@@ -160,7 +162,7 @@ func (s *sights) absence(issuer string, now time.Time) (since time.Time, err err
 	if !away {
 		return time.Time{}, nil
 	}
-	gone := elapsed(now, seen.Since)
+	gone := elapsed(now, s.graceFrom(issuer, seen))
 	elsewhere, known := s.seenElsewhere(issuer, now)
 	switch {
 	case elsewhere:
@@ -172,9 +174,20 @@ func (s *sights) absence(issuer string, now time.Time) (since time.Time, err err
 	case seen.Since.Sub(now) > time.Minute: // the clock was set back since it was written down
 		return time.Time{}, api.E(api.GraceOver, "when the cluster was last seen is not known: it is in the future by the CA's clock")
 	case gone >= s.grace:
-		return time.Time{}, api.E(api.GraceOver, "the cluster has not been seen for %s, and the grace is %s", gone.Round(time.Second), s.grace)
+		return time.Time{}, api.E(api.GraceOver, "what is known of the cluster is %s old, and the grace is %s", gone.Round(time.Second), s.grace)
 	}
 	return seen.Since, nil
+}
+
+// graceFrom is when the grace of an absence begins: when the cluster was last seen, or up to when what is remembered of it is
+// complete. A token counts by the former, whatever is remembered.
+func (s *sights) graceFrom(issuer string, seen Sight) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if of := s.of[issuer]; of != nil && !of.memory.IsZero() {
+		return of.memory
+	}
+	return seen.Since
 }
 
 // elapsed is the time from then to now. Time that the machine slept counts, and so does time by which its clock was set
@@ -219,7 +232,7 @@ func (ca *CA) keepSight(ctx context.Context) error {
 		away, gone := map[string]time.Time{}, map[string]bool{}
 		for _, issuer := range s.issuers {
 			seen, unseen := s.look(issuer, now)
-			ca.metrics.setAway(issuer, unseen, seen.Since, s.started, now)
+			ca.metrics.setAway(issuer, unseen, s.graceFrom(issuer, seen), s.started, now)
 			since, err := s.absence(issuer, now)
 			elsewhere, _ := s.seenElsewhere(issuer, now)
 			switch {

@@ -182,14 +182,15 @@ func TestAbsenceMemory(t *testing.T) {
 		name string
 		file time.Duration // up to when the memory was complete, after the start
 		was  Sight
-		want time.Duration
+		want time.Duration // from when the grace counts
+		lost time.Duration // by when tokens count
 	}{
-		{"as old", -time.Minute, Sight{Seen: at(-time.Minute)}, -time.Minute},
-		{"a little older", -9 * time.Minute, Sight{Seen: at(-time.Minute)}, -time.Minute},
-		{"much older", -50 * time.Minute, Sight{Seen: at(-30 * time.Second)}, -50 * time.Minute},
-		{"much older, of an absence", -3 * time.Hour, Sight{Seen: at(-time.Hour), Since: at(-2 * time.Hour)}, -3 * time.Hour},
-		{"newer than an absence", -time.Minute, Sight{Seen: at(-time.Minute), Since: at(-2 * time.Hour)}, -2 * time.Hour},
-		{"without a record", -time.Hour, Sight{}, -time.Hour},
+		{"as old", -time.Minute, Sight{Seen: at(-time.Minute)}, -time.Minute, -time.Minute},
+		{"a little older", -9 * time.Minute, Sight{Seen: at(-time.Minute)}, -time.Minute, -time.Minute},
+		{"much older", -50 * time.Minute, Sight{Seen: at(-30 * time.Second)}, -50 * time.Minute, -30 * time.Second},
+		{"much older, of an absence", -3 * time.Hour, Sight{Seen: at(-time.Hour), Since: at(-2 * time.Hour)}, -3 * time.Hour, -2 * time.Hour},
+		{"newer than an absence", -time.Minute, Sight{Seen: at(-time.Minute), Since: at(-2 * time.Hour)}, -2 * time.Hour, -2 * time.Hour},
+		{"without a record", -time.Hour, Sight{}, -time.Hour, -time.Hour},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newSeen(&seer{upTo: at(tt.file)}, began)
@@ -202,8 +203,14 @@ func TestAbsenceMemory(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if !since.Equal(at(tt.want)) {
-				t.Errorf("away since %s, want %s", since.Sub(began), tt.want)
+			if !since.Equal(at(tt.lost)) {
+				t.Errorf("away since %s, want %s", since.Sub(began), tt.lost)
+			}
+			for after, want := range map[time.Duration]api.Reason{tt.want + 4*time.Hour - time.Second: "", tt.want + 4*time.Hour: api.GraceOver} {
+				s.hear(nil, "", at(after))
+				if _, err := s.absence("a", at(after)); want == "" && err != nil || want != "" && (err == nil || api.ReasonOf(err) != want) {
+					t.Errorf("after %s: %v, want %q", after, err, want)
+				}
 			}
 		})
 	}
