@@ -1,8 +1,10 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestCheckUpgrade: a CA that cannot read its record is bad, and agents of another version are worth a word.
@@ -48,6 +50,39 @@ func TestCheckUpgrade(t *testing.T) {
 			t.Errorf("it tells what others do: %+v", r.rows("upgrade"))
 		}
 	})
+}
+
+// TestCheckOldConfiguration: what a ConfigMap says is not what the CA does before it was started anew.
+func TestCheckOldConfiguration(t *testing.T) {
+	started := testNow.Add(-time.Hour)
+	by := func(at time.Time, field string) object {
+		return object{"manager": "kubectl", "time": at.Format(time.RFC3339), "fieldsV1": object{field: object{}}}
+	}
+	for name, tc := range map[string]struct {
+		fields []any
+		says   string // empty: nothing
+	}{
+		"nobody says when":          {nil, ""},
+		"before":                    {[]any{by(started.Add(-time.Minute), "f:data")}, ""},
+		"with it":                   {[]any{by(started, "f:data")}, ""},
+		"after":                     {[]any{by(started.Add(-time.Minute), "f:data"), by(started.Add(time.Minute), "f:data")}, "is let in still"},
+		"another field after":       {[]any{by(started.Add(-time.Minute), "f:data"), by(started.Add(time.Minute), "f:metadata")}, ""},
+		"without a time, and after": {[]any{object{"time": nil}, by(started.Add(time.Minute), "f:data")}, "is let in still"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			defer c.Close()
+			c.set(sys+"/configmaps/signet-ca", tc.fields, "metadata", "managedFields")
+			c.set(sys+"/pods/signet-ca-0", []any{object{"name": "ca", "ready": true, "state": object{"running": object{"startedAt": started.Format(time.RFC3339)}}}}, "status", "containerStatuses")
+			r, _, _ := lookAt(t, c)
+			said := slices.ContainsFunc(r.rows("ca"), func(row *checkRow) bool {
+				return row.Result == resultWarning && strings.Contains(row.Found, "is let in still") && strings.Contains(row.Do, "rollout restart statefulset signet-ca")
+			})
+			if said != (tc.says != "") {
+				t.Errorf("got %+v", r.rows("ca"))
+			}
+		})
+	}
 }
 
 func TestLastWords(t *testing.T) {
