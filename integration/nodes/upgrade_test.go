@@ -22,9 +22,6 @@ const (
 	longVariable     = "E2E_LONG"        // not empty: what takes long is tested as well
 )
 
-// upgradeDomain is the trust domain of these tests: agents remember the root of another one on their nodes.
-const upgradeDomain = "upgrade.test"
-
 // A build is a version of Signet.
 type build struct {
 	tool, chart, tag string
@@ -33,8 +30,9 @@ type build struct {
 // An upgrader installs builds, one over the other.
 type upgrader struct {
 	*suite
-	helm string // the program; "": `signet install` and kubectl
-	dir  string // Helm's own
+	domain string // trust domain, of this one alone: agents remember the root of another on their nodes
+	helm   string // the program; "": `signet install` and kubectl
+	dir    string // Helm's own
 }
 
 // put installs a build over what is there, and returns what was said of it. Agents is the tag of theirs where it is another.
@@ -42,7 +40,7 @@ func (u *upgrader) put(t *testing.T, b build, agents string, wait bool) (string,
 	t.Helper()
 	if u.helm != "" {
 		args := []string{"upgrade", "--install", "signet", b.chart, "--timeout=5m",
-			"--set=trustDomain=" + upgradeDomain + ",policy.ttl=5m,image.repository=" + u.Registry + ",image.tag=" + b.tag}
+			"--set=trustDomain=" + u.domain + ",policy.ttl=5m,image.repository=" + u.Registry + ",image.tag=" + b.tag}
 		if wait {
 			args = append(args, "--wait")
 		}
@@ -51,7 +49,7 @@ func (u *upgrader) put(t *testing.T, b build, agents string, wait bool) (string,
 		}
 		return u.runHelm(t, args...)
 	}
-	out, err := exec.CommandContext(t.Context(), b.tool, "install", "--trust-domain="+upgradeDomain, "--image-repository="+u.Registry, "--image-tag="+b.tag).Output()
+	out, err := exec.CommandContext(t.Context(), b.tool, "install", "--trust-domain="+u.domain, "--image-repository="+u.Registry, "--image-tag="+b.tag).Output()
 	if err != nil {
 		return string(out), err
 	}
@@ -124,7 +122,7 @@ func (s *suite) builds(t *testing.T) (previous, this build) {
 func (s *suite) upgrade(t *testing.T) {
 	previous, this := s.builds(t)
 	s.importEnvoy(t)
-	u := &upgrader{suite: s, helm: os.Getenv(helmVariable), dir: t.TempDir()}
+	u := &upgrader{suite: s, domain: "upgrade.test", helm: os.Getenv(helmVariable), dir: t.TempDir()}
 	if u.helm == "" {
 		s.upgradeBy(t, u, previous, this)
 		return
@@ -136,7 +134,7 @@ func (s *suite) upgrade(t *testing.T) {
 		if os.Getenv(longVariable) == "" {
 			t.Skip("`make e2e E2E_LONG=1` does the same by `signet install`")
 		}
-		s.upgradeBy(t, &upgrader{suite: s}, previous, this)
+		s.upgradeBy(t, &upgrader{suite: s, domain: "install.upgrade.test"}, previous, this)
 	})
 }
 
@@ -150,7 +148,7 @@ func (s *suite) upgradeBy(t *testing.T, u *upgrader, previous, this build) {
 	})
 	u.must(t, previous, "")
 	s.Apply(t, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mesh", "labels": {"`+testLabel+`": ""}}}`)
-	s.Apply(t, strings.ReplaceAll(meshObjects, "TRUST_DOMAIN", upgradeDomain)+"\n---\n"+
+	s.Apply(t, strings.ReplaceAll(meshObjects, "TRUST_DOMAIN", u.domain)+"\n---\n"+
 		s.envoyPod("payments", "payments", "payments", "node2", `["serve", "127.0.0.1:8080"]`)+
 		s.envoyPod("checkout", "checkout", "client", "node1", "[]"))
 	s.Wait(t, "pod", "-n", "mesh", "--all", "--for=condition=Ready")
@@ -215,7 +213,7 @@ func (u *upgrader) values(t *testing.T, this build) {
 	t.Helper()
 	for flag, good := range map[string]bool{"--reset-then-reuse-values": true, "--reuse-values": false} {
 		out, err := u.runHelm(t, "upgrade", "signet", this.chart, "--dry-run=server", flag, "--set=image.tag="+this.tag)
-		if (err == nil) != good || good && !strings.Contains(out, "trustDomain: \""+upgradeDomain+"\"") {
+		if (err == nil) != good || good && !strings.Contains(out, "trustDomain: \""+u.domain+"\"") {
 			t.Errorf("helm upgrade %s: %v: %.2000s", flag, err, out)
 		}
 	}
@@ -271,6 +269,8 @@ func (u *upgrader) restored(t *testing.T, previous, this build, snapshot string)
 // begin makes a place where nothing of Signet was before.
 func (u *upgrader) begin(t *testing.T) {
 	u.Must(t, "delete", "namespace", signetNamespace, "--ignore-not-found", "--timeout=3m")
+	// What outlives the namespace, and would say that there is a root already. Not every API server knows them.
+	_, _ = u.Kubectl(t.Context(), "", "delete", "clustertrustbundle", "signet.dev:bundle:"+u.domain, "--ignore-not-found")
 	if len(u.Nodes) > 0 {
 		for _, claim := range []string{"state", "seal"} {
 			u.Apply(t, u.Nodes[0].Volume(t, strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))+"-"+claim))
@@ -340,7 +340,7 @@ func (u *upgrader) newPods(t *testing.T, name string) {
 	}
 	u.Apply(t, objects)
 	for pod, r := range u.reports(t, "mesh", name, n) {
-		if r.ID != "spiffe://"+upgradeDomain+"/ns/mesh/sa/default" {
+		if r.ID != "spiffe://"+u.domain+"/ns/mesh/sa/default" {
 			t.Errorf("%s got %+v", pod, r)
 		}
 	}
