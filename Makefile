@@ -75,16 +75,17 @@ faults: build .cache/testsum ## the CA killed and failed at every call that touc
 # For an existing cluster instead: its kubeconfig, said on the command line (the environment's could be anybody's), and the
 # registry in which it finds images, HOST[:PORT][/PATH]: ours and those of the tests are pushed there, as whom `docker login`
 # says. NODES=skip leaves out what needs root, HELM=skip what needs Helm, which takes five minutes of a processor to build.
-# For the tests of the cluster: -update writes golden files anew.
+# For the tests of the cluster: -update writes golden files anew. E2E_LONG=1 adds what takes long. PREVIOUS is the commit from which
+# is upgraded, where another one is meant than the one released last.
 E2EFLAGS ?=
 e2e_kubeconfig := $(if $(filter command,$(firstword $(origin KUBECONFIG))),$(abspath $(KUBECONFIG)))
 e2e_helm := $(if $(filter skip,$(NODES) $(HELM)),,.cache/helm)
 
 .PHONY: e2e
 e2e: build images envoy .cache/testsum $(e2e_helm) $(if $(e2e_kubeconfig),.cache/push) ## tests on a real Kubernetes of two nodes (root); building that takes 15 to 20 minutes, once
-	@cluster=$$(GO="$(GO)" scripts/cluster.sh $(if $(filter skip,$(NODES))$(e2e_kubeconfig),,nodes)) && \
+	@cluster=$$(GO="$(GO)" scripts/cluster.sh $(if $(filter skip,$(NODES))$(e2e_kubeconfig),,nodes)) && previous=$$(GO="$(GO)" scripts/previous.sh) && \
 	rm -f bin/e2e-figures.txt && trap 'cat bin/e2e-figures.txt 2>/dev/null' EXIT && \
-	SIGNET_FIGURES="$(CURDIR)/bin/e2e-figures.txt" SIGNET_CLUSTER="$$cluster" SIGNET_BIN="$(CURDIR)/bin" SIGNET_IMAGES="$(CURDIR)/bin/images" SIGNET_NODES="$(NODES)" \
+	SIGNET_FIGURES="$(CURDIR)/bin/e2e-figures.txt" SIGNET_CLUSTER="$$cluster" SIGNET_PREVIOUS="$$previous" SIGNET_BIN="$(CURDIR)/bin" SIGNET_IMAGES="$(CURDIR)/bin/images" SIGNET_NODES="$(NODES)" \
 	SIGNET_KUBECONFIG="$(e2e_kubeconfig)" SIGNET_REGISTRY="$(REGISTRY)" SIGNET_PUSH="$(CURDIR)/.cache/push" SIGNET_HELM="$(e2e_helm:%=$(CURDIR)/%)" SIGNET_ENVOY="$$(ls -d "$(CURDIR)"/.cache/envoy/*/envoy 2>/dev/null | tail -n 1)" \
 	.cache/testsum -count=1 -tags=cluster -timeout 30m ./integration/controlplane -- \
 	  -count=1 -tags=cluster -timeout 40m ./integration/nodes $(E2EFLAGS)

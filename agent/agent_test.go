@@ -58,7 +58,7 @@ func TestFirstSVID(t *testing.T) {
 		if got.GetNode() != here || got.GetHolding().GetSpiffeId() != h.SVID.ID.String() || len(got.GetHolding().GetStreams()) != 0 {
 			t.Errorf("the CA was told %v", got)
 		}
-		if got.GetHolding().GetRenewAt().AsTime() != h.RenewAt || got.GetHolding().GetNotAfter().AsTime() != notAfter(h) {
+		if !got.GetHolding().GetRenewAt().AsTime().Equal(h.RenewAt) || got.GetHolding().GetNotAfter().AsTime() != notAfter(h) {
 			t.Errorf("the CA was told of renewal at %s and end at %s", got.GetHolding().GetRenewAt().AsTime(), got.GetHolding().GetNotAfter().AsTime())
 		}
 		id.Report(7, &apiv1.Stream{Id: 7, Acks: 1, AckedSerial: got.GetHolding().GetSerial(), WantsBundle: true, AckedGeneration: 1<<32 | 1})

@@ -149,7 +149,7 @@ func TestAPIServerAway(t *testing.T) {
 				s.Stop()
 				s.Start()
 				s.WaitReady()
-				time.Sleep(time.Minute)
+				time.Sleep(2 * time.Minute) // it has not seen the cluster since it was started
 			}
 			shared = admit()
 			for _, id := range []*agent.Identity{v.id, shared} {
@@ -191,6 +191,44 @@ func TestAPIServerAway(t *testing.T) {
 	})
 }
 
+// An agent whose pod was replaced a moment before the API server goes away is renewed as the pod that it is now: what it took
+// over from the one before says another pod.
+//
+// threat: G03
+func TestAPIServerAwayAfterRollout(t *testing.T) {
+	bubble(t, catest.Options{Config: graced}, func(t *testing.T, s *catest.Server) {
+		c, cache := newCluster(s), newMemory()
+		before, after := s.AgentPod(here), s.AgentPod(here)
+		if before.UID == after.UID {
+			t.Fatal("both are one pod")
+		}
+		n := c.kubelet(t, before, cache)
+		v := c.volume(n, "volume")
+		await(t, v.id, time.Minute, "SVID", hasSVID)
+		time.Sleep(5 * time.Minute)
+		n.stop()
+		s.Pods.Remove(before)
+		n = c.kubelet(t, after, cache)
+		v.n = n
+		v.publish(n.Resume)
+		time.Sleep(time.Minute)
+		c.lose()
+		for lost := time.Now(); time.Since(lost) < 3*time.Hour; time.Sleep(5 * time.Minute) {
+			if h := v.id.Held().Load(); h.SVID == nil {
+				t.Fatalf("%s after the loss its pod has no SVID: %v", time.Since(lost), h.Refusal)
+			}
+		}
+		if marked := marks(t, s); marked[audit.KindAttestAgent] < 3 {
+			t.Errorf("marked on record: %v", marked)
+		}
+		for _, text := range []string{"no session with the CA", "own identity not renewed, keeping it"} {
+			for _, e := range n.log.find(text, api.TicketMismatch) {
+				t.Errorf("it showed a ticket that is not its own: %v", e)
+			}
+		}
+	})
+}
+
 // marks counts what was issued by the rule of known renewals.
 func marks(t *testing.T, s *catest.Server) map[audit.Kind]int {
 	t.Helper()
@@ -207,6 +245,8 @@ func marks(t *testing.T, s *catest.Server) map[audit.Kind]int {
 }
 
 // Where the rule is off, or its grace over, what is held is served until it expires, and is there again after the return.
+//
+// threat: K03
 func TestAPIServerAwayTooLong(t *testing.T) {
 	for name, grace := range map[string]time.Duration{"off": 0, "over": time.Hour} {
 		t.Run(name, func(t *testing.T) {

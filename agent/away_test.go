@@ -155,6 +155,8 @@ func TestRestartWithoutCache(t *testing.T) {
 }
 
 // After an outage longer than all SVIDs live, workloads do not come back in one blow.
+//
+// threat: K09
 func TestReturnIsSpread(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		// The pods of a node come back together, with its session. So each node has one here, and there are so many nodes that

@@ -222,7 +222,21 @@ func freeze(s *x509svid.SVID, renewAt time.Time, ticket []byte) (cachedSVID, err
 	return c, nil
 }
 
-// restore takes from the cache what is still good and deletes the rest. The bundle comes first, for everything else must
+// thaw returns an SVID that is good now. The error is ClockSkew where it will only be later.
+func (a *Agent) thaw(c cachedSVID, now time.Time) (*x509svid.SVID, error) {
+	s, err := a.check(c.Chain, c.Key, now)
+	if err == nil {
+		return s, nil
+	}
+	if certs, perr := parseChain(c.Chain); perr == nil && now.Before(certs[0].NotBefore) {
+		if e := a.clockSkew(certs, "what is in the cache", now); e != nil {
+			return nil, e
+		}
+	}
+	return nil, err
+}
+
+// restore takes from the cache what is still good and deletes the rest, but what is not good yet. The bundle comes first, for everything else must
 // verify under it; where there is none, it is the one to begin with.
 func (a *Agent) restore(now time.Time) {
 	entries := map[string][]byte{}
@@ -242,6 +256,9 @@ func (a *Agent) restore(now time.Time) {
 			return
 		}
 		a.log.Warn("cache entry not used", "entry", name, "error", err)
+		if api.ReasonOf(err) == api.ClockSkew {
+			return // a clock that is behind must not cost what will be good again once it is right
+		}
 		if err := a.cfg.Cache.Delete(name); err != nil {
 			a.log.Warn("cache entry not removed", "entry", name, "error", err)
 		}
@@ -320,7 +337,7 @@ func (a *Agent) restoreSelf(data []byte, now time.Time) error {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return err
 	}
-	s, err := a.check(c.Chain, c.Key, now)
+	s, err := a.thaw(c, now)
 	if err != nil {
 		return err
 	}
@@ -328,7 +345,9 @@ func (a *Agent) restoreSelf(data []byte, now time.Time) error {
 	if !ok {
 		return errors.New("it is not an agent's identity")
 	}
-	a.self.Set(&credential{svid: s, nodeUID: uid, renewAt: c.RenewAt, ticket: c.Ticket})
+	// It may be that of the pod before this one, and by its ticket only that could renew it while the API server is away: so it
+	// is due at once, and kept as long as there is no other.
+	a.self.Set(&credential{svid: s, nodeUID: uid, renewAt: now, ticket: c.Ticket})
 	a.metrics.selfEnd.Set(float64(s.Certificates[0].NotAfter.Unix()))
 	return nil
 }
@@ -338,7 +357,7 @@ func (a *Agent) restoreIdentity(data []byte, now time.Time) error {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return err
 	}
-	s, err := a.check(c.SVID.Chain, c.SVID.Key, now)
+	s, err := a.thaw(c.SVID, now)
 	if err != nil {
 		return err
 	}

@@ -69,8 +69,8 @@ func TestHostileSVIDs(t *testing.T) {
 		{"an authority", other(webID, func(c *x509.Certificate) { c.IsCA = true }), ""},
 		{"may sign certificates", other(webID, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }), ""},
 		{"may not sign handshakes", other(webID, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }), ""},
-		{"expired", other(webID, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }), ""},
-		{"not yet valid", other(webID, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }), ""},
+		{"expired", other(webID, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }), api.ClockSkew},
+		{"not yet valid", other(webID, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }), api.ClockSkew},
 		{"under another root", func(f *fake, pub crypto.PublicKey) *apiv1.IssueResponse {
 			s := f.good(pub)
 			s.Chain = newRoot(f.t).svid(leaf(webID), pub)

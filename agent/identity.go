@@ -106,10 +106,6 @@ const (
 	maxReportedNames   = 1024 // bytes of the names of one stream
 )
 
-// maxSleep bounds every long wait. The timers of a machine that was suspended, or whose clock was set, are late by as much;
-// expiry is a matter of the wall clock.
-const maxSleep = time.Minute
-
 func newIdentity(k podKey, p Pod, a *Agent) *Identity {
 	return &Identity{agent: a, key: k, pod: p, wake: make(chan struct{}, 1), began: time.Now(), streams: map[uint64]*apiv1.Stream{}}
 }
@@ -203,7 +199,7 @@ func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Conte
 		if id.idle(now) && a.forget(id) {
 			return
 		}
-		wait := h.RenewAt.Sub(now)
+		wait := until(h.RenewAt, now)
 		if wait <= 0 {
 			p, ok := id.newest(now)
 			switch {
@@ -373,8 +369,14 @@ func (a *Agent) accept(chain [][]byte, key *ecdsa.PrivateKey) (*x509svid.SVID, e
 	if err != nil {
 		return nil, err
 	}
-	svid, err := a.check(chain, der, time.Now())
+	now := time.Now()
+	svid, err := a.check(chain, der, now)
 	if err != nil {
+		if certs, perr := parseChain(chain); perr == nil {
+			if e := a.clockSkew(certs, "what the CA has just issued", now); e != nil {
+				return nil, e
+			}
+		}
 		return nil, api.Wrap(api.SVIDRejected, err, fmt.Sprintf("the SVID that came back is not acceptable: %v", err))
 	}
 	return svid, nil
@@ -412,12 +414,13 @@ func (a *Agent) check(chain [][]byte, key []byte, now time.Time) (*x509svid.SVID
 	return svid, nil
 }
 
-// renewAt takes the CA's renewal time where it makes sense, and half of what is left where it does not.
+// renewAt takes the CA's renewal time where it makes sense, and half of what is left where it does not. It is told by both
+// clocks: see until.
 func renewAt(t *timestamppb.Timestamp, leaf *x509.Certificate, now time.Time) time.Time {
 	if at := t.AsTime(); t.IsValid() && at.After(now) && at.Before(leaf.NotAfter) {
-		return at
+		return now.Add(at.Sub(now))
 	}
-	return now.Round(0).Add(leaf.NotAfter.Sub(now) / 2) // by the wall clock, as what the CA says
+	return now.Add(leaf.NotAfter.Sub(now) / 2)
 }
 
 func serial(s *x509svid.SVID) string {

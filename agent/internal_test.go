@@ -151,7 +151,9 @@ func TestRunEndsWhole(t *testing.T) {
 	})
 }
 
-// Expiry is a matter of the wall clock: no wait is longer than a minute of a clock that may stand still.
+// Expiry is a matter of the wall clock: no wait is longer than maxSleep of a clock that may stand still.
+//
+// threat: K03, K08
 func TestWaitsAreShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newTestAgent(t, noProver{errors.New("none")})
@@ -171,11 +173,31 @@ func TestWaitsAreShort(t *testing.T) {
 		id.held.Set(Held{RenewAt: time.Now()})
 		time.Sleep(maxSleep + a.cfg.IssueTimeout)
 		if h := id.held.Load(); api.ReasonOf(h.Refusal) != api.CAUnavailable {
-			t.Errorf("a minute later nothing was tried: %v", h.Refusal)
+			t.Errorf("%v later nothing was tried: %v", maxSleep, h.Refusal)
 		}
 		cancel()
 		<-done
 	})
+}
+
+// What is due is so by the clock that is nearer to it.
+//
+// threat: K04
+func TestUntil(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name string
+		at   time.Time
+		want time.Duration
+	}{
+		{"both clocks", now.Add(time.Hour), time.Hour},
+		{"the wall clock alone, as from a file", now.Round(0).Add(time.Hour), time.Hour},
+		{"passed", now.Add(-time.Hour), -time.Hour},
+	} {
+		if got := until(tt.at, now); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
 }
 
 func TestBackoffIsBounded(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -30,7 +31,7 @@ type credential struct {
 }
 
 func (c *credential) good(now time.Time) bool {
-	return c != nil && now.Before(c.renewAt) && now.Before(c.svid.Certificates[0].NotAfter)
+	return c != nil && until(c.renewAt, now) > 0 && now.Before(c.svid.Certificates[0].NotAfter)
 }
 
 // link is one connection with a live session on it.
@@ -95,7 +96,7 @@ func (a *Agent) session(ctx context.Context) error {
 	ctx, cancel := context.WithDeadline(ctx, self.svid.Certificates[0].NotAfter)
 	defer cancel()
 	stream, err := a.open(ctx, cancel, l.client, self.ticket)
-	if err != nil {
+	if err = conn.why(err); err != nil {
 		if e := api.AsError(err); final(e) && e.Reason != api.NodeBanned {
 			// The CA does not believe the identity that it gave us, or not for this node: the next try begins with a new one.
 			a.self.Set(&credential{svid: self.svid, nodeUID: self.nodeUID, ticket: self.ticket})
@@ -188,14 +189,14 @@ func (a *Agent) callAttest(ctx context.Context, svid *x509svid.SVID, r *apiv1.At
 	defer conn.Close()
 	resp, err := apiv1.NewAuthorityClient(conn).AttestAgent(ctx, r, grpc.WaitForReady(false))
 	if err != nil {
-		return nil, api.FromStatus(err)
+		return nil, conn.why(api.FromStatus(err))
 	}
 	return resp, nil
 }
 
 // dial makes a connection to the CA, which is known by its SPIFFE ID under the newest bundle; with an SVID the agent
 // shows who it is.
-func (a *Agent) dial(svid *x509svid.SVID) (*grpc.ClientConn, error) {
+func (a *Agent) dial(svid *x509svid.SVID) (conn, error) {
 	replica := func(id spiffeid.ID, _ [][]*x509.Certificate) error {
 		if !api.IsReplica(id, a.cfg.TrustDomain) {
 			return errors.New("the server is not a CA of this trust domain")
@@ -210,13 +211,16 @@ func (a *Agent) dial(svid *x509svid.SVID) (*grpc.ClientConn, error) {
 	}
 	config.MinVersion = tls.VersionTLS13
 	config.SessionTicketsDisabled = true
-	return grpc.NewClient("passthrough:///ca",
+	skew := new(atomic.Pointer[api.Error])
+	config.VerifyPeerCertificate = a.noteSkew(config.VerifyPeerCertificate, skew)
+	c, err := grpc.NewClient("passthrough:///ca",
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return a.cfg.Dial(ctx) }),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: a.cfg.Keepalive, Timeout: 10 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)),
 		grpc.WithDisableServiceConfig(),
 	)
+	return conn{c, skew}, err
 }
 
 // open opens a session and waits for its Welcome and for the bundle that comes behind it: bundle before SVID, always. A CA
@@ -312,7 +316,7 @@ func (a *Agent) serve(ctx context.Context, cancel context.CancelFunc, l *link, s
 func (a *Agent) renewSelf(ctx context.Context) bool {
 	b := a.newBackoff()
 	for at := a.self.Load().renewAt; ; at = time.Now().Add(b.NextBackOff()) {
-		for wait := time.Until(at); wait > 0; wait = time.Until(at) {
+		for wait := until(at, time.Now()); wait > 0; wait = until(at, time.Now()) {
 			select {
 			case <-ctx.Done():
 				return false

@@ -204,7 +204,7 @@ func TestOwnIdentityExpired(t *testing.T) {
 	})
 }
 
-// A cached identity that is good is used; one that the CA does not take for this node any more is replaced at once.
+// A cached identity is that of a pod before: it is replaced at once, and used where there is no other for now.
 func TestCachedOwnIdentity(t *testing.T) {
 	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
 		cache := newMemory()
@@ -214,15 +214,30 @@ func TestCachedOwnIdentity(t *testing.T) {
 		n.stop()
 		n = startNode(t, s, here, withCache)
 		time.Sleep(time.Second)
-		if len(n.log.find(attested, "")) != 0 || len(n.log.find(opened, "")) != 1 {
-			t.Error("the cached identity was not used")
+		if len(n.log.find(attested, "")) != 1 || len(n.log.find(opened, "")) != 1 {
+			t.Errorf("attested %d times, for %d sessions", len(n.log.find(attested, "")), len(n.log.find(opened, "")))
+		}
+		n.stop()
+		n = startNode(t, s, here, withCache, func(c *agent.Config) {
+			prove, failed := c.Prover, false
+			c.Prover = proverFunc(func(ctx context.Context) (attestor.Evidence, error) {
+				if !failed {
+					failed = true
+					return attestor.Evidence{}, api.E(api.TokenMissing, "not yet")
+				}
+				return prove.Prove(ctx)
+			})
+		})
+		time.Sleep(time.Second)
+		if kept := len(n.log.find("own identity not renewed, keeping it", api.TokenMissing)); kept != 1 || len(n.log.find(opened, "")) != 2 || len(n.log.find(attested, "")) != 1 {
+			t.Errorf("kept %d times, attested %d times, for %d sessions", kept, len(n.log.find(attested, "")), len(n.log.find(opened, "")))
 		}
 		n.stop()
 		// The machine was registered anew: its node has the same folder and another UID.
 		n = startNode(t, s, elsewhere, withCache)
 		time.Sleep(5 * time.Second)
-		if len(n.log.find(noMore, api.NodeMismatch)) != 1 || len(n.log.find(attested, "")) != 1 || n.metric("signet_agent_connected") != 1 {
-			t.Errorf("refused %d times, attested %d times", len(n.log.find(noMore, api.NodeMismatch)), len(n.log.find(attested, "")))
+		if len(n.log.find(noMore, "")) != 0 || len(n.log.find(attested, "")) != 1 || n.metric("signet_agent_connected") != 1 {
+			t.Errorf("refused %d times, attested %d times", len(n.log.find(noMore, "")), len(n.log.find(attested, "")))
 		}
 		await(t, n.admit(newWorkload(s, "web-1", elsewhere)), time.Second, "SVID", hasSVID)
 	})

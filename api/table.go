@@ -140,6 +140,8 @@ const (
 	MessageMalformed Reason = "MESSAGE_MALFORMED"
 	// MessageTooLarge: the message is too large.
 	MessageTooLarge Reason = "MESSAGE_TOO_LARGE"
+	// ClockSkew: the clocks of a node and the CA differ by too much.
+	ClockSkew Reason = "CLOCK_SKEW"
 	// ResourceNotAuthorized: the secret belongs to somebody else.
 	ResourceNotAuthorized Reason = "RESOURCE_NOT_AUTHORIZED"
 	// ResourceName: the secret's name is malformed.
@@ -330,8 +332,8 @@ var table = []Page{
 		"Its directory of pods does not answer, and a new identity is never given on a guess.",
 		"Look at the CA's /readyz, which names a permission that is missing, and at its log. Known SVIDs stay valid meanwhile."},
 	{NotAnAgent, 207, KindPermissionDenied, "The token does not belong to an agent",
-		"Only pods of the configured namespace and ServiceAccount may be agents.",
-		"Compare `agents` in the CA's configuration with the agent's DaemonSet."},
+		"Only pods of the configured namespace and ServiceAccount that the agents' DaemonSet controls may be agents, where the CA sees their cluster. Of a DaemonSet that was deleted and made anew they are once it has adopted them.",
+		"Compare `agents` in the CA's configuration with the agents' DaemonSet. A pod that somebody else has made under their ServiceAccount is an incident."},
 	{GraceOver, 208, KindUnavailable, "The API server has been away for too long",
 		"While the CA cannot see the cluster, known workloads are renewed without fresh tokens for a bounded time (directory.grace, 4 h by default). It is over.",
 		"Bring the API server back, or the way from the CA to it: see docs/api-server-away.md. SVIDs that are held stay valid until they expire."},
@@ -412,7 +414,7 @@ var table = []Page{
 		"Nothing: the agent opens a new one."},
 	{ProtocolSkew, 605, KindNotReady, "Agent and CA are too far apart",
 		"One side speaks a version of the protocol that the other does not.",
-		"Upgrade the CA first, then the agents, one minor version at a time."},
+		"Upgrade the one that the message names; docs/upgrades.md says which versions go together."},
 	{BatchSize, 606, KindInvalid, "The batch is empty or too large",
 		"One call carries 1 to 64 requests.",
 		"Split the batch."},
@@ -446,6 +448,9 @@ var table = []Page{
 	{MessageTooLarge, 616, KindInvalid, "The message is too large",
 		"Its length is above what the largest message of the call needs; nothing of it was read.",
 		"Use programs of versions that belong together; an agent sends at most 64 requests in one call."},
+	{ClockSkew, 617, KindNotReady, "The clocks of the node and the CA differ by too much",
+		"What the CA shows or has just issued is not valid by the node's clock. Nothing of it is used; what is held is served until it ends by that clock.",
+		"Set the clock that is wrong (`chronyc tracking`, `timedatectl`); the message has both times. What waited goes on within half a minute."},
 	{ResourceNotAuthorized, 701, KindPermissionDenied, "The secret belongs to somebody else",
 		"A stream gets the secrets of the workload that it belongs to, and no other.",
 		"Ask for default, ROOTCA, ALL, the workload's own SPIFFE ID or its trust domain."},
@@ -496,7 +501,7 @@ var table = []Page{
 		"Run `signet-ca run`. To start over, remove the store by hand, and know that every SVID dies with its root."},
 	{StateNewer, 803, KindNotReady, "The state was written by a newer version",
 		"Its schema is higher than what this build knows; reading it could drop fields that matter.",
-		"Run the newer version again, or restore the backup made before the upgrade."},
+		"Run the newer version again, or restore the backup made before the upgrade: docs/upgrades.md."},
 	{StateCorrupt, 804, KindInternal, "The state is damaged",
 		"It does not parse or contradicts itself. Nothing was changed, and no new root was made.",
 		"Restore a backup. Keep the damaged file."},

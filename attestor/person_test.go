@@ -22,6 +22,11 @@ func TestAttestPerson(t *testing.T) {
 			x.Claims["iat"], x.Claims["nbf"], x.Claims["exp"] = iat.Unix(), iat.Unix(), iat.Add(d).Unix()
 		}
 	}
+	ahead := func(d time.Duration) func(*attestortest.Draft) {
+		return func(x *attestortest.Draft) {
+			x.Claims["iat"], x.Claims["nbf"], x.Claims["exp"] = iat.Add(d).Unix(), iat.Add(d).Unix(), iat.Add(d+10*time.Minute).Unix()
+		}
+	}
 	member := func(name string, value any) func(*attestortest.Draft) {
 		return func(x *attestortest.Draft) { x.Kubernetes()[name] = value }
 	}
@@ -33,6 +38,8 @@ func TestAttestPerson(t *testing.T) {
 		{"ten minutes", []func(*attestortest.Draft){lives(10 * time.Minute)}, ""},
 		{"a quarter of an hour", []func(*attestortest.Draft){lives(api.MaxAdminTTL)}, ""},
 		{"a second more", []func(*attestortest.Draft){lives(api.MaxAdminTTL + time.Second)}, api.TokenTTLTooLong},
+		{"of a clock that is a minute ahead", []func(*attestortest.Draft){ahead(time.Minute)}, ""},
+		{"of a clock that is more than that ahead", []func(*attestortest.Draft){ahead(time.Minute + 2*time.Second)}, api.TokenNotYetValid},
 		{"no end", []func(*attestortest.Draft){lives(time.Minute), attestortest.Without("exp")}, api.TokenMalformed},
 		{"bound to null", []func(*attestortest.Draft){lives(time.Minute), member("pod", nil)}, api.TokenBound},
 		{"bound to an empty pod", []func(*attestortest.Draft){lives(time.Minute), member("pod", map[string]any{})}, api.TokenBound},
@@ -58,6 +65,17 @@ func TestAttestPerson(t *testing.T) {
 	token := c.token(t) // a pod's
 	got, err := c.attestor.AttestPerson(t.Context(), evidence(token), audience, time.Now())
 	refused(t, token, got, err, api.TokenBound)
+	if of, ok := attestor.ClaimedBy(err); !ok || of.PodUID != c.pod.UID || of.NodeUID != c.pod.NodeUID || of.ServiceAccount != c.pod.ServiceAccount || of.TokenID == "" {
+		t.Errorf("whose the token of a pod is: %v, %+v", ok, of)
+	}
+	for name, change := range map[string]func(*attestortest.Draft){"expired": lives(-time.Second), "for another audience": attestortest.Audiences("other")} {
+		token := c.token(t, change)
+		got, err := c.attestor.AttestPerson(t.Context(), evidence(token), audience, time.Now())
+		refused(t, token, got, err, api.TokenBound)
+		if of, ok := attestor.ClaimedBy(err); ok {
+			t.Errorf("%s: whose it is is told, %+v", name, of)
+		}
+	}
 }
 
 // TestAttestPersonReviewed asks the API server, whose answer may speak of no pod.

@@ -88,15 +88,16 @@ func NewServiceAccount(cfg ServiceAccountConfig) (*ServiceAccount, error) {
 // spent on its signature, (3) verifies the signature, (4) reads its Kubernetes claims, (5) checks that audience is its
 // only audience, (6) checks its times, and, where its issuer has a review and the caller may use such claims (WithRefusal), (7)
 // asks the API server, which may take as long as the review's timeout. Claims are always those of the token itself; the review can only refuse them. What fails from
-// (5) on is refused with an error that ClaimedBy knows.
+// (5) on is refused with an error that ClaimedBy knows, and so is what is bound where nothing may be.
 func (a *ServiceAccount) Attest(ctx context.Context, e Evidence, audience string, now time.Time) (Claims, error) {
-	return a.reviewed(ctx, e, audience, now, kinds{claims: kubernetesClaims, maxLifetime: a.maxLifetime})
+	return a.reviewed(ctx, e, audience, now, kinds{claims: kubernetesClaims, maxLifetime: a.maxLifetime, skew: a.skew})
 }
 
 // kinds says which tokens are meant: how their Kubernetes claims are read, and how long they may live.
 type kinds struct {
 	claims      func(map[string]any) (Claims, error)
 	maxLifetime time.Duration
+	skew        time.Duration // before iat and nbf
 	grace       time.Duration // after expiry
 }
 
@@ -128,7 +129,7 @@ func (a *ServiceAccount) reviewed(ctx context.Context, e Evidence, audience stri
 // is asked. It is for renewals while no API server can give out new tokens or review old ones; an identity that is not
 // held already must not rest on it.
 func (a *ServiceAccount) AttestExpired(ctx context.Context, e Evidence, audience string, now time.Time, grace time.Duration) (Claims, error) {
-	return a.attest(ctx, e, audience, now, kinds{claims: kubernetesClaims, maxLifetime: a.maxLifetime, grace: max(grace, 0)})
+	return a.attest(ctx, e, audience, now, kinds{claims: kubernetesClaims, maxLifetime: a.maxLifetime, skew: a.skew, grace: max(grace, 0)})
 }
 
 func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string, now time.Time, which kinds) (Claims, error) {
@@ -144,12 +145,20 @@ func (a *ServiceAccount) attest(ctx context.Context, e Evidence, audience string
 	if err := jws.verify(ctx, keys); err != nil { // (3)
 		return Claims{}, err
 	}
-	c, err := which.claims(m) // (4)
-	if err != nil {
-		return Claims{}, err
+	c, wrong := which.claims(m) // (4)
+	if wrong != nil && c.Namespace == "" {
+		return Claims{}, wrong
 	}
 	c.Kind, c.Issuer = e.Kind, iss
 	id, bad := tokenID(m, jws)
+	if wrong != nil { // it is said whose it is only while it could do harm elsewhere: old ones lie about
+		which.maxLifetime = a.maxLifetime
+		if bad != nil || checkAudience(m["aud"], audience) != nil || a.checkTimes(&c, m, now, which) != nil {
+			return Claims{}, wrong
+		}
+		c.TokenID = id
+		return Claims{}, refusedOf(c, wrong)
+	}
 	c.TokenID = id                                            // on record also of what is refused from here on
 	if err := checkAudience(m["aud"], audience); err != nil { // (5)
 		return Claims{}, refusedOf(c, err)
@@ -222,13 +231,21 @@ func (a *ServiceAccount) checkTimes(c *Claims, m map[string]any, now time.Time, 
 		return api.E(api.TokenMalformed, "the token expires before it was issued")
 	case !now.Before(exp.Add(which.grace)):
 		return api.E(api.TokenExpired, "the token expired %v ago", now.Sub(exp).Truncate(time.Second))
-	case iat.After(now.Add(a.skew)) || nbf.After(now.Add(a.skew)):
-		return api.E(api.TokenNotYetValid, "the token is from the future")
+	case iat.After(now.Add(which.skew)) || nbf.After(now.Add(which.skew)):
+		return api.E(api.TokenNotYetValid, "the token is valid from %s, and the clock here says %s", latest(iat, nbf).UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	case exp.Sub(iat) > which.maxLifetime:
 		return api.E(api.TokenTTLTooLong, "the token lives %v; the most is %v", exp.Sub(iat), which.maxLifetime)
 	}
 	c.IssuedAt, c.ExpireAt = iat, exp
 	return nil
+}
+
+// latest is the later of two times.
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // numericDate reads a NumericDate (RFC 7519 section 2) as Kubernetes writes it: whole seconds, before the year 10000.

@@ -256,7 +256,7 @@ func TestTimes(t *testing.T) {
 	})
 }
 
-// threat: A05, A06
+// threat: A05, A06, K10
 func TestSkewAndLifetime(t *testing.T) {
 	c := newCluster(t, "ES256")
 	strict := newAttestor(t, c.Issuer, attestor.ServiceAccountConfig{Skew: -1, MaxLifetime: 30 * time.Minute})

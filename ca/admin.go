@@ -93,8 +93,10 @@ func (a *admin) ListAuthorities(context.Context, *apiv1.ListAuthoritiesRequest) 
 }
 
 // ListSVIDs implements the call of that name.
-func (a *admin) ListSVIDs(_ context.Context, r *apiv1.ListSVIDsRequest) (*apiv1.ListSVIDsResponse, error) {
-	return &apiv1.ListSVIDsResponse{Holdings: a.ca.listHoldings(r.GetNamespace(), r.GetSpiffeId())}, nil
+func (a *admin) ListSVIDs(ctx context.Context, r *apiv1.ListSVIDsRequest) (*apiv1.ListSVIDsResponse, error) {
+	return looked(ctx, a.ca, func() *apiv1.ListSVIDsResponse {
+		return &apiv1.ListSVIDsResponse{Holdings: a.ca.listHoldings(r.GetNamespace(), r.GetSpiffeId())}
+	})
 }
 
 func (a *admin) bundle() (*Bundle, error) {

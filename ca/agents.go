@@ -46,7 +46,8 @@ func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER, tick
 }
 
 // checkAgentTicket is steps (3), (6) and (7) of a known renewal for the agent who has made a connection: its certificate
-// verified against the bundle in the handshake, which proves that he holds its key, and has not expired since.
+// verified against the bundle in the handshake, which proves that he holds its key, and has not expired since. A connection may
+// be older than the bundle: once a root can be distrusted at once, the chain has to be verified here again.
 func (ca *CA) checkAgentTicket(k *known, c attestor.Claims, who caller) error {
 	if who.leaf == nil || who.node != c.NodeUID {
 		return api.E(api.HeldSVIDInvalid, "the caller did not show the SVID of that node's agent on his connection")

@@ -94,6 +94,10 @@ func (ca *CA) recordCall(ctx context.Context, method string, cause error) error 
 	return ca.recordRefusal(ctx, callName(method), who, e, cause)
 }
 
+// MaxAuditLast is the most of ListAuditRequest.last: so many are remembered while the record is read. All may be asked for,
+// and then none is.
+const MaxAuditLast = 100_000
+
 // Bounds of one piece of the answer of ListAudit, which has to stay below gRPC's own 4 MiB.
 const (
 	pageEntries = 256
@@ -111,6 +115,7 @@ type auditStream struct {
 	page *apiv1.ListAuditResponse
 	size int
 	sent bool // since the last pulse
+	look *look
 }
 
 // add puts an entry into the piece that goes next, and sends it when it is large.
@@ -138,6 +143,8 @@ func (s *auditStream) flush() error {
 func (s *auditStream) send() error {
 	page := s.page
 	s.page, s.size, s.sent = &apiv1.ListAuditResponse{}, 0, true
+	s.look.sending()
+	defer s.look.sent()
 	return s.Send(page)
 }
 
@@ -151,7 +158,9 @@ func (s *auditStream) keepAlive(done <-chan struct{}) {
 			return
 		case <-pulse.C:
 		}
-		s.mu.Lock()
+		if !s.mu.TryLock() {
+			continue // something is being sent
+		}
 		var err error
 		if !s.sent {
 			err = s.send()
@@ -169,7 +178,15 @@ func (a *admin) ListAudit(r *apiv1.ListAuditRequest, stream grpc.ServerStreaming
 	if a.ca.cfg.Archive == nil {
 		return api.E(api.NotFound, "this CA keeps no record that can be read")
 	}
-	out := &auditStream{ServerStreamingServer: stream, page: &apiv1.ListAuditResponse{}}
+	if r.GetLast() > MaxAuditLast {
+		return api.E(api.MessageTooLarge, "the newest %d entries at most are picked out: ask for fewer, for all, or since a time", MaxAuditLast)
+	}
+	look, err := a.ca.look(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer look.end()
+	out := &auditStream{ServerStreamingServer: stream, page: &apiv1.ListAuditResponse{}, look: look}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	done := make(chan struct{})

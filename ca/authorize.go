@@ -124,7 +124,7 @@ type caller struct {
 	leaf  *x509.Certificate // the agent's; nil for others
 	asker asker             // with roleSession
 
-	name  string          // as the record tells of an operator: "uid:", a user; "sa:", NAMESPACE/NAME and the token's id; "break-glass:", a name
+	name  string          // as the record tells of an operator: "uid:", a user; "sa:", NAMESPACE/NAME, the token's id and its issuer; "break-glass:", a name
 	token attestor.Claims // an operator's
 	glass bool            // he came by a break-glass certificate
 }
@@ -172,7 +172,7 @@ func (ca *CA) admit(ctx context.Context, at port, call string) (context.Context,
 		err = ca.refuseBannedAgent(who.node)
 	}
 	if err != nil {
-		return ctx, err
+		return context.WithValue(ctx, refusedKey{}, who), err
 	}
 	if !slices.Contains(who.roles, p.role) {
 		ctx = context.WithValue(ctx, refusedKey{}, who)

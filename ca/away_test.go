@@ -105,7 +105,7 @@ func TestHeartbeat(t *testing.T) {
 				s := start(t, graced(func(c *ca.Config) {
 					st = &shared{Store: c.Store}
 					if tt.other {
-						st.seen = func() time.Time { return time.Now().Add(-time.Minute) } // there, and sees nothing just now
+						st.seen = func() time.Time { return time.Now().Add(-time.Minute) } // there, with a clock that is behind
 					}
 					c.Store = st
 				}))
@@ -168,6 +168,28 @@ func TestHeartbeatFails(t *testing.T) {
 			wantReason(t, err, api.StateUnknown)
 		case <-time.After(5 * time.Minute):
 			t.Error("it goes on with a write of unknown outcome")
+		}
+	})
+}
+
+// never is a Directory that has never seen its cluster, and remembers nothing.
+type never struct{ *catest.Directory }
+
+// Seen implements ca.Rememberer.
+func (never) Seen(string) (time.Time, bool) { return time.Time{}, false }
+
+// A CA that was started while the API server is away and remembers nothing issues nothing: the alert must tell of it.
+func TestAwaySinceStart(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, graced(func(c *ca.Config) { c.Directory = never{catest.NewDirectory()} }))
+		started := time.Now()
+		time.Sleep(30 * time.Second)
+		if got := counted(t, s, "signet_ca_cluster_away_seconds", catest.IssuerName); got != 0 {
+			t.Errorf("away for %v seconds half a minute after the start", got)
+		}
+		time.Sleep(10 * time.Minute)
+		if got, want := counted(t, s, "signet_ca_cluster_away_seconds", catest.IssuerName), time.Since(started).Seconds(); got < want-10 || got > want+10 {
+			t.Errorf("away for %v seconds by the metric, %v after the start", got, want)
 		}
 	})
 }
@@ -321,7 +343,7 @@ func TestTicketKeyAdded(t *testing.T) {
 		}
 		s.Start()
 		s.WaitReady()
-		time.Sleep(20 * time.Second)
+		time.Sleep(70 * time.Second)
 		if _, err := n.connect(n.helloWithTicket()); api.ReasonOf(err) != api.TicketInvalid || err == nil {
 			t.Errorf("a ticket under a key that is lost: %v", err)
 		}

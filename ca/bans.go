@@ -60,10 +60,23 @@ func (ca *CA) refuseBannedAgent(nodeUID string) error {
 	return nil
 }
 
-// install makes a record that was read or stored the one by which is decided. Whoever is banned by it and was not before
-// has no session any more when it returns. The caller holds ca.changing, so that the newest is installed last.
-func (ca *CA) install(j journal.Journal, r Revision) {
+// bundleOf returns the bundle of a record before it is decided by; StateForeign where it belongs to another trust domain.
+func (ca *CA) bundleOf(j journal.Journal) (*Bundle, error) {
+	if j.TrustDomain != ca.cfg.TrustDomain.Name() {
+		return nil, api.E(api.StateForeign, "the record belongs to trust domain %q, the configuration says %q", j.TrustDomain, ca.cfg.TrustDomain)
+	}
+	return NewBundle(j)
+}
+
+// install makes a record that was read or stored the one by which is decided, and its bundle the one that is told, which comes
+// first: nobody is given an SVID that he cannot verify. Whoever is banned by it and was not before has no session any more when
+// it returns. The caller holds ca.changing, so that the newest is installed last.
+func (ca *CA) install(j journal.Journal, bundle *Bundle, r Revision) {
 	ca.revision = r
+	if old := ca.bundle.Load(); old == nil || old.Generation.Sequence() < bundle.Generation.Sequence() {
+		ca.bundle.Set(bundle)
+		ca.metrics.setBundle(bundle)
+	}
 	b := &banned{record: j, uids: map[string]struct{}{}}
 	for _, ban := range j.Bans {
 		b.uids[ban.NodeUID] = struct{}{}
@@ -86,18 +99,11 @@ func (ca *CA) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if j.TrustDomain != ca.cfg.TrustDomain.Name() {
-		return api.E(api.StateForeign, "the record belongs to trust domain %q, the configuration says %q", j.TrustDomain, ca.cfg.TrustDomain)
-	}
-	b, err := NewBundle(j)
+	b, err := ca.bundleOf(j)
 	if err != nil {
 		return err
 	}
-	ca.install(j, revision)
-	if old := ca.bundle.Load(); old == nil || old.Generation.Sequence() < b.Generation.Sequence() {
-		ca.bundle.Set(b)
-		ca.metrics.setBundle(b)
-	}
+	ca.install(j, b, revision)
 	return nil
 }
 

@@ -264,7 +264,7 @@ func TestBanSurvivesKill(t *testing.T) {
 
 // TestBannedConnections closes what a banned node has open, though its agent reads nothing and ends nothing.
 //
-// threat: B06
+// threat: B06, J14
 func TestBannedConnections(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{})

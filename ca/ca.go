@@ -94,6 +94,7 @@ type CA struct {
 	askWork  *gate // who has left work for as long as he waits for an API server
 	askDoor  *gate // who has left door
 	people   *operators
+	lookers  *lookers
 	tickets  atomic.Pointer[ticketKeys] // nil where there are none
 	sights   *sights                    // nil while nothing is renewed while an API server is away
 	replica  sync.Mutex                 // held while this replica's own record is changed
@@ -121,6 +122,10 @@ func New(cfg Config) (*CA, error) {
 		return nil, api.E(api.ConfigInvalid, "mint budget, session age, concurrency, queue and how many may ask cannot be negative")
 	case cfg.AgentTTL != 0 && (cfg.AgentTTL < issuance.MinTTL || cfg.AgentTTL > issuance.MaxTTL):
 		return nil, api.E(api.ConfigInvalid, "the lifetime of agents' SVIDs is not between %s and %s", issuance.MinTTL, issuance.MaxTTL)
+	}
+	if cfg.Operators.Attestor != nil && cfg.Operators.Issuers == nil && len(cfg.KeySets) > 1 {
+		// Whoever may make a namespace in any of them would have every role.
+		return nil, api.E(api.ConfigInvalid, "there are %d clusters, and whose tokens operate this CA is not said", len(cfg.KeySets))
 	}
 	if cfg.Grace < 0 || cfg.Grace > MaxGrace {
 		return nil, api.E(api.ConfigInvalid, "a grace of %s is not between 0s and %s", cfg.Grace, MaxGrace)
@@ -152,6 +157,7 @@ func New(cfg Config) (*CA, error) {
 		askWork:  newGate(cfg.Asking, cfg.Queue),
 		askDoor:  newGate(cfg.Asking, doorQueue),
 		people:   newOperators(),
+		lookers:  newLookers(),
 		broken:   make(chan error, 1),
 		sights:   newSights(cfg, time.Now()),
 		stopping: make(chan struct{}),
@@ -184,6 +190,7 @@ func (ca *CA) Run(ctx context.Context) error {
 		run.Task{Name: "ledger", Run: ca.watchLedger},
 		run.Task{Name: "record", Run: ca.watchRecord},
 		run.Task{Name: "bans", Run: ca.closeBanned},
+		run.Task{Name: "operators' record", Run: ca.keepRecords},
 		run.Task{Name: "record of others", Run: ca.followRecord},
 	)
 }
@@ -277,15 +284,16 @@ func (ca *CA) keepKeySets(ctx context.Context) error {
 		}})
 	}
 	tasks = append(tasks, run.Task{Name: "gather", Run: func(ctx context.Context) error {
+		_, awayChanged := ca.awaySince()
 		for {
-			away, awayChanged := ca.awaySince()
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-changed:
 			case <-awayChanged:
-				away, _ = ca.awaySince()
 			}
+			var away map[string]time.Time
+			away, awayChanged = ca.awaySince() // together, so that what is told is as new as what is awaited
 			sets := &apiv1.KeySets{}
 			for _, issuer := range slices.Sorted(maps.Keys(ca.cfg.KeySets)) {
 				if jwks, _ := ca.cfg.KeySets[issuer].Snapshot(); jwks != nil {

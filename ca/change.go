@@ -26,10 +26,14 @@ func (ca *CA) changeRecord(ctx context.Context, change func(journal.Journal) (jo
 		if err != nil {
 			return journal.Journal{}, err
 		}
+		bundle, err := ca.bundleOf(next) // others may have changed it as well
+		if err != nil {
+			return journal.Journal{}, err
+		}
 		revision, err = ca.cfg.Store.Swap(ctx, revision, next)
 		switch {
 		case err == nil:
-			ca.install(next, revision)
+			ca.install(next, bundle, revision)
 			return next, nil
 		case api.ReasonOf(err) == api.StateUnknown:
 			select {

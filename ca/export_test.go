@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto/tls"
+	"time"
 
 	"github.com/signet-ca/signet/api"
 )
@@ -12,6 +13,11 @@ func (ca *CA) SetBundle(b *Bundle) { ca.bundle.Set(b) }
 
 // Self returns the replica's own identity with its key, which never leaves the process but in a test.
 func (ca *CA) Self() *tls.Certificate { return ca.signing.Load().self }
+
+// RefreshSigning replaces what is due at that time.
+func (ca *CA) RefreshSigning(ctx context.Context, now time.Time) error {
+	return ca.refreshSigning(ctx, now)
+}
 
 // Speak says which protocols it speaks with agents from now on.
 func (ca *CA) Speak(p api.Protocols) { ca.protocols = p }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 	"github.com/signet-ca/signet/ca/journal"
@@ -126,5 +128,69 @@ func TestFollowRecord(t *testing.T) {
 			t.Errorf("in five minutes it was asked %d times", failed)
 		}
 		wantReason(t, l.end(), api.NodeBanned)
+	})
+}
+
+// overtaken is a store to which another replica writes just before the record is read for the second time, once that is asked
+// for.
+type overtaken struct {
+	ca.Store
+	reads atomic.Int32 // since other was set
+	other atomic.Pointer[func(journal.Journal) journal.Journal]
+}
+
+// Load implements ca.Store.
+func (s *overtaken) Load(ctx context.Context) (journal.Journal, ca.Revision, error) {
+	if other := s.other.Load(); other != nil && s.reads.Add(1) == 2 {
+		j, revision, err := s.Store.Load(ctx)
+		if err == nil {
+			_, err = s.Store.Swap(ctx, revision, (*other)(j))
+		}
+		if err != nil {
+			return journal.Journal{}, 0, err
+		}
+	}
+	return s.Store.Load(ctx)
+}
+
+// TestChangeOvertaken bans a node while another replica changes the bundle: that is taken over with the ban.
+func TestChangeOvertaken(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		st := &overtaken{}
+		s := start(t, catest.Options{Config: func(cfg *ca.Config) {
+			st.Store = cfg.Store
+			cfg.Store = st
+		}})
+		n := newNode(t, s, "node-1")
+		st.other.Store(new(func(j journal.Journal) journal.Journal {
+			j.Number++
+			return j
+		}))
+		before := s.CA().Bundle().Generation
+		banNode(t, s.CA(), &apiv1.BanNodeRequest{Node: n.pod.NodeUID})
+		if after := s.CA().Bundle().Generation; after.Number != before.Number+1 {
+			t.Errorf("decided by the record of a generation after %s, with the bundle of %s", before, after)
+		}
+	})
+}
+
+// TestChangeForeign writes nothing over the record of another trust domain.
+func TestChangeForeign(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		st := &overtaken{}
+		s := start(t, catest.Options{Config: func(cfg *ca.Config) {
+			st.Store = cfg.Store
+			cfg.Store = st
+		}})
+		n := newNode(t, s, "node-1")
+		st.other.Store(new(func(j journal.Journal) journal.Journal {
+			j.TrustDomain = "other.example"
+			return j
+		}))
+		_, err := adminOf(t, s.CA()).BanNode(t.Context(), &apiv1.BanNodeRequest{Node: n.pod.NodeUID})
+		wantReason(t, api.FromStatus(err), api.StateForeign)
+		if j, _, err := st.Store.Load(t.Context()); err != nil || len(j.Bans) > 0 {
+			t.Errorf("stored: %d bans (%v)", len(j.Bans), err)
+		}
 	})
 }

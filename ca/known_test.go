@@ -269,6 +269,7 @@ func TestKnownRenewalRefused(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		s.Pods.Remove(unseen.pod) // nobody hears of it
 
+		byTheOther := n.token(h.pod, api.WorkloadAudience(s.TD)) // of its stream on the shared socket
 		type change = func(*apiv1.IssueItem)
 		with := func(h *holder, f change) *apiv1.IssueItem {
 			item := h.renewal(newKey(t))
@@ -296,6 +297,8 @@ func TestKnownRenewalRefused(t *testing.T) {
 			{"the ticket of another pod with its own SVID", with(h, func(i *apiv1.IssueItem) { i.Renewal.Ticket = other.svid.GetTicket() }), api.TicketMismatch},
 			{"the token of another pod", with(h, func(i *apiv1.IssueItem) { i.Evidence = other.token }), api.TicketMismatch},
 			{"another volume", with(h, func(i *apiv1.IssueItem) { i.Volume = "shared" }), api.TicketMismatch},
+			{"a token of the other door", with(h, func(i *apiv1.IssueItem) { i.Evidence, i.Volume = byTheOther, "shared" }), ""},
+			{"that token by this one", with(h, func(i *apiv1.IssueItem) { i.Evidence = byTheOther }), api.TokenReplayedElsewhere},
 			{"an earlier token of the pod", with(h, func(i *apiv1.IssueItem) {
 				i.Evidence = n.token(h.pod, api.WorkloadAudience(s.TD), attestortest.Claim("iat", time.Now().Add(-50*time.Minute).Unix()))
 			}), api.TicketMismatch},
@@ -409,7 +412,7 @@ func (n *node) helloWithTicket() *apiv1.SessionRequest {
 // resume opens a session by the agent's ticket, once the CA has found out that the cluster is away.
 func (n *node) resume() *link {
 	n.t.Helper()
-	time.Sleep(20 * time.Second)
+	time.Sleep(70 * time.Second)
 	l, err := n.connect(n.helloWithTicket())
 	if err != nil {
 		n.t.Fatalf("no session: %v", err)

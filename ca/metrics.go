@@ -80,10 +80,14 @@ func (m *Metrics) countKnown(kind string, k *known) {
 	}
 }
 
-// setAway shows for how long a cluster is away.
-func (m *Metrics) setAway(issuer string, away bool, since, now time.Time) {
+// setAway shows for how long a cluster is away: since it was last seen or, where that is not known, since this process was
+// started.
+func (m *Metrics) setAway(issuer string, away bool, since, started, now time.Time) {
 	v := 0.0
-	if away && !since.IsZero() {
+	if since.IsZero() {
+		since = started
+	}
+	if away {
 		v = max(0, elapsed(now, since).Seconds())
 	}
 	m.away.WithLabelValues(issuer).Set(v)

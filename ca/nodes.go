@@ -30,13 +30,19 @@ type NodeID struct{ Issuer, UID, Name string }
 // changeTime bounds a change of the record that an operator asks for. It goes on without him: a lost terminal loses nothing.
 const changeTime = 30 * time.Second
 
+// maxSaidIDs is how many of the identities that only a node's agent speaks of are listed: the agent of a stolen node may say
+// what it likes, and who bans it waits for the list.
+const maxSaidIDs = 256
+
 // ListNodes implements the call of that name.
-func (a *admin) ListNodes(context.Context, *apiv1.ListNodesRequest) (*apiv1.ListNodesResponse, error) {
+func (a *admin) ListNodes(ctx context.Context, _ *apiv1.ListNodesRequest) (*apiv1.ListNodesResponse, error) {
 	if _, err := a.bundle(); err != nil {
 		return nil, err
 	}
-	all := a.ca.listNodes(time.Now())
-	return &apiv1.ListNodesResponse{Nodes: slices.SortedFunc(maps.Values(all), compareNodes)}, nil
+	return looked(ctx, a.ca, func() *apiv1.ListNodesResponse {
+		all := a.ca.listNodes(time.Now())
+		return &apiv1.ListNodesResponse{Nodes: slices.SortedFunc(maps.Values(all), compareNodes)}
+	})
 }
 
 // BanNode implements the call of that name.
@@ -49,6 +55,7 @@ func (a *admin) BanNode(ctx context.Context, r *apiv1.BanNodeRequest) (*apiv1.Ba
 	if err != nil {
 		return nil, err
 	}
+	brief(node, r.GetDryRun())
 	resp := &apiv1.BanNodeResponse{Node: node}
 	if node.GetBan() != nil {
 		return resp, nil
@@ -68,6 +75,7 @@ func (a *admin) BanNode(ctx context.Context, r *apiv1.BanNodeRequest) (*apiv1.Ba
 		if _, ok := j.Banned(ban.Cluster, ban.NodeUID); ok {
 			return j, false, nil // another replica was first
 		}
+		ban.ValidUntil = ca.validUntil(node, time.Now()) // it may have waited for its turn, and for the store
 		next, err := j.WithBan(ban)
 		return next, true, err
 	})
@@ -94,6 +102,7 @@ func (a *admin) AllowNode(ctx context.Context, r *apiv1.AllowNodeRequest) (*apiv
 	if err != nil {
 		return nil, err
 	}
+	brief(node, r.GetDryRun())
 	resp := &apiv1.AllowNodeResponse{Node: node, Changed: node.GetBan() != nil}
 	if !resp.Changed || r.GetDryRun() {
 		return resp, nil
@@ -164,17 +173,17 @@ func (ca *CA) changeBans(ctx context.Context, e audit.Entry, change func(journal
 // listNodes returns the nodes that have a session, that hold an SVID as far as is known, and that are banned.
 func (ca *CA) listNodes(now time.Time) map[nodeKey]*apiv1.NodeInfo {
 	all := map[nodeKey]*apiv1.NodeInfo{}
-	ids := map[nodeKey]map[string]struct{}{}
+	issued, said := map[nodeKey]map[string]struct{}{}, map[nodeKey]map[string]struct{}{}
 	node := func(k nodeKey, name string) *apiv1.NodeInfo {
 		n := all[k]
 		if n == nil {
 			n = &apiv1.NodeInfo{Cluster: k.cluster, NodeUid: k.uid}
-			all[k], ids[k] = n, map[string]struct{}{}
+			all[k], issued[k], said[k] = n, map[string]struct{}{}, map[string]struct{}{}
 		}
 		n.Node = cmp.Or(n.Node, name)
 		return n
 	}
-	holds := func(k nodeKey, id string, until time.Time) {
+	holds := func(ids map[nodeKey]map[string]struct{}, k nodeKey, id string, until time.Time) {
 		ids[k][id] = struct{}{}
 		if n := all[k]; n.ValidUntil == nil || until.After(n.ValidUntil.AsTime()) {
 			n.ValidUntil = timestamppb.New(until)
@@ -195,8 +204,8 @@ func (ca *CA) listNodes(now time.Time) map[nodeKey]*apiv1.NodeInfo {
 			h := r.holding
 			// No SVID is longer valid than the longest: an agent that says so of one errs.
 			until := earlier(h.GetNotAfter().AsTime(), now.Add(MaxTTL))
-			if h.GetSpiffeId() != "" && len(h.GetSpiffeId()) <= api.MaxIDBytes && h.GetNotAfter().IsValid() && now.Before(until) {
-				holds(k, h.GetSpiffeId(), until)
+			if id, err := api.ParseWorkloadID(h.GetSpiffeId()); err == nil && id.MemberOf(ca.cfg.TrustDomain) && h.GetNotAfter().IsValid() && now.Before(until) {
+				holds(said, k, h.GetSpiffeId(), until)
 			}
 		}
 		x.mu.Unlock()
@@ -204,22 +213,38 @@ func (ca *CA) listNodes(now time.Time) map[nodeKey]*apiv1.NodeInfo {
 	ca.memory.holders(now, func(k nodeKey, name string, of map[spiffeid.ID]time.Time) {
 		node(k, name)
 		for id, until := range of {
-			holds(k, id.String(), until)
+			holds(issued, k, id.String(), until)
 		}
 	})
 	for _, b := range ca.record.Load().Bans {
 		node(nodeKey{b.Cluster, b.NodeUID}, b.Node).Ban = banProto(b)
 	}
 	for k, n := range all {
-		n.SpiffeIds = slices.Sorted(maps.Keys(ids[k]))
+		maps.DeleteFunc(said[k], func(id string, _ struct{}) bool { _, ok := issued[k][id]; return ok })
+		more := slices.Sorted(maps.Keys(said[k]))
+		listed := min(len(more), maxSaidIDs)
+		n.MoreIds = uint32(len(more) - listed)
+		n.SpiffeIds = slices.Sorted(maps.Keys(issued[k]))
+		if listed > 0 {
+			n.SpiffeIds = append(n.SpiffeIds, more[:listed]...)
+			slices.Sort(n.SpiffeIds)
+		}
 	}
 	return all
 }
 
-// validUntil is when the last SVID expires that a node can have now: this replica may not know of all, for it may have been
-// started a moment ago, or be one of several.
+// brief leaves out of the answer to a change what the dry run before has said: nothing that a node holds may hold it up.
+func brief(n *apiv1.NodeInfo, dryRun bool) {
+	if !dryRun {
+		n.SpiffeIds, n.MoreIds = nil, 0
+	}
+}
+
+// validUntil is when the last SVID expires that a node can have once a ban is in force that is put on record now, for which
+// ledger and store may take their time. This replica may not know of all SVIDs, for it may have been started a moment ago, or
+// be one of several.
 func (ca *CA) validUntil(n *apiv1.NodeInfo, now time.Time) time.Time {
-	until := now.Add(max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL))
+	until := now.Add(changeTime + max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL))
 	if known := n.GetValidUntil(); known != nil && known.AsTime().After(until) {
 		until = known.AsTime() // issued under a policy that allowed for more
 	}

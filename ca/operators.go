@@ -40,7 +40,7 @@ type PersonAttestor interface {
 type OperatorRule struct {
 	Attestor   PersonAttestor // of their tokens; nil: no token is taken
 	Namespace  string         // of the three ServiceAccounts. Empty: signet-operators
-	Issuers    []string       // whose tokens may operate this CA. Nil: those of all clusters
+	Issuers    []string       // whose tokens may operate this CA. Nil: those of the one cluster; where there are more it must be said
 	BreakGlass []BreakGlass   // certificates that are taken; normally none is ever used
 }
 
@@ -101,6 +101,15 @@ type operators struct {
 	mu       sync.Mutex
 	verified map[[sha256.Size]byte]verified // by the token's hash
 	seen     map[string]time.Time           // credentials that are on record as used, until when they are good
+
+	records chan operatorRecord
+}
+
+// operatorRecord is an entry of the ledger, for which somebody waits no longer than its ctx lasts.
+type operatorRecord struct {
+	ctx   context.Context
+	entry audit.Entry
+	done  chan<- error // of capacity 1
 }
 
 // verified is a token that was good a moment ago.
@@ -112,7 +121,7 @@ type verified struct {
 func newOperators() *operators {
 	return &operators{
 		work: newGate(runtime.GOMAXPROCS(0), maxOperatorQueue), ask: newGate(maxOperatorAsking, maxOperatorQueue),
-		verified: map[[sha256.Size]byte]verified{}, seen: map[string]time.Time{},
+		verified: map[[sha256.Size]byte]verified{}, seen: map[string]time.Time{}, records: make(chan operatorRecord),
 	}
 }
 
@@ -123,7 +132,8 @@ func (ca *CA) NewOperatorsServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.Creds(operatorsTransport{credentials.NewTLS(ca.OperatorsTLS())}),
 		grpc.MaxRecvMsgSize(maxAdminMessage),
 		grpc.MaxHeaderListSize(maxOperatorHeader),
-	}, portOptions(), interceptors{ca, portOperators}.options(), extra)
+	}, portOptions(), interceptors{ca, portOperators}.options(),
+		[]grpc.ServerOption{grpc.ForceServerCodecV2(newLookCodec(ca.lookers))}, extra)
 	s := grpc.NewServer(opts...)
 	apiv1.RegisterAdminServer(guarded{s, ca, portOperators}, &admin{ca: ca})
 	return s
@@ -148,6 +158,7 @@ type operatorsInfo struct {
 	credentials.CommonAuthInfo
 	presented []*x509.Certificate
 	raw       net.Conn
+	conn      *lookConn
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -155,7 +166,8 @@ func (operatorsInfo) AuthType() string { return "tls, certificates not verified"
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (t operatorsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := t.TransportCredentials.ServerHandshake(raw)
+	looked := &lookConn{Conn: raw}
+	conn, info, err := t.TransportCredentials.ServerHandshake(looked)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -164,7 +176,7 @@ func (t operatorsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials
 		conn.Close()
 		return nil, nil, fmt.Errorf("not TLS but %s", info.AuthType())
 	}
-	return conn, operatorsInfo{tlsInfo.CommonAuthInfo, tlsInfo.State.PeerCertificates, raw}, nil
+	return conn, operatorsInfo{tlsInfo.CommonAuthInfo, tlsInfo.State.PeerCertificates, raw, looked}, nil
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -172,7 +184,8 @@ func (t operatorsTransport) Clone() credentials.TransportCredentials {
 	return operatorsTransport{t.TransportCredentials.Clone()}
 }
 
-// callerOfOperators returns who makes a call at the operators' port. An error says what is wrong with his token.
+// callerOfOperators returns who makes a call at the operators' port. An error says what is wrong with his token; with it he
+// has a name only where the token is good and somebody else's.
 func (ca *CA) callerOfOperators(ctx context.Context, now time.Time) (caller, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -186,8 +199,8 @@ func (ca *CA) callerOfOperators(ctx context.Context, now time.Time) (caller, err
 	var err error
 	if len(info.presented) > 0 { // then it alone counts: an agent's SVID must open nothing, whatever comes with it
 		who = ca.callerByCertificate(info.presented, now)
-	} else if who, err = ca.callerByToken(ctx, now); err != nil {
-		return caller{}, err
+	} else if who, err = ca.callerByToken(ctx, info.conn, now); err != nil {
+		return who, err
 	}
 	if a, ok := info.raw.(admitter); ok && len(who.roles) > 0 {
 		a.Admit(who.name)
@@ -226,7 +239,7 @@ var rolesOf = map[string][]role{
 }
 
 // callerByToken knows the operators' ServiceAccounts.
-func (ca *CA) callerByToken(ctx context.Context, now time.Time) (caller, error) {
+func (ca *CA) callerByToken(ctx context.Context, conn *lookConn, now time.Time) (caller, error) {
 	token, err := bearer(ctx)
 	if err != nil {
 		return caller{}, err
@@ -234,13 +247,26 @@ func (ca *CA) callerByToken(ctx context.Context, now time.Time) (caller, error) 
 	if ca.cfg.Operators.Attestor == nil {
 		return caller{}, api.E(api.OperatorRequired, "this CA takes no tokens of operators")
 	}
-	c, err := ca.verifyToken(ctx, token, now)
+	c, err := ca.verifyToken(ctx, conn, token, now)
+	if claimed, ok := attestor.ClaimedBy(err); ok && api.ReasonOf(err) == api.TokenBound {
+		c = attestor.Claims{
+			Issuer: claimed.Issuer, Namespace: claimed.Namespace, ServiceAccount: claimed.ServiceAccount, ServiceAccountUID: claimed.ServiceAccountUID,
+			TokenID: claimed.TokenID,
+		}
+		return callerOfToken(c), err // somebody has taken it from a pod: that is to be on record
+	}
 	if err != nil {
 		return caller{}, err
 	}
-	who := caller{name: fmt.Sprintf("sa:%s/%s jti:%s", c.Namespace, c.ServiceAccount, c.TokenID), token: c}
+	who := callerOfToken(c)
 	who.roles, who.found = ca.rolesOfToken(c)
 	return who, nil
+}
+
+// callerOfToken names whoever has a token. The issuer is part of the name: another cluster's ServiceAccount is somebody else,
+// and so is whoever has the same jti.
+func callerOfToken(c attestor.Claims) caller {
+	return caller{name: fmt.Sprintf("sa:%s/%s jti:%s iss:%s", c.Namespace, c.ServiceAccount, c.TokenID, c.Issuer), token: c}
 }
 
 // rolesOfToken returns the roles of whoever has a good token, or why he has none.
@@ -276,7 +302,7 @@ func bearer(ctx context.Context) (string, error) {
 }
 
 // verifyToken attests a token, in turn, unless it was good a moment ago.
-func (ca *CA) verifyToken(ctx context.Context, token string, now time.Time) (attestor.Claims, error) {
+func (ca *CA) verifyToken(ctx context.Context, conn *lookConn, token string, now time.Time) (attestor.Claims, error) {
 	o, key := ca.people, sha256.Sum256([]byte(token))
 	o.mu.Lock()
 	v, ok := o.verified[key]
@@ -284,7 +310,7 @@ func (ca *CA) verifyToken(ctx context.Context, token string, now time.Time) (att
 	if ok && now.Before(v.until) {
 		return v.claims, nil
 	}
-	turn, err := o.work.take(ctx, "", o.ask)
+	turn, err := o.work.take(ctx, fmt.Sprintf("%p", conn), o.ask) // all have one address; a crowd on one connection waits behind itself
 	if err != nil {
 		return attestor.Claims{}, err
 	}
@@ -377,7 +403,11 @@ func (ca *CA) recordOperator(ctx context.Context, call string, who caller, needs
 	}
 	ctx, cancel := context.WithTimeout(ctx, refuseTime)
 	defer cancel()
-	err := ca.cfg.Ledger.Append(ctx, e)
+	record := ca.cfg.Ledger.Append
+	if needs == roleViewer {
+		record = ca.recordLooker
+	}
+	err := record(ctx, e)
 	if err == nil {
 		return nil
 	}
@@ -387,4 +417,35 @@ func (ca *CA) recordOperator(ctx context.Context, call string, who caller, needs
 		return nil
 	}
 	return unrecorded(err, "who operates the CA could not be put on record")
+}
+
+// recordLooker is Append of the ledger, but that it is over when ctx is: whoever leads a batch there waits for the disk
+// however long that takes, and who only looks may have come to find out why it takes so long.
+func (ca *CA) recordLooker(ctx context.Context, e audit.Entry) error {
+	done := make(chan error, 1)
+	select {
+	case ca.people.records <- operatorRecord{ctx, e, done}:
+	case <-ca.stopping:
+		return api.E(api.CAUnavailable, "the CA is stopping")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// keepRecords writes what recordLooker is given, one after the other, until ctx ends.
+func (ca *CA) keepRecords(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-ca.people.records:
+			r.done <- ca.cfg.Ledger.Append(r.ctx, r.entry)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -89,7 +90,7 @@ func bearerOf(token string) []string { return []string{"authorization", "Bearer 
 
 // TestOperatorTokens tries every token that is not an operator's at the operators' port.
 //
-// threat: A01, A02, A22, A24, L21
+// threat: A01, A02, A22, A24, L21, L22
 func TestOperatorTokens(t *testing.T) {
 	s := start(t, catest.Options{})
 	conn := operatorsConn(t, s, nil)
@@ -387,6 +388,41 @@ func TestOperatorTokenMemory(t *testing.T) {
 	})
 }
 
+// slowPersons takes its time for tokens that are none.
+type slowPersons struct{ ca.PersonAttestor }
+
+// AttestPerson implements ca.PersonAttestor.
+func (p slowPersons) AttestPerson(ctx context.Context, e attestor.Evidence, audience string, now time.Time) (attestor.Claims, error) {
+	if string(e.Data) != "bogus" {
+		return p.PersonAttestor.AttestPerson(ctx, e, audience, now)
+	}
+	time.Sleep(time.Second)
+	return attestor.Claims{}, api.E(api.TokenMalformed, "it is none")
+}
+
+// TestOperatorsInACrowd: all come from one address, and yet who brings a crowd of tokens that are none waits behind himself.
+func TestOperatorsInACrowd(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, catest.Options{Config: func(cfg *ca.Config) { cfg.Operators.Attestor = slowPersons{cfg.Operators.Attestor} }})
+		var wg sync.WaitGroup
+		for range 8 + runtime.GOMAXPROCS(0) { // 16 calls each take all turns and all places to wait
+			conn := operatorsConn(t, s, nil)
+			for range 16 {
+				wg.Go(func() {
+					if _, err := statusBy(t, conn, bearerOf("bogus")...); err == nil {
+						t.Error("it was let in")
+					}
+				})
+			}
+		}
+		synctest.Wait()
+		if _, err := statusBy(t, operatorsConn(t, s, nil), bearerOf(s.Person(operatorsNS, "viewer", 10*time.Minute))...); err != nil {
+			t.Errorf("an operator: %v", err)
+		}
+		wg.Wait()
+	})
+}
+
 // TestOperatorsOnRecord: a token's first call is on record with its credential id, each call of a break-glass certificate
 // is, and so is who was refused.
 func TestOperatorsOnRecord(t *testing.T) {
@@ -395,7 +431,7 @@ func TestOperatorsOnRecord(t *testing.T) {
 	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
 		cfg.Operators.BreakGlass = breakGlass(t, glass)
 	}})
-	const jti = "0b8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11"
+	const jti, iss = "0b8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11", " iss:" + catest.IssuerName
 	conn := operatorsConn(t, s, nil)
 	viewer := bearerOf(s.Person(operatorsNS, "viewer", 10*time.Minute, attestortest.Claim("jti", jti)))
 	stranger := bearerOf(s.Person("shop", "viewer", 10*time.Minute, attestortest.Claim("jti", "1c8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11")))
@@ -411,9 +447,16 @@ func TestOperatorsOnRecord(t *testing.T) {
 	}
 	_, err := apiv1.NewAdminClient(conn).BanNode(metadata.AppendToOutgoingContext(t.Context(), viewer...), &apiv1.BanNodeRequest{Node: "x"})
 	wantReason(t, api.FromStatus(err), api.RoleRequired)
+	pod := s.Pod("shop", "web-0", "web", "node-1")
+	const taken = "2d8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11"
+	_, err = statusBy(t, conn, bearerOf(string(s.Evidence(pod, api.AdminAudience(s.TD), time.Hour, attestortest.Claim("jti", taken)).Data))...)
+	wantReason(t, err, api.TokenBound)
 	s.Stop()
 	got := map[string]int{}
 	for _, r := range ledgerOf(t, s) {
+		if r.Reason == string(api.TokenBound) && (r.PodUID != pod.UID || r.Pod != "web-0" || r.NodeUID != pod.NodeUID || r.TokenID != taken) {
+			t.Errorf("a pod's token: %+v", r.Entry)
+		}
 		if r.Caller != "" {
 			of := string(r.Kind) + " " + r.Caller + " " + r.Method + " " + r.Reason
 			if r.Count > 0 { // a refusal that is there again, which says how often it was
@@ -424,10 +467,11 @@ func TestOperatorsOnRecord(t *testing.T) {
 		}
 	}
 	want := map[string]int{
-		"operator sa:signet-operators/viewer jti:" + jti + " GetStatus ":                                           1,
-		"operator break-glass:safe-1 GetStatus ":                                                                   2,
-		"refuse sa:shop/viewer jti:1c8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11 GetStatus " + string(api.OperatorRequired): 2,
-		"refuse sa:signet-operators/viewer jti:" + jti + " BanNode " + string(api.RoleRequired):                    1,
+		"operator sa:signet-operators/viewer jti:" + jti + iss + " GetStatus ":                                                1,
+		"operator break-glass:safe-1 GetStatus ":                                                                              2,
+		"refuse sa:shop/viewer jti:1c8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11" + iss + " GetStatus " + string(api.OperatorRequired): 2,
+		"refuse sa:shop/web jti:" + taken + iss + " GetStatus " + string(api.TokenBound):                                      1,
+		"refuse sa:signet-operators/viewer jti:" + jti + iss + " BanNode " + string(api.RoleRequired):                         1,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -447,6 +491,27 @@ func TestOperatorsWithoutLedger(t *testing.T) {
 	wantReason(t, api.FromStatus(err), api.LedgerFailed)
 }
 
+// TestOperatorsOnAHungDisk: who looks is let in though the disk does not answer, for he may have come because of it.
+func TestOperatorsOnAHungDisk(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s, ledger := gated(t)
+		hung := make(chan struct{})
+		ledger.set(func(context.Context, audit.Entry) error {
+			<-hung
+			return nil
+		})
+		conn := operatorsConn(t, s, nil)
+		for range 3 { // the first hangs, and the others are behind it
+			begun := time.Now()
+			if _, err := statusBy(t, conn, bearerOf(s.Person(operatorsNS, "viewer", 10*time.Minute))...); err != nil || time.Since(begun) > 3*time.Second {
+				t.Errorf("after %v: %v", time.Since(begun), err)
+			}
+		}
+		close(hung)
+		synctest.Wait()
+	})
+}
+
 // TestOperatorIssuers: a configuration can say whose tokens operate the CA.
 func TestOperatorIssuers(t *testing.T) {
 	for name, issuers := range map[string][]string{"all": nil, "this one": {catest.IssuerName}, "another": {"https://elsewhere.test"}, "none": {}} {
@@ -462,6 +527,66 @@ func TestOperatorIssuers(t *testing.T) {
 			wantReason(t, err, api.OperatorRequired)
 		})
 	}
+}
+
+// TestOperatorsOfTwoClusters: the same ServiceAccount and the same jti of another cluster are somebody else, on record too.
+// Where a CA has several clusters, whose people operate it has to be said.
+func TestOperatorsOfTwoClusters(t *testing.T) {
+	const elsewhere = "https://elsewhere.test"
+	other, err := attestortest.NewIssuer(attestortest.Config{Issuer: elsewhere})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := attestor.StaticKeys(other.JWKS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config ca.Config
+	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
+		b, err := attestor.NewServiceAccount(attestor.ServiceAccountConfig{Issuers: map[string]attestor.Keys{elsewhere: keys}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Operators.Attestor = eitherPerson{cfg.Operators.Attestor, b}
+		cfg.KeySets = map[string]ca.KeySets{catest.IssuerName: cfg.KeySets[catest.IssuerName], elsewhere: cfg.KeySets[catest.IssuerName]}
+		cfg.Operators.Issuers = []string{catest.IssuerName, elsewhere}
+		config = *cfg
+	}})
+	jti := attestortest.Claim("jti", "0b8b9a5c-6c2b-4f53-8f0c-1b2f7a3f0d11")
+	token, err := other.Token(attestortest.NewPod(operatorsNS, "", "viewer", ""), api.AdminAudience(s.TD), 10*time.Minute, attestortest.Unbound, jti)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := operatorsConn(t, s, nil)
+	for _, token := range []string{token, s.Person(operatorsNS, "viewer", 10*time.Minute, jti)} {
+		if _, err := statusBy(t, conn, bearerOf(token)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Stop()
+	var clusters []string
+	for _, r := range ledgerOf(t, s) {
+		if r.Kind == audit.KindOperator && strings.HasSuffix(r.Caller, " iss:"+r.Cluster) {
+			clusters = append(clusters, r.Cluster)
+		}
+	}
+	if want := []string{elsewhere, catest.IssuerName}; !cmp.Equal(clusters, want) {
+		t.Errorf("on record are operators of %q, want %q", clusters, want)
+	}
+	config.Operators.Issuers = nil
+	_, err = ca.New(config)
+	wantReason(t, err, api.ConfigInvalid)
+}
+
+// eitherPerson believes what one of two believes.
+type eitherPerson struct{ a, b ca.PersonAttestor }
+
+// AttestPerson implements ca.PersonAttestor.
+func (x eitherPerson) AttestPerson(ctx context.Context, e attestor.Evidence, audience string, now time.Time) (attestor.Claims, error) {
+	if c, err := x.a.AttestPerson(ctx, e, audience, now); api.ReasonOf(err) != api.IssuerUnknown {
+		return c, err
+	}
+	return x.b.AttestPerson(ctx, e, audience, now)
 }
 
 // TestOperatorsTLS: the operators' port shows this replica's own identity, and gives out no session tickets.

@@ -207,6 +207,8 @@ func TestHelloTimeout(t *testing.T) {
 }
 
 // TestSessionsOfOneNode lets an agent change connections, and no node gather sessions without end.
+//
+// threat: B07
 func TestSessionsOfOneNode(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		s := start(t, catest.Options{})

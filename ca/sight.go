@@ -17,19 +17,29 @@ const (
 	DefaultGrace = 4 * time.Hour
 	MaxGrace     = 24 * time.Hour
 
-	// awayAfter is how long a cluster must not have been seen by this process, so that neither a start nor a hiccup of a
-	// watch counts: what is held lasts longer.
+	// awayAfter is how long a cluster must not have been seen by this process, counted from when that was found out, so that a
+	// hiccup of a watch does not count, nor a clock that was set or a machine that slept: then all is old, and not asked for
+	// again yet. What is held lasts longer.
 	awayAfter = 15 * time.Second
-	// settled is how long a cluster must have been seen again for its absence to be over. A shorter return neither begins
+	// awayAtStart is how long it must not have been seen by a process that has never seen it: the first lists of a large
+	// cluster take their time.
+	awayAtStart = time.Minute
+	// settled is how long a cluster must have been seen again, but for hiccups, for its absence to be over. A shorter return neither begins
 	// a new grace nor has kubelets had the time to bring fresh tokens.
 	settled = 5 * time.Minute
+
+	// freshMemory is how much older than its own record of what was seen the directory's memory may be, before the grace
+	// counts from the memory: deletions in between are not in it.
+	freshMemory = 10 * time.Minute
 
 	lookEvery = 5 * time.Second
 	// A heartbeat is written this often: by a replica that is alone, and among others.
 	beatAlone = time.Minute
 	beatAmong = 10 * time.Second
-	// beatFresh is how old the heartbeat of another replica may be that sees the cluster.
-	beatFresh = 45 * time.Second
+	// beatFresh is how long ago another replica may have been heard that sees the cluster, and how old what was heard of all
+	// may be where there are others; alone it may be older.
+	beatFresh      = 45 * time.Second
+	beatFreshAlone = 2 * beatAlone
 	// leaveWithin is the time in which the agents of a replica that sees nothing are sent to the others.
 	leaveWithin = 10 * time.Second
 )
@@ -47,13 +57,29 @@ type sights struct {
 
 	mu     sync.Mutex // guards what follows
 	of     map[string]*sight
-	others map[string]time.Time // when another replica saw a cluster last
+	heard  map[voice]heard
+	listen time.Time // when the others were listened to last, by the own clock; zero: never
+	among  bool      // there are others
+}
+
+// voice is what one replica says of one cluster.
+type voice struct{ replica, issuer string }
+
+// heard is what was heard of a voice. That it sees the cluster is told by its saying something else than before, so that the
+// clocks of two machines need not agree.
+type heard struct {
+	seen      time.Time // by its clock
+	cut       bool      // it says that it does not see the cluster itself
+	after, at time.Time // by the own clock: it has said so between these two; after is zero where that is not known
 }
 
 // sight is how one cluster is seen.
 type sight struct {
 	Sight
 	again time.Time // since when it is seen without a gap, while Since is set; zero while it is not
+	lost  time.Time // since when it is known that it is not seen; zero while it is
+	// memory is up to when everything is in the directory's memory, where the grace counts from that; zero: from Since.
+	memory time.Time
 }
 
 // newSights returns nil where the rule is off: without a grace, without a directory that remembers, or without tickets.
@@ -93,16 +119,27 @@ func (s *sights) look(issuer string, now time.Time) (seen Sight, away bool) {
 		of.Seen = upTo
 	}
 	if !current {
+		if of.lost.IsZero() {
+			of.lost = now
+		}
+		wait, never := awayAfter, upTo.Before(s.started)
+		if never {
+			wait = awayAtStart
+		}
+		if now.Sub(of.lost) < wait {
+			return of.Sight, false // no absence, nor the end of a return
+		}
 		of.again = time.Time{}
 		if of.Since.IsZero() {
 			of.Since = of.Seen
 		}
-		unseen := elapsed(now, s.started)
-		if !upTo.IsZero() {
-			unseen = min(unseen, elapsed(now, upTo))
+		// What a process that has never seen the cluster says of pods is from the directory's memory.
+		if of.memory = (time.Time{}); never && !upTo.IsZero() && upTo.Before(of.Since.Add(-freshMemory)) {
+			of.memory = upTo
 		}
-		return of.Sight, unseen >= awayAfter
+		return of.Sight, true
 	}
+	of.lost, of.memory = time.Time{}, time.Time{}
 	if of.Since.IsZero() {
 		return of.Sight, false
 	}
@@ -125,18 +162,32 @@ func (s *sights) absence(issuer string, now time.Time) (since time.Time, err err
 	if !away {
 		return time.Time{}, nil
 	}
-	gone := elapsed(now, seen.Since)
+	gone := elapsed(now, s.graceFrom(issuer, seen))
+	elsewhere, known := s.seenElsewhere(issuer, now)
 	switch {
-	case s.seenElsewhere(issuer, now):
+	case elsewhere:
 		return time.Time{}, api.E(api.DirectoryUnavailable, "the cluster cannot be seen by this replica; another one sees it")
+	case !known:
+		return time.Time{}, api.E(api.DirectoryUnavailable, "the cluster cannot be seen by this replica; whether another one sees it is not known yet")
 	case seen.Since.IsZero():
 		return time.Time{}, api.E(api.DirectoryUnavailable, "the cluster was never seen by this replica")
 	case seen.Since.Sub(now) > time.Minute: // the clock was set back since it was written down
 		return time.Time{}, api.E(api.GraceOver, "when the cluster was last seen is not known: it is in the future by the CA's clock")
 	case gone >= s.grace:
-		return time.Time{}, api.E(api.GraceOver, "the cluster has not been seen for %s, and the grace is %s", gone.Round(time.Second), s.grace)
+		return time.Time{}, api.E(api.GraceOver, "what is known of the cluster is %s old, and the grace is %s", gone.Round(time.Second), s.grace)
 	}
 	return seen.Since, nil
+}
+
+// graceFrom is when the grace of an absence begins: when the cluster was last seen, or up to when what is remembered of it is
+// complete. A token counts by the former, whatever is remembered.
+func (s *sights) graceFrom(issuer string, seen Sight) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if of := s.of[issuer]; of != nil && !of.memory.IsZero() {
+		return of.memory
+	}
+	return seen.Since
 }
 
 // elapsed is the time from then to now. Time that the machine slept counts, and so does time by which its clock was set
@@ -172,25 +223,28 @@ func (ca *CA) keepSight(ctx context.Context) error {
 	for {
 		now := time.Now()
 		all := map[string]Sight{}
+		for _, issuer := range s.issuers {
+			all[issuer], _ = s.look(issuer, now)
+		}
+		if err := b.beat(ctx, all, now); err != nil { // before it is decided by what the others say
+			return err
+		}
 		away, gone := map[string]time.Time{}, map[string]bool{}
 		for _, issuer := range s.issuers {
 			seen, unseen := s.look(issuer, now)
-			all[issuer] = seen
-			ca.metrics.setAway(issuer, unseen, seen.Since, now)
+			ca.metrics.setAway(issuer, unseen, s.graceFrom(issuer, seen), s.started, now)
 			since, err := s.absence(issuer, now)
+			elsewhere, _ := s.seenElsewhere(issuer, now)
 			switch {
 			case err == nil && !since.IsZero():
 				away[issuer] = since
-			case unseen && s.seenElsewhere(issuer, now):
+			case unseen && elsewhere:
 				gone[issuer] = true
 			}
 		}
 		ca.logAway(ctx, s.away.Load(), away)
 		tell(&s.away, away)
 		tell(&s.gone, gone)
-		if err := b.beat(ctx, all, now); err != nil {
-			return err
-		}
 		select {
 		case <-ctx.Done():
 			return b.write(context.WithoutCancel(ctx), all, now) // what the next start counts from
@@ -220,12 +274,61 @@ func tell[V comparable](of *latest.Value[map[string]V], v map[string]V) {
 	}
 }
 
-// seenElsewhere reports whether the heartbeat of another replica that sees the cluster is fresh, by the clocks of two
-// machines.
-func (s *sights) seenElsewhere(issuer string, now time.Time) bool {
+// hear takes over what the others have written down.
+func (s *sights) hear(replicas []Replica, own string, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return now.Sub(s.others[issuer]).Abs() <= beatFresh
+	all := map[voice]heard{}
+	s.among = false
+	for _, r := range replicas {
+		if r.Name == own {
+			continue
+		}
+		for issuer, said := range r.Clusters {
+			v := voice{r.Name, issuer}
+			h, before := s.heard[v]
+			if !before || !h.seen.Equal(said.Seen) {
+				h.seen, h.at, h.after = said.Seen, now, time.Time{}
+				if before {
+					h.after = s.listen
+				}
+			}
+			h.cut = !said.Since.IsZero() && !said.Seen.After(said.Since)
+			all[v] = h
+			s.among = s.among || now.Sub(said.Seen).Abs() <= time.Hour || elapsed(now, h.at) <= beatFresh
+		}
+	}
+	s.heard, s.listen = all, now
+}
+
+// seenElsewhere reports whether another replica sees a cluster that this one does not: it has said so since sight was lost
+// here. Until that is known of all who did see it, and while nobody could be listened to, it is not known.
+func (s *sights) seenElsewhere(issuer string, now time.Time) (elsewhere, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fresh := beatFreshAlone
+	if s.among {
+		fresh = beatFresh
+	}
+	known = !s.listen.IsZero() && elapsed(now, s.listen) <= fresh
+	of := s.of[issuer]
+	for v, h := range s.heard {
+		if v.issuer != issuer || h.cut || elapsed(now, h.at) > beatFresh || of == nil {
+			continue
+		}
+		if h.after.After(of.lost.Add(beatAmong)) { // what it wrote at first may be of before the loss
+			return true, true
+		}
+		known = false
+	}
+	return false, known
+}
+
+// accompanied reports whether there are other replicas.
+func (s *sights) accompanied() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.among
 }
 
 // heartbeat writes down how this replica sees the clusters, and reads what the others wrote. It is used by one goroutine.
@@ -233,14 +336,13 @@ type heartbeat struct {
 	ca      *CA
 	written map[string]Sight
 	tried   time.Time
-	among   bool // there are other replicas
 }
 
 // beat writes where it is due: at once when a cluster was lost or came back, else from time to time, and not at all while
 // nothing changes. Others are listened to as often.
 func (b *heartbeat) beat(ctx context.Context, all map[string]Sight, now time.Time) error {
 	every := beatAlone
-	if b.among {
+	if b.ca.sights.accompanied() {
 		every = beatAmong
 	}
 	turned := !maps.EqualFunc(all, b.written, func(a, b Sight) bool { return a.Since.Equal(b.Since) })
@@ -272,23 +374,10 @@ func (b *heartbeat) exchange(ctx context.Context, all map[string]Sight, now time
 		return err
 	}
 	own := Replica{Name: ca.cfg.Replica}
-	others := map[string]time.Time{}
-	b.among = false
-	for _, r := range replicas {
-		if r.Name == own.Name {
-			own = r
-			continue
-		}
-		for issuer, seen := range r.Clusters {
-			if seen.Seen.After(others[issuer]) {
-				others[issuer] = seen.Seen
-			}
-			b.among = b.among || now.Sub(seen.Seen).Abs() <= time.Hour
-		}
+	if i := slices.IndexFunc(replicas, func(r Replica) bool { return r.Name == own.Name }); i >= 0 {
+		own = replicas[i]
 	}
-	ca.sights.mu.Lock()
-	ca.sights.others = others
-	ca.sights.mu.Unlock()
+	ca.sights.hear(replicas, own.Name, now)
 	if maps.EqualFunc(all, own.Clusters, func(a, b Sight) bool { return a.Seen.Equal(b.Seen) && a.Since.Equal(b.Since) }) {
 		b.written = all
 		return nil

@@ -58,7 +58,7 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 		default:
 			retry.Reset()
 			s := ca.signing.Load()
-			wait = max(time.Until(earlier(s.renewAt, s.selfEnd)), 100*time.Millisecond)
+			wait = min(max(time.Until(earlier(s.renewAt, s.selfEnd)), 100*time.Millisecond), signingLook)
 		}
 		select {
 		case <-ctx.Done():
@@ -68,12 +68,21 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 	}
 }
 
+// signingLook bounds the wait for what is due: the timers of a machine that slept, or whose clock was set, are late.
+const signingLook = 20 * time.Second
+
+// over reports whether a certificate is to be replaced: its time has come by either clock, or it is not valid yet, for it was
+// made by a clock that has been set back since.
+func over(c *x509.Certificate, at, now time.Time) bool {
+	return elapsed(now, at) >= 0 || now.Before(c.NotBefore)
+}
+
 // refreshSigning mints what is due and installs it. When nothing could be minted, the old intermediate goes on, and so does
 // the replica's own identity under it.
 func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 	j, s := ca.record.Load(), ca.signing.Load()
 	var failed error
-	due := s == nil || !now.Before(s.renewAt) || s.root != j.ActiveAuthority().ID
+	due := s == nil || over(s.cert, s.renewAt, now) || s.root != j.ActiveAuthority().ID
 	if due {
 		fresh, err := ca.mint(ctx, now)
 		if err != nil && (s == nil || api.ReasonOf(err) == api.StateUnknown) {
@@ -83,7 +92,7 @@ func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 			s = fresh
 		}
 	}
-	if s.self != nil && now.Before(s.selfEnd) {
+	if s.self != nil && !over(s.self.Leaf, s.selfEnd, now) {
 		return failed
 	}
 	self, err := ca.identify(ctx, s, now)

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -320,6 +321,44 @@ func TestMintBudgetClock(t *testing.T) {
 		b.start()
 		if b.intermediate() == nil {
 			t.Error("a clock that was wrong once stops the CA for a year")
+		}
+	})
+}
+
+// TestClockSetBack has a CA replace what a clock that was a day ahead has made: nobody could verify it before tomorrow.
+//
+// threat: K04, K10
+func TestClockSetBack(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, catest.Options{})
+		time.Sleep(25 * time.Hour) // no root is older than itself
+		synctest.Wait()
+		now := time.Now()
+		valid := func(when string, want bool) {
+			t.Helper()
+			leaf, err := s.CA().Self().Leaf, error(nil)
+			if leaf == nil {
+				leaf, err = x509.ParseCertificate(s.CA().Self().Certificate[0])
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := !now.Before(leaf.NotBefore) && now.Before(leaf.NotAfter); got != want {
+				t.Errorf("%s it shows a certificate that is valid from %s to %s", when, leaf.NotBefore, leaf.NotAfter)
+			}
+		}
+		valid("at first", true)
+		if err := s.CA().RefreshSigning(t.Context(), now.Add(25*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		valid("a day ahead", false)
+		if err := s.CA().RefreshSigning(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		valid("set back", true)
+		n := newNode(t, s, "node-1")
+		if _, err := n.session().issue(n.item(s.Pod("shop", "web", "web", "node-1"))); err != nil {
+			t.Errorf("after that it issues nothing: %v", err)
 		}
 	})
 }

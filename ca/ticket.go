@@ -85,13 +85,16 @@ func ticketOf(kind ticketKind, c attestor.Claims, volume string, leaf *x509.Cert
 }
 
 // admits reports whether what is shown now, as a ticket of its own, may be renewed by t: everything must be the same, but
-// that a later token of that very pod is as good as the one that the SVID was issued on. TicketMismatch says what differs.
+// that a later token of that very pod is as good as the one that the SVID was issued on. Tokens are of whole seconds, and
+// kubelet may bring two in one. A pod that shows tokens both by a volume and by the shared socket has another volume with
+// another token; each token keeps its own (memory.bindToken). TicketMismatch says what differs.
 func (t ticket) admits(shown ticket) error {
 	if t.kind != shown.kind {
 		return api.E(api.TicketMismatch, "the ticket is for another kind of identity")
 	}
+	later := t.parts[partToken] != shown.parts[partToken] && shown.tokenAt >= t.tokenAt
 	for part := range ticketParts {
-		if t.parts[part] == shown.parts[part] || part == partToken && shown.tokenAt > t.tokenAt {
+		if t.parts[part] == shown.parts[part] || later && (part == partToken || part == partVolume) {
 			continue
 		}
 		return api.E(api.TicketMismatch, "the ticket belongs to another %s", partNames[part])

@@ -66,7 +66,14 @@ func TestTicketAdmits(t *testing.T) {
 		{"the same", ticketOf(ticketWorkload, ticketClaims(), "csi", ticketLeaf()), ""},
 		{"a later token", claims(func(c *attestor.Claims) { c.TokenID, c.IssuedAt = "jti-2", c.IssuedAt.Add(time.Second) }), ""},
 		{"an earlier token", claims(func(c *attestor.Claims) { c.TokenID, c.IssuedAt = "jti-0", c.IssuedAt.Add(-time.Second) }), "token"},
-		{"another token of that second", claims(func(c *attestor.Claims) { c.TokenID = "jti-2" }), "token"},
+		{"another token of that second", claims(func(c *attestor.Claims) { c.TokenID = "jti-2" }), ""},
+		{"a later token by the other door", ticketOf(ticketWorkload, ticketClaims(func(c *attestor.Claims) { c.TokenID = "jti-2" }), "shared", ticketLeaf()), ""},
+		{"an earlier token by the other door", ticketOf(ticketWorkload, ticketClaims(func(c *attestor.Claims) {
+			c.TokenID, c.IssuedAt = "jti-0", c.IssuedAt.Add(-time.Second)
+		}), "shared", ticketLeaf()), "token"},
+		{"a later token of another node by the other door", ticketOf(ticketWorkload, ticketClaims(func(c *attestor.Claims) {
+			c.TokenID, c.NodeUID = "jti-2", "node-uid-2"
+		}), "shared", ticketLeaf()), "node"},
 		{"another kind", ticketOf(ticketAgent, ticketClaims(), "csi", ticketLeaf()), "kind of identity"},
 		{"another volume", ticketOf(ticketWorkload, ticketClaims(), "shared", ticketLeaf()), "volume"},
 		{"another cluster", claims(func(c *attestor.Claims) { c.Issuer = "https://b" }), "cluster"},

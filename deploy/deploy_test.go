@@ -108,6 +108,8 @@ func forEach(t *testing.T, f func(t *testing.T, all []runtime.Object)) {
 }
 
 // No pod of ours gets more from its node than what it cannot do without.
+//
+// threat: B19, N05, N06
 func TestSecurityContexts(t *testing.T) {
 	forEach(t, func(t *testing.T, all []runtime.Object) {
 		ca, agent := one[*appsv1.StatefulSet](t, all), one[*appsv1.DaemonSet](t, all)
@@ -245,6 +247,8 @@ func TestCSIDriver(t *testing.T) {
 }
 
 // The agent has no permissions, and the CA none that reaches Secrets, pods' processes, or everything.
+//
+// threat: G09
 func TestPermissions(t *testing.T) {
 	forEach(t, func(t *testing.T, all []runtime.Object) {
 		var rules []rbacv1.PolicyRule
@@ -342,9 +346,32 @@ func TestOperators(t *testing.T) {
 				t.Errorf("%+v", b.Spec)
 			}
 		}
+		for _, n := range of[*corev1.Namespace](all) {
+			if n.Name == namespace && n.Annotations["helm.sh/resource-policy"] != "keep" {
+				t.Errorf("Helm deletes namespace %s, and people's bindings with it", n.Name)
+			}
+		}
 		want := map[string]string{"viewer": namespace, "operator": namespace, "emergency": namespace}
 		if d := cmp.Diff(want, accounts); d != "" || namespace == "" || namespace == "signet-system" {
 			t.Error(namespace, d)
+		}
+	})
+}
+
+// Where a container's memory ends is said to Go, so that it collects in time.
+func TestMemoryLimit(t *testing.T) {
+	forEach(t, func(t *testing.T, all []runtime.Object) {
+		containers := []corev1.Container{one[*appsv1.StatefulSet](t, all).Spec.Template.Spec.Containers[0]}
+		for _, d := range of[*appsv1.DaemonSet](all) {
+			containers = append(containers, d.Spec.Template.Spec.Containers[0])
+		}
+		for _, c := range containers {
+			said := slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+				return e.Name == "GOMEMLIMIT" && e.ValueFrom.ResourceFieldRef.Resource == "limits.memory" && e.ValueFrom.ResourceFieldRef.Divisor.IsZero()
+			})
+			if limited := !c.Resources.Limits.Memory().IsZero(); said != limited {
+				t.Errorf("container %s has a limit: %v, and says so: %v", c.Name, limited, said)
+			}
 		}
 	})
 }
@@ -421,12 +448,13 @@ func TestOptional(t *testing.T) {
 	for _, tc := range []struct {
 		rendering              string
 		shared, budget, policy bool
+		guard                  bool
 		namespaces, claims     int
 	}{
-		{rendering: "install", budget: true, policy: true, namespaces: 2, claims: 2},
+		{rendering: "install", budget: true, policy: true, guard: true, namespaces: 2, claims: 2},
 		{rendering: "bare", claims: 2},
-		{rendering: "shared-socket", shared: true, budget: true, policy: true, namespaces: 1, claims: 2},
-		{rendering: "all", shared: true, budget: true, policy: true, claims: 1},
+		{rendering: "shared-socket", shared: true, budget: true, policy: true, guard: true, namespaces: 1, claims: 2},
+		{rendering: "all", shared: true, budget: true, policy: true, guard: true, claims: 1},
 	} {
 		t.Run(tc.rendering, func(t *testing.T) {
 			objs := objects(t, all[tc.rendering])
@@ -436,6 +464,12 @@ func TestOptional(t *testing.T) {
 			served := bytes.Contains(all[tc.rendering], []byte("sharedSocket: /run/signet/shared/agent.sock"))
 			if shared != tc.shared || served != tc.shared {
 				t.Errorf("shared socket: policy %v, socket %v", shared, served)
+			}
+			guard := slices.ContainsFunc(of[*admissionv1.ValidatingAdmissionPolicyBinding](objs), func(b *admissionv1.ValidatingAdmissionPolicyBinding) bool {
+				return b.Name == "signet-downgrade" && b.Spec.PolicyName == b.Name && b.Spec.ParamRef.Namespace == "signet-system"
+			})
+			if guard != tc.guard {
+				t.Error("the guard against downgrades:", guard)
 			}
 			if got := len(of[*policyv1.PodDisruptionBudget](objs)) == 1; got != tc.budget {
 				t.Error("PodDisruptionBudget:", got)

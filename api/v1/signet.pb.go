@@ -2677,10 +2677,13 @@ type NodeInfo struct {
 	Protocol     uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`                            // of its newest session; 0 without one
 	Since        *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`                                   // of its oldest session
 	Generation   uint64                 `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`                        // spiffe_sequence of the bundle that it holds
-	SpiffeIds    []string               `protobuf:"bytes,9,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"`          // of its pods, sorted, each once: what this replica issued and what the agent says it holds
-	Ban          *Ban                   `protobuf:"bytes,10,opt,name=ban,proto3" json:"ban,omitempty"`                                      // unset where it is not banned; in the answer to a dry run as it would be
-	// When the last SVID of those that spiffe_ids tells of expires; unset where there is none.
+	// Of its pods, sorted, each once: all that this replica issued, and of what only the agent says that it holds at most 256,
+	// for an agent of a stolen node says what it likes. Empty in the answer to a ban or its end that was no dry run.
+	SpiffeIds []string `protobuf:"bytes,9,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"`
+	Ban       *Ban     `protobuf:"bytes,10,opt,name=ban,proto3" json:"ban,omitempty"` // unset where it is not banned; in the answer to a dry run as it would be
+	// When the last SVID of those that spiffe_ids and more_ids tell of expires; unset where there is none.
 	ValidUntil    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=valid_until,json=validUntil,proto3" json:"valid_until,omitempty"`
+	MoreIds       uint32                 `protobuf:"varint,12,opt,name=more_ids,json=moreIds,proto3" json:"more_ids,omitempty"` // how many more the agent says it holds; 0 where spiffe_ids is empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2790,6 +2793,13 @@ func (x *NodeInfo) GetValidUntil() *timestamppb.Timestamp {
 		return x.ValidUntil
 	}
 	return nil
+}
+
+func (x *NodeInfo) GetMoreIds() uint32 {
+	if x != nil {
+		return x.MoreIds
+	}
+	return 0
 }
 
 // Ban is a decision about a node, kept in the record.
@@ -3344,7 +3354,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x05grace\x18\x1b \x01(\bR\x05grace\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.signet.v1.NodeInfoR\x05nodes\"\x82\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.signet.v1.NodeInfoR\x05nodes\"\x9d\x03\n" +
 	"\bNodeInfo\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -3361,7 +3371,8 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x03ban\x18\n" +
 	" \x01(\v2\x0e.signet.v1.BanR\x03ban\x12;\n" +
 	"\vvalid_until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"validUntil\"\x96\x01\n" +
+	"validUntil\x12\x19\n" +
+	"\bmore_ids\x18\f \x01(\rR\amoreIds\"\x96\x01\n" +
 	"\x03Ban\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12\x16\n" +

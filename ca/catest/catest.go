@@ -204,7 +204,7 @@ func (s *Server) config(st ca.Store, ledger *audit.Log) ca.Config {
 		Store: st, Upstream: up, Sealer: s.sealer, Ledger: ledger, Archive: ledger, Directory: s.Pods, Policy: policy,
 		Attestors: map[string]attestor.Attestor{api.EvidenceServiceAccount: verifier},
 		KeySets:   map[string]ca.KeySets{IssuerName: fixedKeys(s.Tokens.JWKS())},
-		Operators: ca.OperatorRule{Attestor: verifier},
+		Operators: ca.OperatorRule{Attestor: verifier, Issuers: []string{IssuerName}},
 	}
 	if s.options.Log != nil {
 		cfg.Log = slog.New(slog.NewTextHandler(s.options.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))

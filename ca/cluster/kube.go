@@ -70,7 +70,7 @@ type KubeDirectory struct {
 	misses   map[string]time.Time // until when, by UID
 	agents   agentSet
 	changes  uint64    // of what is kept in Persist
-	saved    uint64    // changes that Persist holds; owned by remember
+	ends     uint64    // those of them by which something is gone, or soon will be
 	restored time.Time // up to when Persist had seen everything; zero: there was none
 
 	missing  atomic.Pointer[string] // the permission that is missing; nil: none that is known of
@@ -378,7 +378,7 @@ func (d *KubeDirectory) replacePods(all []kube.Object) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.changes++
+	d.changed(true)
 	for uid := range d.pods {
 		if _, still := pods[uid]; !still {
 			d.bury(uid)
@@ -390,14 +390,23 @@ func (d *KubeDirectory) replacePods(all []kube.Object) {
 func (d *KubeDirectory) applyPod(o kube.Object, deleted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.changes++
 	delete(d.misses, o.UID)
-	if !deleted {
-		d.pods[o.UID] = reduce(o)
+	if p, was := reduce(o), d.pods[o.UID]; !deleted {
+		d.changed(p.finished != was.finished || p.deleteAt != was.deleteAt)
+		d.pods[o.UID] = p
 		return
 	}
+	d.changed(true)
 	delete(d.pods, o.UID)
 	d.bury(o.UID)
+}
+
+// changed notes a change of what Persist keeps; ends says that by it something is gone, or soon will be.
+func (d *KubeDirectory) changed(ends bool) {
+	d.changes++
+	if ends {
+		d.ends++
+	}
 }
 
 // bury remembers a pod that is gone, for no UID ever comes back: a read that began before must not bring it back either.
@@ -417,19 +426,21 @@ func (d *KubeDirectory) replaceAccounts(all []kube.Object) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.changes++
+	d.changed(true)
 	d.accounts = accounts
 }
 
 func (d *KubeDirectory) applyAccount(o kube.Object, deleted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.changes++
+	k := account{o.Namespace, o.Name}
+	was, ok := d.accounts[k]
+	d.changed(deleted || ok && was.uid != o.UID)
 	if deleted {
-		delete(d.accounts, account{o.Namespace, o.Name})
+		delete(d.accounts, k)
 		return
 	}
-	d.accounts[account{o.Namespace, o.Name}] = owner{o.UID, o.Created}
+	d.accounts[k] = owner{o.UID, o.Created}
 }
 
 func (d *KubeDirectory) replaceNodes(all []kube.Object) {
@@ -439,14 +450,15 @@ func (d *KubeDirectory) replaceNodes(all []kube.Object) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.changes++
+	d.changed(true)
 	d.nodes = nodes
 }
 
 func (d *KubeDirectory) applyNode(o kube.Object, deleted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.changes++
+	was, ok := d.nodes[o.Name]
+	d.changed(deleted || ok && was != o.UID)
 	if deleted {
 		delete(d.nodes, o.Name)
 		return

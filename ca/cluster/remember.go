@@ -14,15 +14,20 @@ import (
 )
 
 // What a directory knew when it last saw its cluster is kept in a file, so that a CA that is started anew while the API
-// server is away can go on from it. It is a copy of memory, written at most once a minute while something changes, at once
-// when sight is lost, and at the end. It says which pods live, so it belongs into a folder of the CA alone.
+// server is away can go on from it. It is a copy of memory, written within seconds of a deletion or of the loss of sight,
+// within a minute of any other change, every five minutes though nothing changes, and at the end: a process that is killed
+// must not bring back what it saw deleted. That it is written while not all is seen does no harm, for it says up to when all
+// was. It says which pods live, so it belongs into a folder of the CA alone.
 
 // Bounds of that file.
 const (
 	maxMemory      = 64 << 20 // bytes; more is not written, and not read
 	memoryVersion  = 1
-	memoryInterval = time.Minute
 	memoryTick     = time.Second
+	memorySoon     = 5 * time.Second // after a write, once something is gone or sight is lost; longer where a write takes long
+	memoryInterval = time.Minute     // after a write, once anything else has changed
+	memoryRefresh  = 5 * time.Minute // after a write, though nothing has changed
+	memoryShare    = 20              // the part of the time that writes may take
 )
 
 // memoryFile is the file's shape.
@@ -165,17 +170,51 @@ func parseMemory(data []byte, issuer string) (memoryFile, error) {
 	return m, nil
 }
 
-// save writes what is known now; only where all of it was seen.
-func (d *KubeDirectory) save() error {
-	upTo, _ := d.Seen(d.cfg.Issuer)
-	for _, w := range d.watches {
-		if w.Seen().IsZero() {
-			return nil
-		}
+// memoryMark is what decides whether the file is to be written: the state of what it would hold.
+type memoryMark struct {
+	changes, ends uint64
+	upTo          int64 // Unix nanoseconds; 0: nothing was ever seen
+}
+
+// saving is what is known of the file. It is used by one goroutine.
+type saving struct {
+	held  memoryMark // by the file
+	tried time.Time
+	took  time.Duration
+}
+
+// due says whether the file is to be written.
+func (s *saving) due(is memoryMark, sees, ended bool, now time.Time) bool {
+	if is.upTo == 0 || is == s.held {
+		return false // nothing is known, or nothing new
 	}
+	wait := memoryRefresh
+	switch {
+	case ended || s.tried.IsZero():
+		return true
+	case is.ends != s.held.ends || !sees:
+		wait = min(max(memorySoon, memoryShare*s.took), memoryInterval)
+	case is.changes != s.held.changes:
+		wait = memoryInterval
+	}
+	return now.Sub(s.tried) >= wait
+}
+
+// mark is the state of what the file would hold that says that all is known up to then; d.mu must be held.
+func (d *KubeDirectory) mark(upTo time.Time) memoryMark {
+	m := memoryMark{changes: d.changes, ends: d.ends}
+	if !upTo.IsZero() {
+		m.upTo = upTo.UnixNano()
+	}
+	return m
+}
+
+// save writes what is known now, of which all is known up to then, and returns what it wrote.
+func (d *KubeDirectory) save() (memoryMark, error) {
+	upTo, _ := d.Seen(d.cfg.Issuer) // before what is read, so that it is never too late
 	m := memoryFile{Version: memoryVersion, Issuer: d.cfg.Issuer, Seen: upTo.UTC()}
 	d.mu.RLock()
-	changes := d.changes
+	saved := d.mark(upTo)
 	for uid, p := range d.pods {
 		m.Pods = append(m.Pods, memoryPod{uid, p.namespace, p.name, p.account, p.node, p.made, p.deleteAt, p.finished})
 	}
@@ -188,16 +227,12 @@ func (d *KubeDirectory) save() error {
 	d.mu.RUnlock()
 	data, err := json.Marshal(m)
 	if err != nil {
-		return err
+		return memoryMark{}, err
 	}
 	if len(data) > maxMemory {
-		return fmt.Errorf("%d bytes are more than the %d that are read", len(data), maxMemory)
+		return memoryMark{}, fmt.Errorf("%d bytes are more than the %d that are read", len(data), maxMemory)
 	}
-	if err := durable.WriteFile(d.cfg.Persist, data, 0o600); err != nil {
-		return err
-	}
-	d.saved = changes
-	return nil
+	return saved, durable.WriteFile(d.cfg.Persist, data, 0o600)
 }
 
 // remember keeps the file until ctx ends.
@@ -207,8 +242,10 @@ func (d *KubeDirectory) remember(ctx context.Context) error {
 	}
 	tick := time.NewTicker(memoryTick)
 	defer tick.Stop()
-	var tried time.Time
-	saw := false
+	var s saving
+	if upTo := d.restored; !upTo.IsZero() {
+		s.held.upTo = upTo.UnixNano() // of the changes since the file was read it holds none
+	}
 	for {
 		ended := false
 		select {
@@ -217,17 +254,19 @@ func (d *KubeDirectory) remember(ctx context.Context) error {
 		case <-tick.C:
 		}
 		now := time.Now()
-		sees := d.current(now) == nil
-		lost := saw && !sees
-		saw = sees
+		upTo, _ := d.Seen(d.cfg.Issuer)
 		d.mu.RLock()
-		changed := d.changes != d.saved
+		is := d.mark(upTo)
 		d.mu.RUnlock()
-		if changed && (ended || lost || tried.IsZero() || now.Sub(tried) >= memoryInterval) && (sees || ended || lost) {
-			tried = now
-			if err := d.save(); err != nil {
+		if s.due(is, d.current(now) == nil, ended, now) {
+			s.tried = now
+			saved, err := d.save()
+			if err == nil {
+				s.held = saved
+			} else {
 				d.tell("memory", err.Error())
 			}
+			s.took = time.Since(now)
 		}
 		if ended {
 			return nil

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/signet-ca/signet/api"
@@ -26,7 +28,8 @@ var (
 // awayAPI is an API server with two pods, which can go away.
 type awayAPI struct {
 	*apiServer
-	away atomic.Bool
+	away   atomic.Bool
+	answer atomic.Int32 // while it is away; 0: that it has an error
 }
 
 const (
@@ -42,7 +45,7 @@ func newAwayAPI(t *testing.T) *awayAPI {
 		case strings.Contains(r.URL.Path, "accessreviews"):
 			return http.StatusServiceUnavailable
 		case a.away.Load():
-			return http.StatusInternalServerError
+			return cmp.Or(int(a.answer.Load()), http.StatusInternalServerError)
 		}
 		return 0
 	})
@@ -191,6 +194,128 @@ func TestRemember(t *testing.T) {
 	}
 	if _, err := (Clusters{}).Recall(ca.PodID{Issuer: issuer, UID: webUID}); api.ReasonOf(err) != api.PodUnknown {
 		t.Errorf("of no cluster: %v", err)
+	}
+}
+
+// The file holds a deletion within seconds, whether or not all is seen then: a process that is killed after that must not
+// bring the pod back. It runs in fake time, without an API server: what was told is what streams would have told.
+//
+// threat: G04
+func TestRememberSoon(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		tell func(*KubeDirectory)
+		want api.Reason
+	}{
+		{"deleted", func(d *KubeDirectory) { d.applyPod(webPod(), true) }, api.DirectoryUnavailable}, // nobody knows it any more
+		{"not listed any more", func(d *KubeDirectory) { d.replacePods(nil) }, api.DirectoryUnavailable},
+		{"its ServiceAccount deleted", func(d *KubeDirectory) { d.applyAccount(kube.Object{Namespace: "shop", Name: "web"}, true) }, api.PodMismatch},
+		{"its node deleted", func(d *KubeDirectory) { d.applyNode(kube.Object{Name: "n1"}, true) }, api.PodMismatch},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first := toldDirectory(t)
+				first.cfg.Persist, first.restored = filepath.Join(t.TempDir(), "cluster.json"), time.Now()
+				reopen := func() *KubeDirectory {
+					d, err := NewKubeDirectory(first.cfg)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return d
+				}
+				first.watches = reopen().watches // which have not begun
+				if _, err := first.save(); err != nil {
+					t.Fatal(err)
+				}
+				d := reopen()
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- d.remember(ctx) }()
+				defer func() {
+					cancel()
+					if err := <-ended; err != nil {
+						t.Error(err)
+					}
+				}()
+				id := ca.PodID{Issuer: issuer, UID: "u1"}
+				for range 2 { // the second change comes a moment after the first was written
+					d.applyPod(kube.Object{UID: "other", Namespace: "shop", Name: "other"}, true)
+					time.Sleep(memorySoon)
+				}
+				if _, err := reopen().Recall(id); err != nil {
+					t.Fatalf("before: %v", err)
+				}
+				tt.tell(d)
+				time.Sleep(memorySoon + 2*memoryTick)
+				if _, err := reopen().Recall(id); err == nil || api.ReasonOf(err) != tt.want {
+					t.Errorf("a process that was killed then remembers: %v, want %s", err, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// When the file is written: the first time at once, later by what has changed, and never without anything new.
+func TestMemoryDue(t *testing.T) {
+	held := memoryMark{changes: 5, ends: 2, upTo: 1}
+	now := time.Now()
+	for _, tt := range []struct {
+		name  string
+		is    memoryMark
+		sees  bool
+		ended bool
+		took  time.Duration
+		after time.Duration // the least time after a write; -1: never
+	}{
+		{"nothing seen", memoryMark{changes: 9, ends: 9}, false, true, 0, -1},
+		{"nothing new", held, true, true, 0, -1},
+		{"the end", memoryMark{5, 2, 2}, true, true, 0, 0},
+		{"time has passed", memoryMark{5, 2, 2}, true, false, 0, memoryRefresh},
+		{"sight is lost", memoryMark{5, 2, 2}, false, false, 0, memorySoon},
+		{"a new pod", memoryMark{6, 2, 2}, true, false, 0, memoryInterval},
+		{"a deletion", memoryMark{6, 3, 2}, true, false, 0, memorySoon},
+		{"a deletion, and writes are slow", memoryMark{6, 3, 2}, true, false, time.Second, 20 * time.Second},
+		{"a deletion, and writes are very slow", memoryMark{6, 3, 2}, true, false, time.Minute, memoryInterval},
+	} {
+		s := saving{held: held, tried: now, took: tt.took}
+		if tt.after < 0 {
+			if s.due(tt.is, tt.sees, tt.ended, now.Add(time.Hour)) {
+				t.Errorf("%s: it is written", tt.name)
+			}
+			continue
+		}
+		if !s.due(tt.is, tt.sees, tt.ended, now.Add(tt.after)) {
+			t.Errorf("%s: it is not written after %s", tt.name, tt.after)
+		}
+		if tt.after > 0 && s.due(tt.is, tt.sees, tt.ended, now.Add(tt.after-1)) {
+			t.Errorf("%s: it is written before %s", tt.name, tt.after)
+		}
+		if s.tried = (time.Time{}); !s.due(tt.is, tt.sees, tt.ended, now) {
+			t.Errorf("%s: it is not written at first", tt.name)
+		}
+	}
+}
+
+// An API server that lets the CA see nothing any more is not seen: what was known is remembered, as when it does not answer.
+func TestRememberRefused(t *testing.T) {
+	for _, code := range []int32{http.StatusUnauthorized, http.StatusForbidden} {
+		a := newAwayAPI(t)
+		a.answer.Store(code)
+		d, stop := a.follow(t, "")
+		until(t, "it is seen", func() bool { return sees(d) })
+		id := ca.PodID{Issuer: issuer, UID: a.uid(pathWeb)}
+		a.away.Store(true)
+		until(t, "it is lost", func() bool { return !sees(d) })
+		if upTo, _ := d.Seen(issuer); upTo.IsZero() {
+			t.Errorf("%d: it was never seen", code)
+		}
+		if p, err := d.Recall(id); err != nil || p.Name != "web-0" {
+			t.Errorf("%d: remembered %+v (%v)", code, p, err)
+		}
+		if _, err := d.Pod(t.Context(), id); err == nil || api.ReasonOf(err) != api.DirectoryUnavailable {
+			t.Errorf("%d: a pod that cannot be seen: %v", code, err)
+		}
+		stop()
 	}
 }
 

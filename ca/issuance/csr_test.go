@@ -196,7 +196,7 @@ func withSpareBits(t *testing.T, der []byte) []byte {
 }
 
 // spiffe: ID-01, ID-02, ID-03, ID-05, ID-06, ID-07, X-01, X-03
-// threat: C01, C02, C03, C04, C05, C06, C07, C08, C09, C10, C11, C12, CVE-2021-27098
+// threat: C01, C02, C03, C04, C05, C06, C07, C08, C09, C10, C11, C12, CVE-2021-27098, B02
 func TestParseCSRNames(t *testing.T) {
 	key := newKey(t, KeyP256)
 	tests := []struct {

@@ -77,6 +77,7 @@ func goldenCertificates(t *testing.T) []golden {
 }
 
 // spiffe
+// threat: K07
 func TestGolden(t *testing.T) {
 	for _, g := range goldenCertificates(t) {
 		t.Run(g.name, func(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 )
 
 // spiffe
-// threat: C26
+// threat: C26, K06
 func TestIssue(t *testing.T) {
 	h := newHierarchy(t)
 	for _, kind := range []KeyKind{KeyP256, KeyP384, KeyEd25519, KeyRSA2048} {
@@ -257,6 +257,7 @@ func TestLeafEndsWithTheRoot(t *testing.T) {
 	}
 }
 
+// threat: K09
 func TestRenewalIsSpreadEvenly(t *testing.T) {
 	cryptotest.SetGlobalRandom(t, 42)
 	const draws, buckets = 20000, 20

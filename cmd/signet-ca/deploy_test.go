@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/deploy"
 )
 
@@ -34,8 +36,26 @@ func TestDeployedConfig(t *testing.T) {
 	}
 }
 
-// deployed is the data of a ConfigMap in each rendering of the chart that is on record.
-func deployed(t *testing.T, configMap string) map[string]map[string]string {
+// What the chart says of the records that its CA reads is so, in every rendering: by it an older version is kept away.
+//
+// threat: E23
+func TestDeployedSchema(t *testing.T) {
+	want := fmt.Sprintf("signet.dev/record-schema: %q", fmt.Sprint(journal.Schema))
+	for name, text := range renderings(t) {
+		found := 0
+		for doc := range strings.SplitSeq(string(text), "---\n") {
+			if strings.Contains(doc, "kind: StatefulSet\n") && strings.Contains(doc, "\n  annotations:\n    "+want) {
+				found++
+			}
+		}
+		if found != 1 {
+			t.Errorf("%s: %d StatefulSets with %s", name, found, want)
+		}
+	}
+}
+
+// renderings are those of the chart that are on record.
+func renderings(t *testing.T) map[string][]byte {
 	t.Helper()
 	installed, err := deploy.Install(deploy.Options{})
 	if err != nil {
@@ -51,7 +71,13 @@ func deployed(t *testing.T, configMap string) map[string]map[string]string {
 			t.Fatal(err)
 		}
 	}
-	found := map[string]map[string]string{}
+	return texts
+}
+
+// deployed is the data of a ConfigMap in each rendering of the chart that is on record.
+func deployed(t *testing.T, configMap string) map[string]map[string]string {
+	t.Helper()
+	texts, found := renderings(t), map[string]map[string]string{}
 	for name, text := range texts {
 		for doc := range bytes.SplitSeq(text, []byte("---\n")) {
 			var o struct {

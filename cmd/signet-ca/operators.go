@@ -25,7 +25,8 @@ type operatorsConfig struct {
 	Listen string `yaml:"listen"`
 	// The namespace of the ServiceAccounts viewer, operator and emergency, which has no pods. Default: signet-operators.
 	Namespace string `yaml:"namespace"`
-	// Whose tokens operate this CA. Default: those of all issuers.
+	// Whose tokens operate this CA: whoever may make a namespace in such a cluster can give himself every role here. Required
+	// where there are several issuers. Default: those of the one issuer.
 	Issuers []string `yaml:"issuers"`
 	// Break-glass certificates that are let in, each as `signet break-glass create` prints it: its DER in base64. Default: none.
 	BreakGlass []string `yaml:"breakGlass"`
@@ -47,6 +48,9 @@ func (c *config) checkOperators(bad func(string, ...any)) {
 	}
 	if o.Namespace != "" && o.Namespace == c.Agents.Namespace {
 		bad("operators.namespace is that of the agents: it has to be one without pods")
+	}
+	if o.Listen != "" && len(o.Issuers) == 0 && len(c.Issuers) > 1 {
+		bad("operators.issuers is required where there are %d issuers: whoever may make a namespace in one that it names can give himself every role here", len(c.Issuers))
 	}
 	for i, name := range o.Issuers {
 		if !slices.ContainsFunc(c.Issuers, func(is issuerConfig) bool { return is.Issuer == name }) {
@@ -116,7 +120,16 @@ func operatorsPort(l *loaded, log *slog.Logger, authority *ca.CA) (*daemon.Liste
 	if err != nil {
 		return nil, nil, fmt.Errorf("operators.listen: %w", err)
 	}
-	// They come by port-forwards, so all from one address.
-	limited := daemon.Limit(raw, daemon.Limits{Port: "operators", Strangers: 64, PerPeer: 64, Members: 64, Log: log})
+	limited := daemon.Limit(raw, operatorsLimits(log))
 	return limited, []run.Task{daemon.Serve("operators", authority.NewOperatorsServer(), limited, log)}, nil
+}
+
+// operatorsLimits are those of a port to which all come by port-forwards, from one address, and with the same right at first:
+// whoever may forward a port but has no token is told apart from an operator by nothing but what he does next. So the newest
+// always gets in, and has half a second at the least to say who he is. How long he may take is the time that an API server
+// may need to look at his token.
+func operatorsLimits(log *slog.Logger) daemon.Limits {
+	return daemon.Limits{
+		Port: "operators", Nameless: true, Strangers: 256, PerPeer: 256, Rate: 500, Patience: 15 * time.Second, Members: 64, Log: log,
+	}
 }

@@ -367,7 +367,7 @@ func (p *process) csr() []byte {
 // TestProcess proves of the real process that nobody reads its memory and no core has it, that the admin socket asks the
 // kernel who calls, and that no secret is in anything that it ever said, the dump of its goroutines included.
 //
-// threat: L01, L18
+// threat: L01, L18, B23
 func TestProcess(t *testing.T) {
 	var before unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &before); err != nil {

@@ -19,6 +19,9 @@ import (
 // auditLast is how many entries audit shows unless it is told otherwise.
 const auditLast = 100
 
+// auditMost is the most that --last may say: ca.MaxAuditLast.
+const auditMost = 100_000
+
 func (a *app) auditCommand() *cobra.Command {
 	var last int
 	var all bool
@@ -45,8 +48,8 @@ func (a *app) auditCommand() *cobra.Command {
 		switch {
 		case all && asked:
 			return usageError{errors.New("--last and --all exclude each other")}
-		case last < 1 || last > math.MaxUint32:
-			return usageError{fmt.Errorf("--last %d is not between 1 and %d", last, uint32(math.MaxUint32))}
+		case last < 1 || last > auditMost:
+			return usageError{fmt.Errorf("--last %d is not between 1 and %d; --all has no end", last, auditMost)}
 		case all:
 			last = 0
 		}
@@ -188,7 +191,7 @@ func (a *app) eachAudit(ctx context.Context, f *auditFilter, last int, do func(*
 		return err
 	}
 	defer ch.Close()
-	stop := a.waiting(ch.path, &f.seen)
+	stop := a.waiting(ch.where(), &f.seen)
 	defer stop()
 	if a.tty(a.stdout) { // which shows soon enough that something comes
 		then := do
@@ -309,7 +312,7 @@ func (a *app) receiveAudit(ctx context.Context, ch *channel, req *apiv1.ListAudi
 		return nil
 	case context.Cause(ctx) == context.DeadlineExceeded:
 		return &failure{err: api.Wrap(api.DeadlineExceeded, err, "the CA sent nothing for "+a.timeout.String()),
-			why:  "It listens at " + ch.path + " and is stopped or overloaded, or has a long record to search.",
+			why:  "It listens at " + ch.where() + " and is stopped or overloaded, or has a long record to search.",
 			next: "the same with --timeout 5m, or audit with a --since nearer by"}
 	case status.Code(err) == codes.Unimplemented:
 		return &failure{err: api.Wrap(api.ProtocolSkew, err, "this CA cannot list what is on record"),

@@ -213,3 +213,10 @@ func TestAuditOfCA(t *testing.T) {
 	}
 	r.run(exitFailed, "why", fmt.Sprintf("%016x", 1))
 }
+
+// TestAuditMost: what --last may say is what a CA picks out.
+func TestAuditMost(t *testing.T) {
+	if auditMost != ca.MaxAuditLast {
+		t.Errorf("%d here, %d there", auditMost, ca.MaxAuditLast)
+	}
+}

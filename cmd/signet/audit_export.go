@@ -168,7 +168,7 @@ const (
 
 // waiting tells a terminal what is waited for, once that takes longer than patience, until the returned function is
 // called; calling it again does nothing.
-func (a *app) waiting(path string, t *tally) (stop func()) {
+func (a *app) waiting(where string, t *tally) (stop func()) {
 	if !a.tty(a.stderr) || a.getenv("TERM") == "dumb" {
 		return func() {}
 	}
@@ -184,7 +184,7 @@ func (a *app) waiting(path string, t *tally) (stop func()) {
 		defer tick.Stop()
 		for {
 			n := t.n.Load()
-			line := "reading the record of the CA at " + path + ": " + plural(int(n), "entry")
+			line := "reading the record of the CA at " + where + ": " + plural(int(n), "entry")
 			if n > 0 {
 				line += ", at " + stamp(time.Unix(t.at.Load(), 0))
 			}

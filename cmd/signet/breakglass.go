@@ -127,8 +127,8 @@ func readBreakGlass(path string) (*tls.Certificate, error) {
 	return &c, nil
 }
 
-// readBundleFile reads a trust bundle in PEM.
-func readBundleFile(path string) (*x509bundle.Bundle, error) {
+// readBundleFile reads a trust bundle in PEM, of a trust domain that is known unless it is zero.
+func readBundleFile(path string, known spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, unreadableFile(path, err)
@@ -142,7 +142,7 @@ func readBundleFile(path string) (*x509bundle.Bundle, error) {
 	if err != nil || len(b.X509Authorities()) == 0 {
 		return nil, unreadableFile(path, errors.New("it holds no certificates in PEM"))
 	}
-	return bundleOf(b.X509Authorities())
+	return bundleOf(b.X509Authorities(), known)
 }
 
 // limited reads n bytes at most, and says so where there are more.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -20,6 +21,8 @@ type configuration struct {
 	ca    caFile
 	agent agentFile
 	td    spiffeid.TrustDomain // of the CA's file, or else of what else says it
+
+	changed time.Time // when the CA's was last; zero where that is not known
 }
 
 type caFile struct {
@@ -72,9 +75,20 @@ func (i *checkup) readConfiguration(ctx context.Context) {
 	}{{caName, "ca.yaml", &i.config.ca}, {agentName, "agent.yaml", &i.config.agent}} {
 		object := namespaced(i.kf.namespace, "configmap", f.name)
 		var m struct {
+			Metadata struct {
+				ManagedFields []struct {
+					Time   time.Time      `json:"time"`
+					Fields map[string]any `json:"fieldsV1"`
+				} `json:"managedFields"`
+			} `json:"metadata"`
 			Data map[string]string `json:"data"`
 		}
 		err := i.get(ctx, in("v1", i.kf.namespace, "configmaps", f.name), &m)
+		for _, by := range m.Metadata.ManagedFields {
+			if by.Fields["f:data"] != nil && f.name == caName && by.Time.After(i.config.changed) {
+				i.config.changed = by.Time
+			}
+		}
 		switch {
 		case errors.Is(err, kube.ErrNotFound):
 			i.add("configuration", resultBad, object, "it is not there", i.install())
@@ -258,7 +272,19 @@ func (r *rollout) numbers(kind string) (desired, ready, updated int) {
 
 // checkAuthority looks at the CA's StatefulSet.
 func (i *checkup) checkAuthority(ctx context.Context) {
-	i.checkRollout(ctx, "ca", "statefulset", caName, "without the CA no pod gets an identity, and those that have one keep it until it expires", nil)
+	var old time.Time // since when the CA runs that was not started anew after its configuration was changed
+	i.checkRollout(ctx, "ca", "statefulset", caName, "without the CA no pod gets an identity, and those that have one keep it until it expires", func(p *kPod) {
+		for _, c := range p.Status.Containers {
+			if c.Name == "ca" && c.State.Running != nil && i.config.changed.After(c.State.Running.StartedAt) {
+				old = c.State.Running.StartedAt
+			}
+		}
+	})
+	if !old.IsZero() {
+		i.add("ca", resultWarning, namespaced(i.kf.namespace, "configmap", caName),
+			"it was changed at "+stamp(i.config.changed)+", and the CA runs since "+stamp(old)+" with what it said then: a break-glass certificate that was taken out, say, is let in still",
+			i.kf.kubectl("-n", i.kf.namespace, "rollout", "restart", "statefulset", caName))
+	}
 }
 
 // checkAgents looks at the agents' DaemonSet, and keeps its pods for checkNodes.

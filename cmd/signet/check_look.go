@@ -35,7 +35,7 @@ type checkup struct {
 // checks are all that is looked at, in the order in which it is told: what a check finds the later ones use.
 func (i *checkup) checks() []func(context.Context) {
 	return []func(context.Context){
-		i.checkNamespaces, i.readConfiguration, i.checkDriver, i.checkAuthority, i.checkState, i.checkService, i.checkAgents, i.checkNodes,
+		i.checkNamespaces, i.readConfiguration, i.checkDriver, i.checkAuthority, i.checkState, i.checkService, i.checkAgents, i.checkNodes, i.checkUpgrade,
 		i.checkBundle, i.checkCopies, i.checkTrustBundle, i.checkPermissions, i.checkOperators, i.checkSharedSocket, i.checkPods,
 	}
 }

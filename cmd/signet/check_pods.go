@@ -182,14 +182,16 @@ func ended(who string, t *kTerminated) string {
 	if t.Signal != 0 {
 		how = fmt.Sprintf("was ended by signal %d", t.Signal)
 	}
-	return who + " " + how + after(", ", clip(t.Reason, 64)) + after(": ", lastLine(t.Message))
+	return who + " " + how + after(", ", clip(t.Reason, 64)) + after(": ", lastWords(t.Message))
 }
 
-// lastLine is where a program that ends says why.
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	if n := strings.LastIndexByte(s, '\n'); n >= 0 {
-		s = s[n+1:]
+// lastWords are where a program that ends says why: ours in the last line that ends with a code, others in the last one.
+func lastWords(s string) string {
+	last := ""
+	for line := range strings.Lines(strings.TrimSpace(s)) {
+		if line = strings.TrimSpace(line); !strings.Contains(last, ", SGN-") || strings.Contains(line, ", SGN-") {
+			last = line
+		}
 	}
-	return clip(s, maxFound)
+	return clip(last, maxFound)
 }

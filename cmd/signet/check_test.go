@@ -55,7 +55,7 @@ func TestCheckGood(t *testing.T) {
 		t.Errorf("exit code %d, %q, %s %s %s", code, talk, r.TrustDomain, r.Generation, r.Result)
 	}
 	for _, check := range []string{
-		"api-server", "version", "clock", "namespace", "configuration", "csi-driver", "ca", "state", "service", "agents", "nodes",
+		"api-server", "version", "clock", "namespace", "configuration", "csi-driver", "ca", "state", "service", "agents", "nodes", "upgrade",
 		"bundle", "roots", "copies", "trust-bundle", "permissions", "operators", "shared-socket", "inline-volumes", "pods", "read-only",
 	} {
 		if len(r.rows(check)) == 0 {
@@ -246,6 +246,7 @@ func TestCheckBroken(t *testing.T) {
 				"roleRef: {kind: ClusterRole, name: signet-viewer}, subjects: [{kind: Group, name: 'system:authenticated'}]}")
 		}, "operators", resultBad, "group system:authenticated may have tokens of viewer, by signet-operators/rolebinding/all", "-n signet-operators get rolebinding all"},
 		{"every pod may exec", func(_ *testing.T, c *fakeCluster) {
+			c.minor = "34"
 			c.put("{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: debugger}, rules: [{apiGroups: [''], resources: ['pods/*', '*/exec'], verbs: [get]}]}")
 			c.put("{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: debuggers}, " +
 				"roleRef: {kind: ClusterRole, name: debugger}, subjects: [{kind: Group, name: 'system:serviceaccounts'}]}")

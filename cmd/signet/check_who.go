@@ -182,6 +182,10 @@ func (i *checkup) checkWide(access *accessReview) {
 	}
 }
 
+// minorUpgradeCreates is the Kubernetes 1.x from which a WebSocket to exec takes the right to create, and not that to get alone
+// (AuthorizePodWebsocketUpgradeCreatePermission, on by default).
+const minorUpgradeCreates = 35
+
 // checkInside tells who may run something in the CA's pod: he has every role, at the admin socket, and the ledger does not
 // know his name.
 func (i *checkup) checkInside(access *accessReview) {
@@ -192,8 +196,11 @@ func (i *checkup) checkInside(access *accessReview) {
 		r.subresource, r.verb = subresource, verb
 		return r
 	}
-	// Before Kubernetes 1.35 a WebSocket to exec took get alone.
-	all := access.who(with("exec", "create"), with("exec", "get"), with("ephemeralcontainers", "update"), with("ephemeralcontainers", "patch"))
+	rights := []right{with("exec", "create"), with("ephemeralcontainers", "update"), with("ephemeralcontainers", "patch")}
+	if i.minor < minorUpgradeCreates { // or not known
+		rights = append(rights, with("exec", "get"))
+	}
+	all := access.who(rights...)
 	switch {
 	case i.tellEverybody(all, object, "may exec into it, and has every role there"):
 	case len(all) == 0:

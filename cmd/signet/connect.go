@@ -189,7 +189,8 @@ func (a *app) clusterCallFailed(ch *channel, f *failure, dialErr error) error {
 		f.next = ch.way.f.signet("check")
 	case f.err.Reason == api.CAUnavailable && f.err.CorrelationID == "":
 		f.err = api.Wrap(api.CAUnavailable, f.err, "the connection to "+ch.where()+" broke off: "+clip(f.err.Detail, maxFound))
-		f.next = ch.way.f.signet("check")
+		f.why = "The CA is ending, or has no SVID of its own to show: it makes none while it can put nothing on record. Its pod has another way in."
+		f.next = ch.way.inside()
 	case f.err.Reason == api.RoleRequired:
 		for _, role := range operatorRoles {
 			if strings.Contains(f.err.Detail, `"`+role+`", and`) {

@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/status"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/internal/kube"
@@ -47,6 +48,7 @@ type operatorFlags struct {
 	glass    string // --break-glass
 	address  string // --address
 	bundle   string // --bundle
+	domain   string // --signet-trust-domain
 
 	roleSaid func() bool // --as-role is there, be it as its default
 }
@@ -62,6 +64,7 @@ func (f *operatorFlags) add(root *cobra.Command) {
 	fl.StringVar(&f.glass, "break-glass", "", "`FILE` of a break-glass certificate, instead of a token")
 	fl.StringVar(&f.address, "address", "", "with --break-glass: `HOST:PORT` of the operators' port, without the API server")
 	fl.StringVar(&f.bundle, "bundle", "", "with --address: `FILE` of the trust bundle, PEM")
+	fl.StringVar(&f.domain, "signet-trust-domain", "", "trust domain `NAME` of that CA, where its roots do not say it")
 	root.MarkPersistentFlagFilename("kubeconfig")
 	root.MarkPersistentFlagFilename("break-glass")
 	root.MarkPersistentFlagFilename("bundle")
@@ -71,7 +74,7 @@ func (f *operatorFlags) add(root *cobra.Command) {
 // given says whether any flag asks for a way other than the socket.
 func (f *operatorFlags) given() bool {
 	return f.kubeconfig != "" || f.context != "" || f.role != operatorRoles[0] || f.roleSaid != nil && f.roleSaid() || f.namespace != defaultNamespace ||
-		f.accounts != operatorsNamespace || f.glass != "" || f.address != "" || f.bundle != ""
+		f.accounts != operatorsNamespace || f.glass != "" || f.address != "" || f.bundle != "" || f.domain != ""
 }
 
 func (f *operatorFlags) check() error {
@@ -123,8 +126,11 @@ type clusterWay struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	glass   *tls.Certificate
+	known   spiffeid.TrustDomain // zero: what the roots say
 
-	mu     sync.Mutex // guards what follows, and is held while it is found out
+	busy chan struct{} // holds one while somebody finds out what follows
+
+	mu     sync.Mutex // guards what follows; nobody is asked anything while it is held
 	bundle *x509bundle.Bundle
 	token  string
 	until  time.Time // of token
@@ -133,16 +139,26 @@ type clusterWay struct {
 
 // openWay prepares the way to the CA, and goes none of it yet.
 func (a *app) openWay() (*clusterWay, error) {
-	w := &clusterWay{a: a, f: &a.operators}
+	w := &clusterWay{a: a, f: &a.operators, busy: make(chan struct{}, 1)}
 	if w.f.glass != "" {
 		c, err := readBreakGlass(w.f.glass)
 		if err != nil {
 			return nil, err
 		}
 		w.glass = c
+		if id, err := x509svid.IDFromCert(c.Leaf); err == nil { // it is for one trust domain
+			w.known = id.TrustDomain()
+		}
+	}
+	if w.f.domain != "" {
+		td, err := spiffeid.TrustDomainFromString(w.f.domain)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--signet-trust-domain %q is none: %w", w.f.domain, err)}
+		}
+		w.known = td
 	}
 	if w.f.address != "" {
-		b, err := readBundleFile(w.f.bundle)
+		b, err := readBundleFile(w.f.bundle, w.known)
 		if err != nil {
 			return nil, err
 		}
@@ -151,6 +167,14 @@ func (a *app) openWay() (*clusterWay, error) {
 		cluster, err := a.openCluster(&w.f.kubeFlags)
 		if err != nil {
 			return nil, err
+		}
+		if !cluster.Verified() { // it says which CA is the right one
+			defer cluster.Close()
+			return nil, &failure{
+				err:  api.E(api.ConfigInvalid, "the kubeconfig does not make sure who answers as the API server %s", cluster.Server()),
+				why:  "Whoever does would say by which bundle the CA is known, and get what is meant for it.",
+				next: w.f.kubectl("config", "view", "--minify") + "   # https, certificate-authority-data, and no insecure-skip-tls-verify",
+			}
 		}
 		w.cluster = cluster
 	}
@@ -179,13 +203,19 @@ func (w *clusterWay) dial(ctx context.Context) (net.Conn, error) {
 	if w.f.address != "" {
 		return new(net.Dialer).DialContext(ctx, "tcp", w.f.address)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := w.trust(ctx); err != nil {
+	if err := w.alone(ctx); err != nil {
 		return nil, err
 	}
+	defer w.done()
+	bundle, err := w.trust(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	w.bundle = bundle
+	w.mu.Unlock()
 	if w.glass == nil {
-		if err := w.haveToken(ctx); err != nil {
+		if _, err := w.haveToken(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -203,43 +233,60 @@ func (w *clusterWay) dial(ctx context.Context) (net.Conn, error) {
 	return conn, nil
 }
 
-// trust reads the bundle by which the CA is known; the caller holds mu.
-func (w *clusterWay) trust(ctx context.Context) error {
-	if w.bundle != nil {
+// alone waits until nobody else finds anything out. After a nil error done must be called.
+func (w *clusterWay) alone(ctx context.Context) error {
+	select {
+	case w.busy <- struct{}{}:
 		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+}
+
+func (w *clusterWay) done() { <-w.busy }
+
+// trust reads the bundle by which the CA is known: anew for each connection, for a root may have come or gone.
+func (w *clusterWay) trust(ctx context.Context) (*x509bundle.Bundle, error) {
 	_, b, err := readPublished(ctx, w.cluster, w.f.namespace, spiffeid.TrustDomain{})
 	bad, isBad := errors.AsType[errBundle](err)
 	switch {
 	case errors.Is(err, kube.ErrNotFound):
-		return &failure{
+		return nil, &failure{
 			err:  api.Wrap(api.NotFound, err, "there is no ConfigMap "+w.f.namespace+"/"+bundleName+", by which the CA would be known"),
 			why:  "Signet is not installed in that namespace, or its CA has not published its bundle yet.",
 			next: w.f.signet("check"),
 		}
 	case errors.Is(err, kube.ErrForbidden):
-		return w.forbidden(err, "read ConfigMap "+w.f.namespace+"/"+bundleName, w.f.namespace)
+		return nil, w.forbidden(err, "read ConfigMap "+w.f.namespace+"/"+bundleName, w.f.namespace)
 	case isBad:
-		return &failure{err: api.Wrap(api.BundleRejected, err, "the bundle in ConfigMap "+w.f.namespace+"/"+bundleName+" cannot be used: "+bad.Error()), next: w.f.signet("check")}
+		return nil, &failure{err: api.Wrap(api.BundleRejected, err, "the bundle in ConfigMap "+w.f.namespace+"/"+bundleName+" cannot be used: "+bad.Error()), next: w.f.signet("check")}
 	case err != nil:
-		return w.a.unreachable(w.cluster, err)
+		return nil, w.a.unreachable(w.cluster, err)
 	}
-	w.bundle, err = bundleOf(b.roots)
-	return err
+	return bundleOf(b.roots, w.known)
 }
 
-// bundleOf takes the trust domain from the roots, which have to agree on it.
-func bundleOf(roots []*x509.Certificate) (*x509bundle.Bundle, error) {
-	b := &publishedBundle{roots: roots}
-	names := b.domains()
-	if len(names) != 1 {
-		return nil, &failure{err: api.E(api.BundleRejected, "the bundle's roots name %d trust domains, and one is wanted", len(names))}
+// bundleOf is the bundle of the one trust domain that is meant by whoever knows it, or else that its roots name: those of an
+// upstream may name none.
+func bundleOf(roots []*x509.Certificate, known spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	names := (&publishedBundle{roots: roots}).domains()
+	if known.IsZero() && len(names) == 1 {
+		var err error
+		if known, err = spiffeid.TrustDomainFromString(names[0]); err != nil {
+			return nil, &failure{err: api.Wrap(api.BundleRejected, err, "the bundle's roots are of no trust domain")}
+		}
 	}
-	td, err := spiffeid.TrustDomainFromString(names[0])
-	if err != nil {
-		return nil, &failure{err: api.Wrap(api.BundleRejected, err, "the bundle's roots are of no trust domain")}
+	switch {
+	case known.IsZero():
+		return nil, &failure{
+			err:  api.E(api.BundleRejected, "the bundle's roots name %d trust domains, so it is not known which is meant", len(names)),
+			why:  "Roots that an upstream has made name none.",
+			next: "signet --signet-trust-domain NAME ...",
+		}
+	case slices.ContainsFunc(names, func(name string) bool { return name != known.Name() }):
+		return nil, &failure{err: api.E(api.BundleRejected, "a root of the bundle is of another trust domain than %s", known.Name())}
 	}
-	return x509bundle.FromX509Authorities(td, roots), nil
+	return x509bundle.FromX509Authorities(known, roots), nil
 }
 
 // pod finds a pod of the CA: one that is ready, or else one that runs, for it may be just what is asked why.
@@ -271,15 +318,18 @@ func (w *clusterWay) pod(ctx context.Context) (string, error) {
 	}
 }
 
-// haveToken asks for a token of the role, unless there is one that lasts; the caller holds mu.
-func (w *clusterWay) haveToken(ctx context.Context) error {
-	if w.token != "" && time.Until(w.until) > tokenRenewal {
-		return nil
+// haveToken asks for a token of the role, unless there is one that lasts. The caller is alone.
+func (w *clusterWay) haveToken(ctx context.Context) (string, error) {
+	w.mu.Lock()
+	token, until, td := w.token, w.until, w.bundle.TrustDomain()
+	w.mu.Unlock()
+	if token != "" && time.Until(until) > tokenRenewal {
+		return token, nil
 	}
 	account := w.f.accounts + "/" + w.f.role
 	ask := map[string]any{
 		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-		"spec": map[string]any{"audiences": []string{api.AdminAudience(w.bundle.TrustDomain())}, "expirationSeconds": tokenSeconds},
+		"spec": map[string]any{"audiences": []string{api.AdminAudience(td)}, "expirationSeconds": tokenSeconds},
 	}
 	var answer struct {
 		Status struct {
@@ -290,20 +340,22 @@ func (w *clusterWay) haveToken(ctx context.Context) error {
 	err := w.cluster.Create(ctx, in("v1", w.f.accounts, "serviceaccounts", w.f.role)+"/token", ask, &answer)
 	switch {
 	case errors.Is(err, kube.ErrForbidden):
-		return w.forbidden(err, "have a token for the role "+w.f.role+" (create serviceaccounts/token of "+account+")", w.f.accounts)
+		return "", w.forbidden(err, "have a token for the role "+w.f.role+" (create serviceaccounts/token of "+account+")", w.f.accounts)
 	case errors.Is(err, kube.ErrNotFound):
-		return &failure{
+		return "", &failure{
 			err:  api.Wrap(api.NotFound, err, "there is no ServiceAccount "+account),
 			why:  "The installation is of a version before operators had roles, has them in another namespace (--operators-namespace), or has them turned off.",
 			next: w.f.signet("check"),
 		}
 	case err != nil:
-		return w.a.unreachable(w.cluster, err)
+		return "", w.a.unreachable(w.cluster, err)
 	case answer.Status.Token == "":
-		return &failure{err: api.E(api.ClusterUnavailable, "the API server answered without a token")}
+		return "", &failure{err: api.E(api.ClusterUnavailable, "the API server answered without a token")}
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.token, w.until = answer.Status.Token, answer.Status.Expires
-	return nil
+	return w.token, nil
 }
 
 // forbidden says what the user lacks and who can give it.
@@ -341,13 +393,26 @@ func (w *clusterWay) verify(cs tls.ConnectionState) error {
 		err = fmt.Errorf("it is %s", id)
 	}
 	if err != nil {
-		w.failed = &failure{
+		failed := &failure{
 			err:  api.Wrap(api.CAUnavailable, err, fmt.Sprintf("what answers at %s is not the CA of trust domain %s", w.where(), w.bundle.TrustDomain().Name())),
 			why:  "Its certificate does not verify against the published bundle: " + clip(err.Error(), maxFound) + ".",
 			next: w.f.signet("check"),
 		}
+		if len(cs.PeerCertificates) > 0 && time.Now().After(cs.PeerCertificates[0].NotAfter) {
+			failed.why = "Its certificate has expired, or your clock is ahead. A CA that can put nothing on record renews none; its pod has another way in."
+			failed.next = w.inside()
+		}
+		w.failed = failed
 	}
 	return err
+}
+
+// inside is how to ask the CA where the operators' port does not help: by its admin socket.
+func (w *clusterWay) inside() string {
+	if w.f.address != "" {
+		return "signet --socket /proc/$(pgrep -x signet-ca)/root" + defaultSocket + " version --server   # as root on the CA's node"
+	}
+	return w.f.kubectl("exec", "-n", w.f.namespace, caName+"-0", "-c", "ca") + " -- signet version --server"
 }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
@@ -355,13 +420,18 @@ func (w *clusterWay) GetRequestMetadata(ctx context.Context, _ ...string) (map[s
 	if w.glass != nil {
 		return nil, nil
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := w.haveToken(ctx); err != nil {
+	if err := w.alone(ctx); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
+	defer w.done()
+	token, err := w.haveToken(ctx)
+	if err != nil {
+		w.mu.Lock()
 		w.failed = err
+		w.mu.Unlock()
 		return nil, err
 	}
-	return map[string]string{"authorization": "Bearer " + w.token}, nil
+	return map[string]string{"authorization": "Bearer " + token}, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.

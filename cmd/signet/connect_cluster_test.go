@@ -1,17 +1,20 @@
 package main
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/api"
@@ -119,6 +122,125 @@ func TestThroughClusterRole(t *testing.T) {
 	}
 }
 
+// TestThroughClusterUnverified: whoever answers as the API server says which CA is the right one, so it has to be known who
+// that is.
+func TestThroughClusterUnverified(t *testing.T) {
+	c := newOperated(t, catest.Options{})
+	good, err := os.ReadFile(c.kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := regexp.MustCompile(`"certificate-authority-data":"[^"]*"`).ReplaceAll(good, []byte(`"insecure-skip-tls-verify":true`))
+	if err := os.WriteFile(c.kubeconfig, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, talk, code := c.as(t, "authority", "list")
+	if code != exitFailed || out != "" || !strings.Contains(talk, api.ConfigInvalid.Page().Code()) || !strings.Contains(talk, "certificate-authority-data") {
+		t.Errorf("exit code %d: %s%s", code, out, talk)
+	}
+	if len(c.tokens) != 0 {
+		t.Errorf("tokens were asked for: %q", c.tokens)
+	}
+}
+
+// TestThroughClusterAnew: what may have changed is asked for at each connection, and nobody waits for it longer than he
+// wants to.
+func TestThroughClusterAnew(t *testing.T) {
+	c := newOperated(t, catest.Options{})
+	a, _, _ := newTestApp(nil)
+	a.timeout = time.Minute
+	a.operators = operatorFlags{kubeFlags: kubeFlags{kubeconfig: c.kubeconfig, namespace: defaultNamespace}, accounts: operatorsNamespace, role: "viewer"}
+	ch, err := a.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ch.Close()
+	if _, err := ask(t.Context(), a, ch, ch.GetStatus, &apiv1.GetStatusRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	other := catest.New(t, catest.Options{})
+	other.WaitReady()
+	c.set(func() { c.bundle = other })
+	conn, err := ch.way.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	ch.way.mu.Lock()
+	has := ch.way.bundle.HasX509Authority(other.CA().Bundle().Roots[0])
+	ch.way.mu.Unlock()
+	if !has {
+		t.Error("another connection believes in the roots of the first")
+	}
+	if err := ch.way.alone(t.Context()); err != nil { // as while the API server is asked and does not answer
+		t.Fatal(err)
+	}
+	defer ch.way.done()
+	a.timeout = time.Second
+	_, err = ask(t.Context(), a, ch, ch.GetStatus, &apiv1.GetStatusRequest{})
+	if f, ok := errors.AsType[*failure](err); !ok || f.err.Reason != api.DeadlineExceeded {
+		t.Errorf("%v", err)
+	}
+	err = a.streamAudit(t.Context(), ch, &apiv1.ListAuditRequest{}, new(tally), func(*auditEntry) error { return nil })
+	if f, ok := errors.AsType[*failure](err); !ok || f.err.Reason != api.DeadlineExceeded || !strings.Contains(f.why, "pod signet-system/signet-ca-0") {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestThroughClusterWithoutSVID: a CA that has nothing to show of itself is asked in its pod.
+func TestThroughClusterWithoutSVID(t *testing.T) {
+	c := newOperated(t, catest.Options{})
+	c.set(func() { c.mute = true })
+	out, talk, code := c.as(t, "authority", "list")
+	if code != exitFailed || out != "" || !strings.Contains(talk, api.CAUnavailable.Page().Code()) ||
+		!strings.Contains(talk, "kubectl --kubeconfig "+c.kubeconfig+" exec -n signet-system signet-ca-0 -c ca -- signet version --server") {
+		t.Errorf("exit code %d: %s%s", code, out, talk)
+	}
+	w := &clusterWay{f: &operatorFlags{address: "127.0.0.1:1"}, bundle: x509bundle.New(spiffeid.RequireTrustDomainFromString("ours.test"))}
+	if err := w.verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{{NotAfter: time.Now().Add(-time.Second)}}}); err == nil {
+		t.Error("a certificate that has expired is believed")
+	}
+	if f, ok := errors.AsType[*failure](w.failure()); !ok || !strings.Contains(f.why, "has expired") || !strings.Contains(f.next, "--socket /proc/") {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestBundleOf: roots that name no trust domain, as those of an upstream, are of the one that somebody knows; nobody's word
+// makes a root another's.
+func TestBundleOf(t *testing.T) {
+	ours := spiffeid.RequireTrustDomainFromString("ours.test")
+	root := func(ids ...string) *x509.Certificate {
+		c := &x509.Certificate{Raw: []byte(strings.Join(ids, " "))}
+		for _, id := range ids {
+			c.URIs = append(c.URIs, spiffeid.RequireFromString(id).URL())
+		}
+		return c
+	}
+	for name, row := range map[string]struct {
+		roots []*x509.Certificate
+		known spiffeid.TrustDomain
+		want  string // empty: refused
+	}{
+		"that name it":           {[]*x509.Certificate{root("spiffe://ours.test")}, spiffeid.TrustDomain{}, "ours.test"},
+		"that name what is said": {[]*x509.Certificate{root("spiffe://ours.test"), root()}, ours, "ours.test"},
+		"that name none":         {[]*x509.Certificate{root()}, spiffeid.TrustDomain{}, ""},
+		"that name none, known":  {[]*x509.Certificate{root()}, ours, "ours.test"},
+		"that name two":          {[]*x509.Certificate{root("spiffe://ours.test"), root("spiffe://other.test")}, spiffeid.TrustDomain{}, ""},
+		"that name two, known":   {[]*x509.Certificate{root("spiffe://ours.test"), root("spiffe://other.test")}, ours, ""},
+		"that name another":      {[]*x509.Certificate{root("spiffe://other.test")}, ours, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := bundleOf(row.roots, row.known)
+			switch {
+			case row.want == "" && api.ReasonOf(err) != api.BundleRejected:
+				t.Errorf("%v, %v", b, err)
+			case row.want != "" && (err != nil || b.TrustDomain().Name() != row.want || len(b.X509Authorities()) != len(row.roots)):
+				t.Errorf("%v, %v", b, err)
+			}
+		})
+	}
+}
+
 // TestBreakGlass makes a certificate, and gets in with it through a cluster that gives no token, and without one.
 func TestBreakGlass(t *testing.T) {
 	dir := t.TempDir()
@@ -192,6 +314,7 @@ func TestOperatorFlags(t *testing.T) {
 		{"--address", "127.0.0.1:1"},
 		{"--address", "127.0.0.1:1", "--break-glass", "x"},
 		{"--bundle", "x"},
+		{"--signet-trust-domain", "Not/One"},
 	} {
 		a, _, stderr := newTestApp(nil)
 		if code := a.main(append(append([]string{"signet"}, args...), "authority", "list")); code != exitUsage {

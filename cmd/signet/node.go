@@ -37,6 +37,7 @@ type nodeView struct {
 	Since        string   `json:"since,omitempty"`      // of its oldest session
 	Generation   string   `json:"generation,omitempty"` // EPOCH.NUMBER of the bundle that its agent holds
 	SPIFFEIDs    []string `json:"spiffeIDs"`            // of its pods
+	MoreIDs      int      `json:"moreIDs,omitempty"`    // how many more its agent says that it holds
 	ValidUntil   string   `json:"validUntil,omitempty"` // of the last of their SVIDs that the CA knows of
 	Ban          *banView `json:"ban,omitempty"`
 
@@ -63,7 +64,7 @@ func newNodeView(in *apiv1.NodeInfo) *nodeView {
 	v := &nodeView{
 		header: newHeader("Node", in.GetNode()),
 		Node:   in.GetNode(), UID: in.GetNodeUid(), Cluster: in.GetCluster(), Connected: in.GetConnected(), AgentVersion: in.GetAgentVersion(),
-		SPIFFEIDs: append([]string{}, in.GetSpiffeIds()...), since: timeOf(in.GetSince()), validUntil: timeOf(in.GetValidUntil()),
+		SPIFFEIDs: append([]string{}, in.GetSpiffeIds()...), MoreIDs: int(in.GetMoreIds()), since: timeOf(in.GetSince()), validUntil: timeOf(in.GetValidUntil()),
 	}
 	if v.Node == "" {
 		v.header = newHeader("Node", v.UID)
@@ -167,7 +168,7 @@ func nodeTable(items []*nodeView, now time.Time) *metav1.Table {
 		if v.Ban != nil {
 			banned, by, reason = "BANNED "+lasted(v.Ban.at, now), v.Ban.By, dash(v.Ban.Reason)
 		}
-		rows = append(rows, []string{v.Metadata.Name, agent, since, fmt.Sprint(len(v.SPIFFEIDs)), banned,
+		rows = append(rows, []string{v.Metadata.Name, agent, since, fmt.Sprint(len(v.SPIFFEIDs) + v.MoreIDs), banned,
 			v.Cluster, v.UID, dash(v.Generation), dash(v.nothingAfter()), by, reason})
 	}
 	return table([]column{{name: "node"}, {name: "agent"}, {name: "since"}, {name: "identities"}, {name: "banned"},

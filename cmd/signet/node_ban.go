@@ -102,7 +102,9 @@ func (a *app) banNode(ctx context.Context, ch *channel, node string, f *nodeFlag
 		if err != nil {
 			return a.nodeFailed(node, err)
 		}
+		touched := d.Node // as the dry run said: a ban itself is not held up by a list
 		d.Node, d.Changed, d.SessionsEnded, d.CorrelationID = newNodeView(resp.GetNode()), resp.GetChanged(), resp.GetSessionsEnded(), resp.GetCorrelationId()
+		d.Node.take(touched)
 		d.DryRun = r.GetDryRun()
 		d.Metadata = d.Node.Metadata
 		return nil
@@ -182,11 +184,21 @@ func describeBan(d *nodeDecision, now time.Time) []block {
 	return []block{{pairs: about}, touched(v)}
 }
 
+// take adds the identities of which the dry run before has told; nil: there was none.
+func (v *nodeView) take(dry *nodeView) {
+	if dry != nil && len(v.SPIFFEIDs) == 0 {
+		v.SPIFFEIDs, v.MoreIDs = dry.SPIFFEIDs, dry.MoreIDs
+	}
+}
+
 // touched lists the identities of a node.
 func touched(v *nodeView) block {
 	var rows [][]string
 	for _, id := range v.SPIFFEIDs {
 		rows = append(rows, []string{id})
+	}
+	if v.MoreIDs > 0 {
+		rows = append(rows, []string{fmt.Sprintf("and %d more, as its agent says", v.MoreIDs)})
 	}
 	return block{table: table([]column{{name: "identity"}}, rows)}
 }
@@ -237,7 +249,9 @@ func (a *app) allowNode(ctx context.Context, ch *channel, node string, f *nodeFl
 		if err != nil {
 			return a.nodeFailed(node, err)
 		}
+		touched := d.Node
 		d.Node, d.Changed, d.CorrelationID, d.DryRun = newNodeView(resp.GetNode()), resp.GetChanged(), resp.GetCorrelationId(), r.GetDryRun()
+		d.Node.take(touched)
 		d.Metadata = d.Node.Metadata
 		return nil
 	}

@@ -42,7 +42,7 @@ func (f *fakeAdmin) nodes(scene string) []*apiv1.NodeInfo {
 		return nil
 	case "hostile":
 		n := node(nodeCluster, "node-e\x1b[2J", "55555555-5555-4555-8555-555555555555", time.Hour, "\x1b]0;owned\a")
-		n.AgentVersion = "v1\r\nforged"
+		n.AgentVersion, n.MoreIds = "v1\r\nforged", 16128
 		return []*apiv1.NodeInfo{n}
 	}
 	return all
@@ -100,6 +100,7 @@ func (f *fakeAdmin) BanNode(ctx context.Context, r *apiv1.BanNodeRequest) (*apiv
 		}
 		f.bans[n.GetNodeUid()] = proto.CloneOf(n.GetBan())
 		n.Connected, resp.CorrelationId = false, "00112233445566bb"
+		n.SpiffeIds = nil
 	}
 	return resp, nil
 }
@@ -119,6 +120,7 @@ func (f *fakeAdmin) AllowNode(ctx context.Context, r *apiv1.AllowNodeRequest) (*
 	resp := &apiv1.AllowNodeResponse{Node: n, Changed: n.GetBan() != nil}
 	if resp.Changed && !r.GetDryRun() {
 		delete(f.bans, n.GetNodeUid())
+		n.SpiffeIds = nil
 		resp.CorrelationId = "00112233445566aa"
 	}
 	return resp, nil

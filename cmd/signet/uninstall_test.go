@@ -84,6 +84,8 @@ func TestUninstallKinds(t *testing.T) {
 }
 
 // With the state, nothing is left but the namespace; and the same command again goes on where it was ended.
+//
+// threat: L13
 func TestUninstallState(t *testing.T) {
 	c := newCluster(t)
 	defer c.Close()

@@ -32,7 +32,8 @@ type serverVersion struct {
 	Version     string   `json:"version"`
 	TrustDomain string   `json:"trustDomain"`
 	Replica     string   `json:"replica"`
-	Generation  string   `json:"generation"` // EPOCH.NUMBER
+	Protocols   string   `json:"protocols,omitempty"` // that it speaks with agents: "1", or "1 to 2"
+	Generation  string   `json:"generation"`          // EPOCH.NUMBER
 	StartedAt   string   `json:"startedAt,omitempty"`
 	Agents      uint32   `json:"agents"`
 	Issued      uint64   `json:"issued"`
@@ -92,8 +93,13 @@ func (a *app) clientVersion() clientVersion {
 }
 
 func newServerVersion(st *apiv1.GetStatusResponse) *serverVersion {
+	protocols := ""
+	if st.GetProtocol() != 0 {
+		protocols = api.ProtocolsOf(st.GetProtocol(), st.GetOldestProtocol()).String()
+	}
 	return &serverVersion{
 		Version:     st.GetVersion(),
+		Protocols:   protocols,
 		TrustDomain: st.GetTrustDomain(),
 		Replica:     st.GetReplica(),
 		Generation:  api.Generation{Epoch: st.GetEpoch(), Number: st.GetNumber()}.String(),
@@ -122,6 +128,7 @@ func describeVersion(v *versionView) []block {
 		you := s.Caller + after(", with the roles ", strings.Join(s.Roles, ", "))
 		blocks = append(blocks, block{pairs: known(
 			pair{"signet-ca", s.Version},
+			pair{"protocols", s.Protocols},
 			pair{"trust domain", s.TrustDomain},
 			pair{"generation", s.Generation},
 			pair{"replica", s.Replica},

@@ -67,7 +67,7 @@ func (a *app) watch(ctx context.Context, o *output, list func(context.Context, *
 			return err
 		case err != nil && !away:
 			away = true
-			a.say("waiting for the CA at %s: %v", ch.path, err)
+			a.say("waiting for the CA at %s: %v", ch.where(), err)
 		case err == nil:
 			if away {
 				away = false

@@ -113,7 +113,7 @@ func notAnID(text string) string {
 
 func (a *app) decisions(ctx context.Context, ch *channel, id string) (*decisionList, error) {
 	var seen tally
-	defer a.waiting(ch.path, &seen)()
+	defer a.waiting(ch.where(), &seen)()
 	l := &decisionList{header: newHeader("DecisionList", ""), Items: []*decision{}}
 	err := a.streamAudit(ctx, ch, &apiv1.ListAuditRequest{CorrelationId: id}, &seen, func(e *auditEntry) error {
 		d := &decision{header: newHeader("Decision", id), Entry: e}

@@ -73,7 +73,7 @@ func TestRequestNames(t *testing.T) {
 
 // TestRequestIDs asks for SPIFFE IDs that are none, and for those of others.
 //
-// threat: C04, C05, C06, C07, C08, C09, C10, C11, C12, CVE-2021-27098, CVE-2024-45341
+// threat: C04, C05, C06, C07, C08, C09, C10, C11, C12, CVE-2021-27098, CVE-2024-45341, B02
 func TestRequestIDs(t *testing.T) {
 	const td = "spiffe://example.org"
 	malformed := map[string]string{

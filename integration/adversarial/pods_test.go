@@ -17,7 +17,7 @@ import (
 // a pod, and for a renewal, after the pod had its first. The directory is told at once, as by the event of a watch; a
 // refusal is due from then on.
 //
-// threat: A07, A08, A09, A10, A11, A12, A16, A17
+// threat: A07, A08, A09, A10, A11, A12, A16, A17, B03
 func TestPods(t *testing.T) {
 	anew := func(p attestortest.Pod, change func(*attestortest.Pod)) attestortest.Pod { change(&p); return p }
 	for _, c := range []struct {

@@ -14,7 +14,7 @@ import (
 // TestTimes asks with every mixture of times around the edges: expiry has no leeway, issue and start have five seconds,
 // a life has a day. The clock stands still on a whole second, so an edge is an edge.
 //
-// threat: A04, A05, A06
+// threat: A04, A05, A06, K10
 func TestTimes(t *testing.T) {
 	const skew, longest = attestor.MaxSkew, attestor.DefaultMaxLifetime
 	withRig(t, catest.Options{}, func(t *testing.T, r *rig) {

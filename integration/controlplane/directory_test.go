@@ -293,6 +293,8 @@ func (c *cluster) podOn(t testing.TB, namespace, name, sa, node string) string {
 const systemPods = "/api/v1/namespaces/" + system + "/pods/"
 
 // TestDirectory lets a CA see a real cluster: who is there gets an SVID at once, and who is not is refused for its reason.
+//
+// threat: B03
 func TestDirectory(t *testing.T) {
 	w := newWatched(t)
 	good := w.agent(t, "agent-good", "node-1")

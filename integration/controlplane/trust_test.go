@@ -83,7 +83,7 @@ func (c *cluster) applyDocs(t *testing.T) {
 			})
 		}
 	}
-	if applied != 6 { // a role of the directory, one to publish, two for the rest, and a policy with its binding
+	if applied != 7 { // two roles of the directory, one to publish, two for the rest, and a policy with its binding
 		t.Fatalf("docs/cluster.md has %d objects", applied)
 	}
 }

@@ -199,7 +199,7 @@ func (s *suite) loopback(t *testing.T) {
 		want        api.Reason
 	}{
 		{"nothing", "", nil, api.TokenMissing},
-		{"the CA's own token for the API server", string(own), nil, api.TokenAudience},
+		{"the CA's own token for the API server", string(own), nil, api.TokenBound},
 		{"a certificate of one's own", "", []tls.Certificate{glass}, api.OperatorRequired},
 	} {
 		t.Run(row.name, func(t *testing.T) {

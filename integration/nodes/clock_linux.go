@@ -287,24 +287,48 @@ func (c *Cluster) Everybody() ([]int, error) {
 	return append(all, c.Control.Processes()...), nil
 }
 
-// Freeze stops all processes of the node, as a machine that sleeps, until the function that it returns is called.
+// Freeze stops all processes of the node, as a machine that sleeps, until the function that it returns is called. Those that
+// were stopped before stay so.
 func (n *Node) Freeze(t testing.TB) (thaw func()) {
 	t.Helper()
-	pids, err := n.All()
+	all, err := n.All()
 	if err != nil {
 		t.Fatal(err)
 	}
+	var frozen []int
 	thaw = func() {
-		for _, pid := range pids {
+		for _, pid := range frozen {
 			_ = syscall.Kill(pid, syscall.SIGCONT) // it may have ended
 		}
 	}
-	t.Cleanup(thaw)
-	for _, pid := range pids {
-		if err := freeze(pid); err != nil && !ended(err) {
+	t.Cleanup(func() { thaw() })
+	for _, pid := range all {
+		was, err := stopped(pid)
+		if err == nil && !was {
+			frozen = append(frozen, pid)
+			err = freeze(pid)
+		}
+		if err != nil && !ended(err) {
 			thaw()
 			t.Fatalf("stopping process %d: %v", pid, err)
 		}
 	}
 	return thaw
+}
+
+// Log is what the containers of a namespace's pods whose names begin like this have said on the node, which needs no API server.
+func (n *Node) Log(namespace, prefix string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(n.Dir, "log", "pods", namespace+"_"+prefix+"*", "*", "*.log"))
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil && !ended(err) {
+			return "", err
+		}
+		b.Write(data)
+	}
+	return b.String(), nil
 }

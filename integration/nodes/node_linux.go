@@ -311,9 +311,17 @@ func (n *Node) StartKubelet(t testing.TB) {
 // Crash ends everything that runs on the node at once, as the loss of its power would: what was in memory, /run included,
 // is gone, and what was on its disk stays.
 func (n *Node) Crash() {
-	n.init.kill()
+	all := []*process{n.init}
 	for _, p := range n.parts {
-		p.kill()
+		all = append(all, p)
+	}
+	// All are killed before one is waited for: nsenter(1) stops with what it has started, and while it does not wait for that
+	// its namespace does not end.
+	for _, p := range all {
+		_ = p.cmd.Process.Kill()
+	}
+	for _, p := range all {
+		<-p.ended
 	}
 	n.init, n.parts = nil, make(map[string]*process)
 	_ = exec.Command("ip", "link", "del", n.link()).Run() // the kernel does it as well, in its own time

@@ -209,6 +209,12 @@ func (s *suite) whoMay(t *testing.T) {
 			}
 		}
 	}
+	for name, want := range map[string]string{"viewer": "yes", "nobody": "no"} { // which is an exit code of 1
+		out, err := s.Kubectl(t.Context(), "", "auth", "can-i", "create", "serviceaccounts/viewer", "--subresource", "token", "-n", "signet-operators", "--as", "system:serviceaccount:e2e-people:"+name)
+		if strings.TrimSpace(out) != want {
+			t.Errorf("%s may have a token of viewer: %q, %v", name, out, err)
+		}
+	}
 	nodes.Eventually(t, "who may exec has every role", func(ctx context.Context) error {
 		cmd := exec.CommandContext(ctx, os.Getenv(controlplane.BinaryVariable), "kubectl", "--kubeconfig="+inside,
 			"exec", "-n", signetNamespace, "signet-ca-0", "-c", "ca", "--", "signet", "version", "--server")

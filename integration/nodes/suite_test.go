@@ -26,6 +26,8 @@ type suite struct {
 
 	hasEnvoy bool // the nodes have its image
 	mesh     bool // the Envoys of testdata/mesh.yaml run
+
+	ahead time.Duration // by which the clocks of the whole cluster are ahead
 }
 
 // TestCluster runs everything on one cluster: what is installed first is used by all that follows, and removed at the end.
@@ -47,14 +49,22 @@ func TestCluster(t *testing.T) {
 		{"Bundles", false, (*suite).bundles},
 		{"Example", false, (*suite).example},
 		{"Latency", false, (*suite).latency},
+		// threat: G09
 		{"Rights", false, (*suite).rights},
 		// threat: L21, L22
 		{"Operators", false, (*suite).operators},
 		{"BreakGlass", false, (*suite).breakGlass},
 		// threat: L19
 		{"Loopback", false, (*suite).loopback},
+		// threat: B21
 		{"InitContainers", false, (*suite).initContainers},
+		// threat: B20
+		{"DebugContainer", false, (*suite).debugContainer},
 		{"Refused", false, (*suite).refused},
+		// threat: A01, A02, A07, A09, A10, A11, A12, A13, A15, A17, A23, B01, B05, D01
+		{"Attacks", false, (*suite).attacks},
+		// threat: B06
+		{"Banned", false, (*suite).banned},
 		{"Envoy", false, (*suite).envoy},
 		// threat: B18, D16
 		{"Replace", false, (*suite).replace},
@@ -63,10 +73,16 @@ func TestCluster(t *testing.T) {
 		{"KillAtMoments", false, (*suite).killAtMoments},
 		{"Leftovers", false, (*suite).leftovers},
 		{"EmptyNotes", false, (*suite).emptyNotes},
+		// threat: B08, K01, K02, K04, K10
+		{"Clocks", false, (*suite).clocks},
 		{"Reboot", false, (*suite).reboot},
 		{"Crowd", false, (*suite).crowd},
 		{"Uninstall", false, (*suite).uninstall},
 		{"Helm", false, (*suite).helm},
+		// threat: E23
+		{"Upgrade", false, (*suite).upgrade},
+		// threat: G01, K03, K08
+		{"Away", false, (*suite).away}, // last: the clocks of all that runs are set
 	} {
 		if !t.Run(test.name, func(t *testing.T) { defer failed(t); test.run(s, t) }) && test.prepare {
 			return

@@ -153,7 +153,7 @@ func proofsOf(t *testing.T, marker, name *regexp.Regexp, known map[string]bool) 
 			}
 		}
 	}
-	for _, p := range packages(t) {
+	for _, p := range slices.Concat(packages(t), toolTests(t)) {
 		for _, f := range p.tests {
 			if p.rel == "internal/arch" && strings.HasPrefix(filepath.Base(f.name), "threats_") {
 				continue // it shows what a mark looks like
@@ -184,6 +184,23 @@ func proofsOf(t *testing.T, marker, name *regexp.Regexp, known map[string]bool) 
 				add(script, m[1], proof{strings.TrimSuffix(filepath.Base(script), ".txtar"), script})
 			}
 		}
+	}
+	return all
+}
+
+// toolTests returns the tests of the folders below tools, which are modules of their own.
+func toolTests(t *testing.T) (all []pkg) {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(rootDir(t), "tools", "*", "*_test.go"))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("no test of a tool was found (%v)", err)
+	}
+	for _, path := range found {
+		files, err := parse(rootDir(t), pkg{Dir: filepath.Dir(path)}, []string{filepath.Base(path)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, pkg{tests: files})
 	}
 	return all
 }

@@ -164,6 +164,7 @@ var binaries = []struct {
 	{"cmd/signet-ca", []string{"agent", "migrate", "attestor/attestortest", "internal/envoy", "sigs.k8s.io/kustomize", "testing"}, 0},
 }
 
+// threat: N07
 func TestBinaries(t *testing.T) {
 	present := make(map[string]bool)
 	for _, p := range packages(t) {

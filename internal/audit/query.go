@@ -253,7 +253,8 @@ func (f *finder) newest(scans []scan, more []Record) iter.Seq2[Record, error] {
 					yield(Record{}, err)
 					return
 				}
-				found[s.source] = fold(append(part, found[s.source]...))
+				all := fold(append(part, found[s.source]...))
+				found[s.source] = slices.Clone(all[max(0, len(all)-f.Last):]) // nothing holds the others
 			}
 		}
 		var all []Record
@@ -272,15 +273,19 @@ func (f *finder) newest(scans []scan, more []Record) iter.Seq2[Record, error] {
 // tail returns the last of what matches in a scan, twice as many as are wanted: two of them may be one.
 func (f *finder) tail(s scan) ([]Record, error) {
 	var kept []Record
+	oldest := 0 // once there are so many
 	for r, err := range f.from(s) {
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		if kept = append(kept, r); len(kept) >= 4*f.Last {
-			kept = append(kept[:0], kept[len(kept)-2*f.Last:]...)
+		case len(kept) < 2*f.Last:
+			kept = append(kept, r)
+		default:
+			kept[oldest] = r
+			oldest = (oldest + 1) % len(kept)
 		}
 	}
-	return kept[max(0, len(kept)-2*f.Last):], nil
+	return slices.Concat(kept[oldest:], kept[:oldest]), nil
 }
 
 // fold makes one of the two records that a refusal has that came again: of when it came first, and of how often it came.

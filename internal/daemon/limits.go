@@ -26,6 +26,8 @@ type Limits struct {
 	// this one cannot see, in other PID namespaces say, count as one peer, whose newest connection takes the place of its
 	// oldest; others are refused. Zero: 32.
 	PerPeer int
+	// Nameless says that addresses tell nobody apart, as where all come by a port-forward: then everybody is that one peer.
+	Nameless bool
 	// Rate bounds the new connections of one peer per second, after a burst of four times as many. Zero: 50.
 	Rate int
 	// Patience is how long a stranger may stay. Zero: 30 s.
@@ -128,7 +130,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &Conn{Conn: raw, l: l, peer: peerOf(raw)}
+		c := &Conn{Conn: raw, l: l, peer: nameless}
+		if !l.limits.Nameless {
+			c.peer = peerOf(raw)
+		}
 		c.left.Store(int64(l.limits.Bytes))
 		if why := l.enter(c); why != "" {
 			l.count(why)

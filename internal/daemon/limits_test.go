@@ -200,6 +200,32 @@ func TestLimitNameless(t *testing.T) {
 	})
 }
 
+// Where addresses tell nobody apart, silent ones from one keep nobody else from it out.
+//
+// threat: J07
+func TestLimitAllNameless(t *testing.T) {
+	withGate(t, Limits{PerPeer: 2, Nameless: true}, func(t *testing.T, g *gate) {
+		first := g.knock("127.0.0.1:1000")
+		if first.in == nil || g.knock("127.0.0.1:1001").in == nil {
+			t.Fatal("refused at once")
+		}
+		if g.knock("127.0.0.1:1002").in == nil || !first.over() {
+			t.Error("the newest has no place, or the oldest has one still")
+		}
+		member := g.knock("[::1]:1")
+		member.in.Admit("who proved who he is")
+		for range 9 {
+			g.knock("127.0.0.1:1003")
+		}
+		if member.over() {
+			t.Error("a member went")
+		}
+		g.counts(2, 1)
+		member.in.Close()
+		time.Sleep(time.Minute)
+	})
+}
+
 // Whoever comes too often is sent away before anything is spent on him, and let in again when time has passed.
 func TestLimitRate(t *testing.T) {
 	withGate(t, Limits{Rate: 2, PerPeer: 1000}, func(t *testing.T, g *gate) {

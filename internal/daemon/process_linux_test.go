@@ -28,6 +28,7 @@ func hardenChild() {
 	fmt.Println(dumpable, err, core.Cur, core.Max, lerr)
 }
 
+// threat: B23, L04
 func TestHarden(t *testing.T) {
 	_, line := startChild(t, "harden")
 	if got, want := line(), "0 <nil> 0 0 <nil>"; got != want {

@@ -137,6 +137,8 @@ func advances(t *testing.T, w *kube.Watch) {
 }
 
 // A watch from its first list over everything that may come, to a list anew.
+//
+// threat: G03
 func TestWatch(t *testing.T) {
 	s := newServer(t, true)
 	var mu sync.Mutex
@@ -176,6 +178,8 @@ func TestWatch(t *testing.T) {
 }
 
 // A server that raves: each answer ends in a failure that is told, and the watch goes on.
+//
+// threat: G11
 func TestWatchHostile(t *testing.T) {
 	huge := pod("huge", "5", `,"annotations":{"x":"`+strings.Repeat("x", 9<<20)+`"}`)
 	good := listOf("10", "", pod("a", "1", ""))

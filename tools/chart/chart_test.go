@@ -138,6 +138,26 @@ func golden(t *testing.T, dir, suffix string, want map[string]string) {
 	}
 }
 
+// The namespace of the operators' ServiceAccounts is closed to pods, so it is none where pods run.
+func TestOperatorsNamespace(t *testing.T) {
+	for namespace, refused := range map[string]bool{
+		"signet-operators": false, "people": false, "kubernetes-people": false, "default-people": false,
+		deploy.Namespace: true, "default": true, "kube-system": true, "kube-public": true, "kube-node-lease": true,
+	} {
+		t.Run(namespace, func(t *testing.T) {
+			_, _, err := render(chartDir, deploy.Namespace, nested("operators.namespace", namespace), false)
+			if refused != (err != nil) || refused && !strings.Contains(err.Error(), "operators.namespace") {
+				t.Error(err)
+			}
+		})
+	}
+	values := nested("operators.namespace", "default")
+	values["operators"].(map[string]any)["enabled"] = false
+	if _, _, err := render(chartDir, deploy.Namespace, values, false); err != nil {
+		t.Error(err)
+	}
+}
+
 // With the same values, `signet install` and Helm print the same bytes, or both refuse.
 func TestInstallAsHelm(t *testing.T) {
 	long := strings.Repeat("a", 300)

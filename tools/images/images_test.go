@@ -107,6 +107,7 @@ func unpacked(t *testing.T, name string) layout.Path {
 	}
 }
 
+// threat: N02, N08
 func TestLayout(t *testing.T) {
 	for _, spec := range imageSpecs {
 		t.Run(spec.name, func(t *testing.T) {
@@ -265,6 +266,8 @@ func checkReferrer(t *testing.T, spec imageSpec, arch string, path layout.Path, 
 }
 
 // The same sources make the same bytes in another folder.
+//
+// threat: N04
 func TestReproducible(t *testing.T) {
 	root := copySources(t)
 	c := testConfig(root, filepath.Join(root, "elsewhere"))
@@ -283,6 +286,8 @@ func TestReproducible(t *testing.T) {
 }
 
 // In TestReproducible both builds take compiled packages from one cache. Here nothing is taken from it.
+//
+// threat: N04
 func TestReproducibleCold(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles the agent from nothing: minutes on a small machine")

@@ -38,3 +38,11 @@ allowPrivilegeEscalation: false
 capabilities: {drop: [ALL]}
 readOnlyRootFilesystem: true
 {{- end }}
+
+{{- /* Go collects in time what it would otherwise be ended for. Of a container's resources. */}}
+{{- define "signet.memory" -}}
+{{- if dig "limits" "memory" "" . -}}
+- name: GOMEMLIMIT
+  valueFrom: {resourceFieldRef: {resource: limits.memory}}
+{{- end }}
+{{- end }}
