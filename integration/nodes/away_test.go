@@ -241,6 +241,12 @@ func (s *suite) away(t *testing.T) {
 		t.Skip("`make e2e E2E_LONG=1` takes the API server away for longer than tokens live, which takes six minutes")
 	}
 	(&upgrader{suite: s, domain: "cluster.local"}).begin(t)
+	for _, n := range s.Nodes { // agents remember the root that was there before
+		n.Crash()
+	}
+	for _, n := range s.Nodes {
+		n.Boot(t)
+	}
 	s.shortLived(t, "0s")
 	s.namespace(t, "outage")
 	for name, node := range map[string]string{"one": "node1", "two": "node2", "gone": "node2"} {
