@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca/journal"
 )
@@ -60,25 +62,27 @@ func (ca *CA) followRecord(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	for retry := followRetry; ; {
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval, retry.Multiplier, retry.RandomizationFactor = followRetry, followMaxRetry, 2, 0
+	for {
 		err := shared.Await(ctx, ca.installed())
 		if err == nil {
 			err = ca.reload(ctx)
 		}
 		if err == nil {
-			retry = followRetry
+			retry.Reset()
 			continue
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		ca.log.ErrorContext(ctx, "the record of other replicas cannot be read; what was read last is decided by", "error", err, "again_in", retry.String())
+		wait := retry.NextBackOff()
+		ca.log.ErrorContext(ctx, "the record of other replicas cannot be read; what was read last is decided by", "error", err, "again_in", wait.String())
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(retry):
+		case <-time.After(wait):
 		}
-		retry = min(2*retry, followMaxRetry)
 	}
 }
 

@@ -153,14 +153,20 @@ func (s *overtaken) Load(ctx context.Context) (journal.Journal, ca.Revision, err
 	return s.Store.Load(ctx)
 }
 
+// startOvertaken starts a CA whose record others may change first.
+func startOvertaken(t *testing.T) (*catest.Server, *overtaken) {
+	t.Helper()
+	st := &overtaken{}
+	return start(t, catest.Options{Config: func(cfg *ca.Config) {
+		st.Store = cfg.Store
+		cfg.Store = st
+	}}), st
+}
+
 // TestChangeOvertaken bans a node while another replica changes the bundle: that is taken over with the ban.
 func TestChangeOvertaken(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
-		st := &overtaken{}
-		s := start(t, catest.Options{Config: func(cfg *ca.Config) {
-			st.Store = cfg.Store
-			cfg.Store = st
-		}})
+		s, st := startOvertaken(t)
 		n := newNode(t, s, "node-1")
 		st.other.Store(new(func(j journal.Journal) journal.Journal {
 			j.Number++
@@ -177,11 +183,7 @@ func TestChangeOvertaken(t *testing.T) {
 // TestChangeForeign writes nothing over the record of another trust domain.
 func TestChangeForeign(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
-		st := &overtaken{}
-		s := start(t, catest.Options{Config: func(cfg *ca.Config) {
-			st.Store = cfg.Store
-			cfg.Store = st
-		}})
+		s, st := startOvertaken(t)
 		n := newNode(t, s, "node-1")
 		st.other.Store(new(func(j journal.Journal) journal.Journal {
 			j.TrustDomain = "other.example"

@@ -92,9 +92,9 @@ func TestThroughCluster(t *testing.T) {
 	})
 }
 
-// TestThroughClusterRole: what a role may not do it is told by the CA; a token that ends soon is replaced.
-func TestThroughClusterRole(t *testing.T) {
-	c := newOperated(t, catest.Options{})
+// viewer returns the tool of somebody who looks, on his way to the CA.
+func (c *operatedCluster) viewer(t *testing.T) (*app, *channel) {
+	t.Helper()
 	a, _, _ := newTestApp(nil)
 	a.timeout = time.Minute
 	a.operators = operatorFlags{kubeFlags: kubeFlags{kubeconfig: c.kubeconfig, namespace: defaultNamespace}, accounts: operatorsNamespace, role: "viewer"}
@@ -102,8 +102,15 @@ func TestThroughClusterRole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ch.Close()
-	_, err = ask(t.Context(), a, ch, ch.BanNode, &apiv1.BanNodeRequest{Node: "x"})
+	t.Cleanup(func() { ch.Close() })
+	return a, ch
+}
+
+// TestThroughClusterRole: what a role may not do it is told by the CA; a token that ends soon is replaced.
+func TestThroughClusterRole(t *testing.T) {
+	c := newOperated(t, catest.Options{})
+	a, ch := c.viewer(t)
+	_, err := ask(t.Context(), a, ch, ch.BanNode, &apiv1.BanNodeRequest{Node: "x"})
 	f, ok := errors.AsType[*failure](err)
 	if !ok || f.err.Reason != api.RoleRequired || f.next != "signet --as-role emergency ..." {
 		t.Errorf("%v", err)
@@ -147,14 +154,7 @@ func TestThroughClusterUnverified(t *testing.T) {
 // wants to.
 func TestThroughClusterAnew(t *testing.T) {
 	c := newOperated(t, catest.Options{})
-	a, _, _ := newTestApp(nil)
-	a.timeout = time.Minute
-	a.operators = operatorFlags{kubeFlags: kubeFlags{kubeconfig: c.kubeconfig, namespace: defaultNamespace}, accounts: operatorsNamespace, role: "viewer"}
-	ch, err := a.connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ch.Close()
+	a, ch := c.viewer(t)
 	if _, err := ask(t.Context(), a, ch, ch.GetStatus, &apiv1.GetStatusRequest{}); err != nil {
 		t.Fatal(err)
 	}
