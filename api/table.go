@@ -202,6 +202,40 @@ const (
 	LedgerFailed Reason = "LEDGER_FAILED"
 	// UpstreamRefused: the root did not sign an acceptable intermediate.
 	UpstreamRefused Reason = "UPSTREAM_REFUSED"
+	// UpstreamUnavailable: the upstream cannot be asked.
+	UpstreamUnavailable Reason = "UPSTREAM_UNAVAILABLE"
+	// UpstreamAnswer: the upstream's answer holds no chain of certificates.
+	UpstreamAnswer Reason = "UPSTREAM_ANSWER"
+	// UpstreamKey: the upstream certified another key, or one that is not accepted.
+	UpstreamKey Reason = "UPSTREAM_KEY"
+	// UpstreamAuthority: what the upstream signed may not issue SVIDs.
+	UpstreamAuthority Reason = "UPSTREAM_NOT_AN_AUTHORITY"
+	// UpstreamPathLength: a path length leaves no room for an SVID.
+	UpstreamPathLength Reason = "UPSTREAM_PATH_LENGTH"
+	// UpstreamTrustDomain: what the upstream signed is not of this trust domain.
+	UpstreamTrustDomain Reason = "UPSTREAM_TRUST_DOMAIN"
+	// UpstreamChain: the upstream's chain does not lead to a root.
+	UpstreamChain Reason = "UPSTREAM_CHAIN"
+	// UpstreamRoot: the upstream does not sign under the root that is active.
+	UpstreamRoot Reason = "UPSTREAM_ROOT"
+	// UpstreamLifetime: the upstream signed for too short a time.
+	UpstreamLifetime Reason = "UPSTREAM_LIFETIME"
+	// UpstreamClock: what the upstream signed is not valid yet.
+	UpstreamClock Reason = "UPSTREAM_CLOCK"
+	// UpstreamSubject: the intermediate cannot be told from another authority.
+	UpstreamSubject Reason = "UPSTREAM_SUBJECT"
+	// UpstreamConstraints: the upstream's name constraints do not admit SVIDs.
+	UpstreamConstraints Reason = "UPSTREAM_NAME_CONSTRAINTS"
+	// UpstreamAlgorithm: a signature or key of the upstream is not accepted.
+	UpstreamAlgorithm Reason = "UPSTREAM_ALGORITHM"
+	// UpstreamProbe: an SVID under the intermediate does not verify.
+	UpstreamProbe Reason = "UPSTREAM_PROBE"
+	// UpstreamCross: the cross certificate is not what was asked for.
+	UpstreamCross Reason = "UPSTREAM_CROSS_CERTIFICATE"
+	// UpstreamFiles: the upstream's files cannot be used.
+	UpstreamFiles Reason = "UPSTREAM_FILES"
+	// UpstreamKeyEncrypted: the upstream's key file is encrypted.
+	UpstreamKeyEncrypted Reason = "UPSTREAM_KEY_ENCRYPTED"
 	// CacheUnsafe: the cache folder could reach a disk.
 	CacheUnsafe Reason = "CACHE_UNSAFE"
 	// SocketUnsafe: the socket's path is not safe.
@@ -539,8 +573,8 @@ var table = []Page{
 		"Nothing is issued that is not on record.",
 		"Free disk space or mend the disk, then start the CA again."},
 	{UpstreamRefused, 816, KindUnavailable, "The root did not sign an acceptable intermediate",
-		"Its answer failed one of the CA's checks. Nothing changed.",
-		"The message says which check; look at the upstream's configuration."},
+		"It declined, or its issuer may not sign an intermediate. Nothing changed: issuance goes on under the one that is there.",
+		"The message says why; look at the upstream's configuration: docs/upstreams.md."},
 	{CacheUnsafe, 817, KindNotReady, "The cache folder could reach a disk",
 		"The agent's cache holds keys, so it must be on a tmpfs, on a node without swap.",
 		"Mount a tmpfs there and turn swap off, or set cache.dir to \"\" and lose the warm restart."},
@@ -556,6 +590,57 @@ var table = []Page{
 	{StateFull, 821, KindExhausted, "The record has no room for more",
 		"It is one small record that every replica reads whole, so what it holds is bounded: a thousand bans, 512 KiB of them.",
 		"`signet node list` shows the bans; take back those of nodes that no longer exist: `signet node allow UID`."},
+	{UpstreamUnavailable, 840, KindUnavailable, "The upstream cannot be asked",
+		"It did not answer, or what it needs is not there.",
+		"Issuance goes on under the intermediate that is there. Bring the upstream back before that ends: `signet authority list` says when."},
+	{UpstreamAnswer, 841, KindUnavailable, "The upstream's answer holds no chain of certificates",
+		"It is empty, has a hole, or has more certificates than a chain can have.",
+		"The message says what was found; look at how the upstream signs intermediates: docs/upstreams.md. Issuance goes on under the intermediate that is there, and it is tried again."},
+	{UpstreamKey, 842, KindUnavailable, "The upstream certified another key",
+		"The intermediate is not for the key of the request, or for one of a kind that is not accepted. Nobody here could sign with it.",
+		"The message says what was found; look at how the upstream signs intermediates: docs/upstreams.md. Issuance goes on under the intermediate that is there, and it is tried again."},
+	{UpstreamAuthority, 843, KindUnavailable, "What the upstream signed may not issue SVIDs",
+		"The intermediate, or an authority above it, is not marked as a CA, may not sign certificates, or not for both servers and clients.",
+		"Let the upstream sign it as a CA with key usage certificate signing and no extended usages: docs/upstreams.md has the settings of each."},
+	{UpstreamPathLength, 844, KindUnavailable, "A path length leaves no room for an SVID",
+		"An authority on the way to the root allows fewer authorities below it than there are.",
+		"Use an issuer whose path length allows one more authority below it, or has none."},
+	{UpstreamTrustDomain, 845, KindUnavailable, "What the upstream signed is not of this trust domain",
+		"It names another trust domain, the ID of a workload, or more than one.",
+		"Look at the URIs that the upstream puts in: it is to copy the one of the request, or to put none."},
+	{UpstreamChain, 846, KindUnavailable, "The upstream's chain does not lead to a root",
+		"A certificate between the intermediate and the root is missing, or is not what it seems.",
+		"Give the upstream its whole chain; for files, the chain in certificateFile and the root in rootsFile."},
+	{UpstreamRoot, 847, KindUnavailable, "The upstream does not sign under the active root",
+		"It has another root than the one that is active in the record. Nothing is signed under a root before everyone trusts it.",
+		"A new root is taken up by a rotation, never by itself. If it was not meant to change, put back what the upstream had."},
+	{UpstreamLifetime, 848, KindUnavailable, "The upstream signed for too short a time",
+		"The intermediate, or an authority above it, ends before two of the longest SVIDs have.",
+		"Let the upstream sign for as long as it is asked to, and renew what is about to end above it."},
+	{UpstreamClock, 849, KindUnavailable, "What the upstream signed is not valid yet",
+		"Its clock is ahead of the clock of the CA by more than a minute.",
+		"Set the clock that is wrong: `chronyc tracking`, `timedatectl`."},
+	{UpstreamSubject, 850, KindUnavailable, "The intermediate cannot be told from another authority",
+		"Its subject is that of another authority, it has no key identifier, or it does not name the key that signed it. Verifiers find an issuer by these.",
+		"Let the upstream take the subject from the request, and write both key identifiers."},
+	{UpstreamConstraints, 851, KindUnavailable, "The upstream's name constraints do not admit SVIDs",
+		"An authority on the way to the root permits or excludes names so that the SVIDs of this trust domain would not verify.",
+		"Use an issuer without constraints of URIs, or with ones that admit the trust domain."},
+	{UpstreamAlgorithm, 852, KindUnavailable, "A signature or key of the upstream is not accepted",
+		"SHA-1, MD5, RSA below 2048 bits or P-224 stand between the intermediate and the root.",
+		"Use an issuer with a current key, and let it sign with SHA-256 or better."},
+	{UpstreamProbe, 853, KindUnavailable, "An SVID under the intermediate does not verify",
+		"The CA's own identity is issued first, under each fresh intermediate, and that one did not verify. Nothing else was issued under it.",
+		"Look at the extensions of the authorities above, such as policies: the log says what was found."},
+	{UpstreamCross, 854, KindUnavailable, "The cross certificate is not what was asked for",
+		"It is not the new root, signed by the old one, or the old root may not sign one. It was not used.",
+		"The rotation can go on without it, but then only those who have the new root trust what is issued under it."},
+	{UpstreamFiles, 855, KindUnavailable, "The upstream's files cannot be used",
+		"Key, certificates and roots do not parse, are too large or do not fit together. They are taken together or not at all; what was read last is kept.",
+		"Put all three in place; the message says what is wrong. Replace them as one, by renaming a folder or as Kubernetes does it."},
+	{UpstreamKeyEncrypted, 856, KindUnavailable, "The upstream's key is encrypted",
+		"The key file needs a passphrase, and there is nobody to type it.",
+		"Store the key as unencrypted PKCS #8 with mode 0600, on a disk or in a Secret that is encrypted as a whole: `openssl pkcs8 -topk8 -nocrypt`."},
 	{AdminForbidden, 901, KindPermissionDenied, "Only the CA's own user may do this",
 		"The admin socket belongs to the user who runs the CA, and to root.",
 		"Run the command as that user."},

@@ -53,6 +53,44 @@ type IntermediateRequest struct {
 // Other errors are api.ConfigInvalid for an argument, api.UpstreamRefused for a parent that cannot sign it, and
 // api.LintFailed for an outcome that breaks a rule.
 func SignIntermediate(parent *x509.Certificate, parentKey crypto.Signer, r IntermediateRequest, now time.Time) (*x509.Certificate, error) {
+	template, err := intermediateTemplate(parent, parentKey, r, now)
+	if err != nil {
+		return nil, err
+	}
+	c, err := signAuthority(template, parent, r.PublicKey, parentKey, LintIntermediate)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPath(r.TrustDomain, []*x509.Certificate{c, parent}, nil); err != nil {
+		return nil, refusal(err)
+	}
+	return c, nil
+}
+
+// CheckParent reports whether parent could sign an intermediate of td now, and signs nothing: it is looked at as it would
+// be, for a key that is forgotten at once. The errors are those of SignIntermediate.
+func CheckParent(parent *x509.Certificate, parentKey crypto.Signer, td spiffeid.TrustDomain, now time.Time) error {
+	key, err := GenerateKey(KeyP256)
+	if err != nil {
+		return err
+	}
+	r := IntermediateRequest{TrustDomain: td, PublicKey: key.Public(), NotAfter: now.Add(time.Hour)}
+	template, err := intermediateTemplate(parent, parentKey, r, now)
+	if err != nil {
+		return err
+	}
+	u, err := build(template, parent, r.PublicKey, parentKey.Public())
+	if err != nil {
+		return api.Wrap(api.LintFailed, err, "the authority could not be built")
+	}
+	if err := LintIntermediate(u.preview); err != nil {
+		return err
+	}
+	return refusal(checkPath(td, []*x509.Certificate{u.preview, parent}, nil))
+}
+
+// intermediateTemplate is the intermediate that parent is to sign.
+func intermediateTemplate(parent *x509.Certificate, parentKey crypto.Signer, r IntermediateRequest, now time.Time) (*x509.Certificate, error) {
 	if err := mayParent(parent, parentKey, 1, r.PublicKey, now); err != nil {
 		return nil, err
 	}
@@ -74,21 +112,14 @@ func SignIntermediate(parent *x509.Certificate, parentKey crypto.Signer, r Inter
 	if r.ExcludeNames {
 		excludeNames(template)
 	}
-	c, err := signAuthority(template, parent, r.PublicKey, parentKey, LintIntermediate)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkPath(r.TrustDomain, []*x509.Certificate{c, parent}, nil); err != nil {
-		return nil, api.Wrap(api.UpstreamRefused, err, err.Error())
-	}
-	return c, nil
+	return template, nil
 }
 
 // CrossSign makes a certificate for root's subject and key that parent, an older root of the same trust domain, signs. In
 // a chain behind an intermediate of root it leads those who hold only the older root to trust the intermediate. Its path
-// length is 1. The root may be one that an upstream made; its key must pass CheckKey. Never make one under a root that is
+// length is 1. Both roots may be ones that an upstream made; the key of the newer must pass CheckKey. Never make one under a root that is
 // suspected: it would keep that root's trust alive. The errors are those of SignIntermediate.
-func CrossSign(parent *x509.Certificate, parentKey crypto.Signer, root *x509.Certificate, now time.Time) (*x509.Certificate, error) {
+func CrossSign(td spiffeid.TrustDomain, parent *x509.Certificate, parentKey crypto.Signer, root *x509.Certificate, now time.Time) (*x509.Certificate, error) {
 	if root == nil {
 		return nil, api.E(api.ConfigInvalid, "there is no root to sign")
 	}
@@ -101,12 +132,10 @@ func CrossSign(parent *x509.Certificate, parentKey crypto.Signer, root *x509.Cer
 	case !root.NotAfter.After(now):
 		return nil, api.E(api.ConfigInvalid, "the root to be cross-signed has expired")
 	}
-	td, err := trustDomainOf(parent)
-	if err != nil {
-		return nil, api.E(api.ConfigInvalid, "the older root does not say which trust domain it is of")
-	}
-	if err := sameTrustDomain(root, td); err != nil {
-		return nil, err
+	for _, c := range []*x509.Certificate{parent, root} {
+		if err := sameTrustDomain(c, td); err != nil {
+			return nil, err
+		}
 	}
 	template, err := authorityTemplate(td, "root", root.PublicKey)
 	if err != nil {

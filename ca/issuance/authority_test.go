@@ -162,13 +162,13 @@ func TestSignIntermediateRefuses(t *testing.T) {
 		{"parent without a trust domain", func(i *in) { i.parent = root(func(c *x509.Certificate) { c.URIs = nil }) }, ""},
 		{"parent of names that exclude ours", func(i *in) {
 			i.parent = root(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"example.org"} })
-		}, api.UpstreamRefused},
+		}, api.UpstreamConstraints},
 		{"parent of names that admit ours", func(i *in) {
 			i.parent = root(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.org"} })
 		}, ""},
 		{"parent of other names", func(i *in) {
 			i.parent = root(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} })
-		}, api.UpstreamRefused},
+		}, api.UpstreamConstraints},
 		{"parent expired", func(i *in) { i.now = h.root.NotAfter }, api.UpstreamRefused},
 		{"parent not valid yet", func(i *in) { i.now = h.root.NotBefore.Add(-time.Second) }, api.UpstreamRefused},
 		{"other trust domain", func(i *in) { i.r.TrustDomain = trustDomain(t, "example.com") }, api.ConfigInvalid},
@@ -232,7 +232,7 @@ func TestExcludedNames(t *testing.T) {
 
 func TestCrossSign(t *testing.T) {
 	older, newer := newHierarchy(t), newHierarchy(t)
-	cross := must(CrossSign(older.root, older.rootKey, newer.root, testNow))(t)
+	cross := must(CrossSign(testTD, older.root, older.rootKey, newer.root, testNow))(t)
 	if !bytes.Equal(cross.RawSubject, newer.root.RawSubject) || !bytes.Equal(cross.SubjectKeyId, newer.root.SubjectKeyId) ||
 		!bytes.Equal(cross.RawIssuer, older.root.RawSubject) || maxPathLen(cross) != 1 {
 		t.Error("it does not stand for the newer root under the older")
@@ -258,14 +258,14 @@ func TestCrossSign(t *testing.T) {
 		{"a leaf", older.root, older.rootKey, newer.issue(t).Leaf, testNow, api.ConfigInvalid},
 		{"of another trust domain", older.root, older.rootKey, foreign, testNow, api.ConfigInvalid},
 		{"by another trust domain", foreign, foreignKey, newer.root, testNow, api.ConfigInvalid},
-		{"by an upstream's", upstream, newer.rootKey, older.root, testNow, api.ConfigInvalid},
+		{"by an upstream's", upstream, newer.rootKey, older.root, testNow, ""},
 		{"by an intermediate", older.cert, older.key, newer.root, testNow, api.UpstreamRefused},
 		{"expired", older.root, older.rootKey, short, testNow.Add(time.Hour), api.ConfigInvalid},
 		{"by an expired one", short, foreignKey, newer.root, testNow.Add(time.Hour), api.UpstreamRefused},
 		{"other key", older.root, newer.rootKey, newer.root, testNow, api.UpstreamRefused},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c, err := CrossSign(tt.parent, tt.key, tt.root, tt.now)
+			c, err := CrossSign(testTD, tt.parent, tt.key, tt.root, tt.now)
 			wantReason(t, err, tt.want)
 			if err == nil && (c.NotAfter.After(tt.parent.NotAfter) || c.NotAfter.After(tt.root.NotAfter)) {
 				t.Error("it outlives a root")

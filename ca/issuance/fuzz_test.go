@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/signet-ca/signet/api"
@@ -127,13 +128,34 @@ func FuzzIntermediate(f *testing.F) {
 			TrustDomain: testTD, PublicKey: intermediate.PublicKey, Chain: chain, Roots: certs(root), MinLifetime: day,
 		}, testNow)
 		if err != nil {
-			if api.ReasonOf(err) != api.UpstreamRefused {
+			if !strings.HasPrefix(string(api.ReasonOf(err)), "UPSTREAM_") || api.ReasonOf(err) == api.UpstreamRefused {
 				t.Fatal(err)
 			}
 			return
 		}
 		if !bytes.Equal(got.Chain[0].RawTBSCertificate, intermediate.RawTBSCertificate) || !got.Root.Equal(root) {
 			t.Fatal("something else was accepted")
+		}
+	})
+}
+
+// FuzzIntermediateCSR: no request without a proof of its key, or for another trust domain, yields a key.
+func FuzzIntermediateCSR(f *testing.F) {
+	key := newKey(f, KeyP256)
+	for _, exclude := range []bool{false, true} {
+		f.Add(must(NewIntermediateCSR(testTD, key, exclude))(f))
+	}
+	f.Add(goodRequest(f, key).der())
+	f.Fuzz(func(t *testing.T, der []byte) {
+		pub, err := ParseIntermediateCSR(der, testTD)
+		if err != nil {
+			if api.ReasonOf(err) == api.Internal {
+				t.Fatal(err)
+			}
+			return
+		}
+		if r, err := x509.ParseCertificateRequest(der); err != nil || r.CheckSignature() != nil || !sameKey(pub, r.PublicKey) {
+			t.Fatalf("%x proves nothing", der)
 		}
 	})
 }

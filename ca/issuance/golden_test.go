@@ -49,7 +49,7 @@ func goldenCertificates(t *testing.T) []golden {
 	open := newHierarchy(t, withNames)
 	add("intermediate", open.cert)
 	fresh()
-	add("cross", must(CrossSign(h.root, h.rootKey, open.root, testNow))(t))
+	add("cross", must(CrossSign(testTD, h.root, h.rootKey, open.root, testNow))(t))
 	fresh()
 	rsaKey := newKey(t, KeyRSA2048)
 	fresh()
@@ -222,7 +222,7 @@ func TestOpenSSL(t *testing.T) {
 		t.Skip("openssl is not installed")
 	}
 	h, open, newer := newHierarchy(t), newHierarchy(t, withNames), newHierarchy(t)
-	cross := must(CrossSign(h.root, h.rootKey, newer.root, testNow))(t)
+	cross := must(CrossSign(testTD, h.root, h.rootKey, newer.root, testNow))(t)
 	leaf := h.issue(t).Leaf
 	named := func(c *x509.Certificate) { c.DNSNames = []string{"cart.shop.svc"} }
 	addressed := func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, []byte{10, 0, 0, 1}) }
@@ -231,26 +231,31 @@ func TestOpenSSL(t *testing.T) {
 		chain []*x509.Certificate
 		root  *x509.Certificate
 		ok    bool
+		more  []*x509.Certificate // roots
 	}{
-		{"chain", certs(leaf, h.cert), h.root, true},
-		{"other root", certs(leaf, h.cert), open.root, false},
-		{"dns name, not excluded", certs(open.leaf(t, named), open.cert), open.root, true},
-		{"dns name, excluded", certs(h.leaf(t, named), h.cert), h.root, false},
-		{"address, excluded", certs(h.leaf(t, addressed), h.cert), h.root, false},
-		{"cross-signed, under the older root", certs(newer.issue(t).Leaf, newer.cert, cross), h.root, true},
-		{"cross-signed, under the newer root", certs(newer.issue(t).Leaf, newer.cert, cross), newer.root, true},
+		{"chain", certs(leaf, h.cert), h.root, true, nil},
+		{"other root", certs(leaf, h.cert), open.root, false, nil},
+		{"dns name, not excluded", certs(open.leaf(t, named), open.cert), open.root, true, nil},
+		{"dns name, excluded", certs(h.leaf(t, named), h.cert), h.root, false, nil},
+		{"address, excluded", certs(h.leaf(t, addressed), h.cert), h.root, false, nil},
+		{"cross-signed, under the older root", certs(newer.issue(t).Leaf, newer.cert, cross), h.root, true, nil},
+		{"cross-signed, under the newer root", certs(newer.issue(t).Leaf, newer.cert, cross), newer.root, true, nil},
+		{"cross-signed, under both roots", certs(newer.issue(t).Leaf, newer.cert, cross), h.root, true, certs(newer.root)},
+		{"cross-signed, under both roots, the newer first", certs(newer.issue(t).Leaf, newer.cert, cross), newer.root, true, certs(h.root)},
+		{"cross-signed, under neither root", certs(newer.issue(t).Leaf, newer.cert, cross), open.root, false, nil},
+		{"without it, under the older root", certs(newer.issue(t).Leaf, newer.cert), h.root, false, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, purpose := range []string{"sslserver", "sslclient"} {
 				dir := t.TempDir()
 				out, err := exec.CommandContext(t.Context(), openssl, "verify", "-x509_strict", "-purpose", purpose,
-					"-attime", fmt.Sprint(testNow.Unix()), "-CAfile", writePEM(t, dir, "root", tt.root),
+					"-attime", fmt.Sprint(testNow.Unix()), "-CAfile", writePEM(t, dir, "root", append(certs(tt.root), tt.more...)...),
 					"-untrusted", writePEM(t, dir, "chain", tt.chain[1:]...), writePEM(t, dir, "leaf", tt.chain[0])).CombinedOutput()
 				if err == nil != tt.ok {
 					t.Errorf("%s: %v: %s", purpose, err, out)
 				}
 			}
-			wantOK := Verify(tt.chain, certs(tt.root), testID, testNow) == nil
+			wantOK := Verify(tt.chain, append(certs(tt.root), tt.more...), testID, testNow) == nil
 			if wantOK != tt.ok {
 				t.Error("Verify differs")
 			}

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -54,102 +53,93 @@ type IntermediateCheck struct {
 	PublicKey   crypto.PublicKey    // that was to be certified
 	Chain       []*x509.Certificate // as it came: the intermediate first, the rest in any order, perhaps with the root
 	Roots       []*x509.Certificate // that it may lead to
+	Authorities []*x509.Certificate // that are in use, besides: no subject of theirs may be the intermediate's
 	MinLifetime time.Duration       // from now; less is refused
+	Skew        time.Duration       // by which the upstream's clock may be ahead
 	DNSNames    []string            // that leaves may have; nil when none are issued
 }
 
 // An Intermediate passed its check.
 type Intermediate struct {
-	Chain    []*x509.Certificate // to present after a leaf: the intermediate first, in order, without the root
-	Root     *x509.Certificate
-	NotAfter time.Time // of the first to expire, the root included
-	Warnings []Warning
+	Chain     []*x509.Certificate // to present after a leaf: the intermediate first, in order, without the root
+	Root      *x509.Certificate
+	NotBefore time.Time // of the last to become valid: at most IntermediateCheck.Skew from now
+	NotAfter  time.Time // of the first to expire, the root included
+	Warnings  []Warning
 }
 
-// CheckIntermediate checks an intermediate that came from an upstream, whatever the upstream promised: that it is for the
-// key that was sent, that it may sign leaves of the trust domain and of no other, that it leads to one of the roots and
-// lives long enough, and that nothing on the way keeps SVIDs from verifying. The error is api.UpstreamRefused and says
-// which check failed; nothing of the answer is in its text.
+// CheckIntermediate checks an intermediate that came from an upstream, whatever the upstream promised. Each question has
+// a reason of its own, in this order:
+//
+//   - the answer is a chain, once what it repeats is dropped (api.UpstreamAnswer);
+//   - it is for the key that was sent, and that key is accepted (api.UpstreamKey);
+//   - signatures lead from it to one of the roots (api.UpstreamChain), not to another (api.UpstreamRoot), and none of
+//     them is weak (api.UpstreamAlgorithm);
+//   - every certificate on the way may issue SVIDs for servers and clients (api.UpstreamAuthority), with room for one
+//     below (api.UpstreamPathLength), and names the key that signed it; the intermediate has a subject of its own, which
+//     no authority in use has (api.UpstreamSubject);
+//   - it is of this trust domain and of no other (api.UpstreamTrustDomain), and no name constraint keeps SVIDs from
+//     verifying (api.UpstreamConstraints);
+//   - it is valid now, but for the skew (api.UpstreamClock), and for long enough (api.UpstreamLifetime);
+//   - crypto/x509 verifies the very same path (api.UpstreamChain).
+//
+// That an SVID below it verifies is shown by issuing one, which needs the key: api.UpstreamProbe is the caller's. Nothing
+// of the answer is in the text of an error.
 func CheckIntermediate(r IntermediateCheck, now time.Time) (*Intermediate, error) {
+	good, err := checkIntermediate(r, now)
+	return good, refusal(err)
+}
+
+func checkIntermediate(r IntermediateCheck, now time.Time) (*Intermediate, error) {
 	chain, err := distinct(r.Chain)
 	if err != nil {
-		return nil, api.Wrap(api.UpstreamRefused, err, err.Error())
+		return nil, err
 	}
 	c := chain[0]
 	if !sameKey(r.PublicKey, c.PublicKey) {
-		return nil, api.E(api.UpstreamRefused, "the intermediate is for another key than the one that was sent")
+		return nil, flaw{api.UpstreamKey, "the intermediate is for another key than the one that was sent"}
 	}
 	if err := CheckKey(c.PublicKey, Keys{Ed25519: true}); err != nil {
-		return nil, api.Wrap(api.UpstreamRefused, err, "the intermediate's key is not acceptable")
+		return nil, flaw{api.UpstreamKey, "the intermediate's key is not acceptable"}
 	}
-	path, err := pathToRoot(chain, r.Roots, now)
+	path, err := climb(chain, r.Roots)
 	if err != nil {
-		return nil, api.Wrap(api.UpstreamRefused, err, err.Error())
+		return nil, err
 	}
 	if err := checkPath(r.TrustDomain, path, r.DNSNames); err != nil {
-		return nil, api.Wrap(api.UpstreamRefused, err, err.Error())
+		return nil, err
 	}
-	_, notAfter := validity(path)
-	if left := notAfter.Sub(now); left < r.MinLifetime {
-		return nil, api.E(api.UpstreamRefused, "the intermediate lives for %s, at least %s are needed", left.Truncate(time.Second), r.MinLifetime)
+	if slices.ContainsFunc(slices.Concat(r.Authorities, path[1:]), func(a *x509.Certificate) bool { return a != nil && bytes.Equal(a.RawSubject, c.RawSubject) }) {
+		return nil, flaw{api.UpstreamSubject, "the intermediate has the subject of another authority"}
+	}
+	notBefore, notAfter := validity(path)
+	left := notAfter.Sub(now)
+	switch {
+	case notBefore.After(now.Add(r.Skew)):
+		return nil, flaw{api.UpstreamClock, fmt.Sprintf("the intermediate or an authority above it is valid only in %s", notBefore.Sub(now).Truncate(time.Second))}
+	case left < 0:
+		return nil, flaw{api.UpstreamLifetime, "the intermediate or an authority above it has expired"}
+	case left < r.MinLifetime:
+		return nil, flaw{api.UpstreamLifetime, fmt.Sprintf("the intermediate lives for %s, at least %s are needed", left.Truncate(time.Second), r.MinLifetime)}
+	}
+	at := now
+	if notBefore.After(now) {
+		at = notBefore
+	}
+	if err := verifyPath(path, at); err != nil {
+		return nil, err
 	}
 	return &Intermediate{
-		Chain:    path[:len(path)-1],
-		Root:     path[len(path)-1],
-		NotAfter: notAfter,
-		Warnings: warnings(path, r.DNSNames),
+		Chain:     path[:len(path)-1],
+		Root:      path[len(path)-1],
+		NotBefore: notBefore,
+		NotAfter:  notAfter,
+		Warnings:  warnings(path, r.DNSNames),
 	}, nil
 }
 
-// distinct drops repeated certificates and bounds the rest: building paths from many is what costs.
-func distinct(chain []*x509.Certificate) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	for _, c := range chain {
-		switch {
-		case c == nil:
-			return nil, errors.New("the upstream's chain has a hole")
-		case slices.ContainsFunc(out, c.Equal):
-			continue
-		case len(out) > maxChain: // one more than a chain may have, for the root
-			return nil, fmt.Errorf("the upstream's chain has more than %d certificates", maxChain+1)
-		}
-		out = append(out, c)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("the upstream's chain is empty")
-	}
-	return out, nil
-}
-
-// pathToRoot returns the shortest verified path from chain[0] to one of the roots.
-func pathToRoot(chain, roots []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
-	opts := x509.VerifyOptions{
-		Roots:         x509.NewCertPool(),
-		Intermediates: x509.NewCertPool(),
-		CurrentTime:   now,
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	}
-	for _, root := range roots {
-		if root != nil && isAuthority(root) == nil {
-			opts.Roots.AddCert(root)
-		}
-	}
-	for _, c := range chain[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	paths, err := chain[0].Verify(opts)
-	if err != nil {
-		return nil, errors.New("the upstream's answer does not verify: " + whyNot(err))
-	}
-	path := slices.MinFunc(paths, func(a, b []*x509.Certificate) int { return len(a) - len(b) })
-	if len(path) < 2 {
-		return nil, errors.New("the upstream's answer is a root, not an intermediate")
-	}
-	return path, nil
-}
-
 // checkPath reports whether leaves of td can be issued under path, which leads from an intermediate to a root. The names
-// are DNS names that they will have.
+// are DNS names that they will have. The error is a flaw.
 func checkPath(td spiffeid.TrustDomain, path []*x509.Certificate, names []string) error {
 	if err := checkTrustDomain(td); err != nil {
 		return err
@@ -158,24 +148,24 @@ func checkPath(td spiffeid.TrustDomain, path []*x509.Certificate, names []string
 		if err := checkPathCertificate(c, i, i == len(path)-1); err != nil {
 			return fmt.Errorf("certificate %d of the path %w", i+1, err)
 		}
-		if i+1 < len(path) && len(c.AuthorityKeyId) != 0 && len(path[i+1].SubjectKeyId) != 0 &&
+		if i+1 < len(path) && len(path[i+1].SubjectKeyId) != 0 && (i == 0 || len(c.AuthorityKeyId) != 0) &&
 			!bytes.Equal(c.AuthorityKeyId, path[i+1].SubjectKeyId) {
-			return fmt.Errorf("certificate %d of the path names another issuer's key", i+1)
+			return flaw{api.UpstreamSubject, fmt.Sprintf("certificate %d of the path names another issuer's key, or none", i+1)}
 		}
 	}
 	c := path[0]
 	if len(c.SubjectKeyId) == 0 || hasEmptySubject(c) || bytes.Equal(c.RawSubject, c.RawIssuer) {
-		return errors.New("the intermediate has no subject or no key identifier of its own")
+		return flaw{api.UpstreamSubject, "the intermediate has no subject or no key identifier of its own"}
 	}
 	if sameTrustDomain(c, td) != nil {
-		return errors.New("the intermediate has the ID of something else than the trust domain")
+		return flaw{api.UpstreamTrustDomain, "the intermediate has the ID of something else than the trust domain"}
 	}
 	workload, err := spiffeid.FromSegments(td, "probe")
 	if err != nil {
 		return err
 	}
 	if err := admits(path, workload, names); err != nil {
-		return errors.New("an authority on the path constrains names so that SVIDs do not verify")
+		return flaw{api.UpstreamConstraints, "an authority on the path constrains names so that SVIDs do not verify"}
 	}
 	return nil
 }
@@ -184,19 +174,22 @@ func checkPath(td spiffeid.TrustDomain, path []*x509.Certificate, names []string
 func checkPathCertificate(c *x509.Certificate, below int, root bool) error {
 	switch {
 	case isAuthority(c) != nil:
-		return errors.New("is not an authority")
+		return flaw{api.UpstreamAuthority, "is not an authority"}
 	case signsCertificates(c) != nil:
-		return errors.New("may not sign certificates")
+		return flaw{api.UpstreamAuthority, "may not sign certificates"}
 	case !root && keyUsageCritical(c) != nil:
-		return errors.New("has a key usage that is not critical")
+		return flaw{api.UpstreamAuthority, "has a key usage that is not critical"}
 	case !bothUsagesBelow(c):
-		return errors.New("may not issue for both servers and clients")
+		return flaw{api.UpstreamAuthority, "may not issue for both servers and clients"}
 	case maxPathLen(c) >= 0 && maxPathLen(c) < below:
-		return errors.New("has a path length that allows no SVID below")
+		return flaw{api.UpstreamPathLength, "has a path length that allows no SVID below"}
 	case !root && !strongSignature(c.SignatureAlgorithm): // a root is trusted for itself, not for its signature
-		return errors.New("is signed with an algorithm that is not accepted")
+		return flaw{api.UpstreamAlgorithm, "is signed with an algorithm that is not accepted"}
 	}
-	return checkPathKey(c.PublicKey)
+	if err := checkPathKey(c.PublicKey); err != nil {
+		return flaw{api.UpstreamAlgorithm, err.Error()}
+	}
+	return nil
 }
 
 func warnings(path []*x509.Certificate, dnsNames []string) []Warning {

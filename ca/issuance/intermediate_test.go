@@ -23,7 +23,7 @@ func TestCheckIntermediateAccepts(t *testing.T) {
 	h := newHierarchy(t)
 	open := newHierarchy(t, withNames)
 	older := newHierarchy(t)
-	cross := must(CrossSign(older.root, older.rootKey, h.root, testNow))(t)
+	cross := must(CrossSign(testTD, older.root, older.rootKey, h.root, testNow))(t)
 	middleKey := newKey(t, KeyP256)
 	middle := authority(t, h.root, h.rootKey, middleKey.Public(), func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false })
 	below := func(edit func(*x509.Certificate)) *x509.Certificate {
@@ -52,6 +52,7 @@ func TestCheckIntermediateAccepts(t *testing.T) {
 		{"for servers and clients", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 		}), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames}},
+		{"valid within the skew", IntermediateCheck{Skew: time.Minute, Chain: certs(below(func(c *x509.Certificate) { c.NotBefore = testNow.Add(time.Minute) }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames}},
 		{"dns names wanted and possible", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"svc"} }), middle), Roots: certs(h.root), DNSNames: []string{"a.svc"}}, nil, h.root, middle.NotAfter, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -69,11 +70,15 @@ func TestCheckIntermediateAccepts(t *testing.T) {
 			if d := cmp.Diff(tt.warnings, got.Warnings); d != "" {
 				t.Errorf("warnings (-want +got):\n%s", d)
 			}
+			at := testNow
+			if got.NotBefore.After(at) {
+				at = got.NotBefore
+			}
 			// What is accepted must serve.
 			iss := must(NewIssuer(testTD, got.Chain, got.Root, h.key))(t)
-			p := must(Prepare(Profile{}, Request{ID: testID, PublicKey: newKey(t, KeyP256).Public()}, iss, testNow))(t)
+			p := must(Prepare(Profile{}, Request{ID: testID, PublicKey: newKey(t, KeyP256).Public()}, iss, at))(t)
 			leaf := must(p.Sign())(t).Leaf
-			wantReason(t, Verify(append(certs(leaf), got.Chain...), certs(got.Root), testID, testNow), "")
+			wantReason(t, Verify(append(certs(leaf), got.Chain...), certs(got.Root), testID, at), "")
 		})
 	}
 }
@@ -109,98 +114,121 @@ func TestCheckIntermediateRefuses(t *testing.T) {
 	loop := certs(authority(t, loopB, b, h.key.Public(), nil), loopA, loopB)
 	sha1Root := sha1Signed(t, h)
 	tests := []struct {
-		name string
-		edit func(*IntermediateCheck)
-		want string
+		name   string
+		edit   func(*IntermediateCheck)
+		reason api.Reason
+		want   string
 	}{
-		{"nothing", func(r *IntermediateCheck) { r.Chain = nil }, "chain is empty"},
-		{"hole", func(r *IntermediateCheck) { r.Chain = certs(h.cert, nil) }, "has a hole"},
-		{"200 certificates", func(r *IntermediateCheck) { r.Chain = many }, "more than 9 certificates"},
-		{"loop", func(r *IntermediateCheck) { r.Chain = loop }, "does not lead to a root"},
-		{"other key", func(r *IntermediateCheck) { r.PublicKey = other.key.Public() }, "another key"},
-		{"no key", func(r *IntermediateCheck) { r.PublicKey = nil }, "another key"},
+		{"nothing", func(r *IntermediateCheck) { r.Chain = nil }, api.UpstreamAnswer, "chain is empty"},
+		{"hole", func(r *IntermediateCheck) { r.Chain = certs(h.cert, nil) }, api.UpstreamAnswer, "has a hole"},
+		{"200 certificates", func(r *IntermediateCheck) { r.Chain = many }, api.UpstreamAnswer, "more than 9 certificates"},
+		{"loop", func(r *IntermediateCheck) { r.Chain = loop }, api.UpstreamChain, "does not lead to a root"},
+		{"other key", func(r *IntermediateCheck) { r.PublicKey = other.key.Public() }, api.UpstreamKey, "another key"},
+		{"no key", func(r *IntermediateCheck) { r.PublicKey = nil }, api.UpstreamKey, "another key"},
 		{"p-224", func(r *IntermediateCheck) {
 			r.PublicKey, r.Chain = p224.Public(), certs(authority(t, h.root, h.rootKey, p224.Public(), nil))
-		}, "key is not acceptable"},
-		{"root first", func(r *IntermediateCheck) { r.Chain, r.PublicKey = certs(h.root, h.cert), h.rootKey.Public() }, "is a root"},
-		{"other root", func(r *IntermediateCheck) { r.Roots = certs(other.root) }, "does not lead to a root"},
-		{"no root", func(r *IntermediateCheck) { r.Roots = nil }, "does not lead to a root"},
-		{"root that is a leaf", func(r *IntermediateCheck) { r.Roots = certs(h.issue(t).Leaf) }, "does not lead to a root"},
-		{"itself as a root", func(r *IntermediateCheck) { r.Roots = certs(h.cert) }, "is a root"},
-		{"gap", func(r *IntermediateCheck) { r.Chain = under(newKey(t, KeyP256), nil)[:1] }, "does not lead to a root"},
+		}, api.UpstreamKey, "key is not acceptable"},
+		{"root first", func(r *IntermediateCheck) { r.Chain, r.PublicKey = certs(h.root, h.cert), h.rootKey.Public() }, api.UpstreamChain, "is a root"},
+		{"other root", func(r *IntermediateCheck) { r.Roots = certs(other.root) }, api.UpstreamChain, "does not lead to a root"},
+		{"no root", func(r *IntermediateCheck) { r.Roots = nil }, api.UpstreamChain, "does not lead to a root"},
+		{"root that is a leaf", func(r *IntermediateCheck) { r.Roots = certs(h.issue(t).Leaf) }, api.UpstreamChain, "does not lead to a root"},
+		{"itself as a root", func(r *IntermediateCheck) { r.Roots = certs(h.cert) }, api.UpstreamChain, "is a root"},
+		{"gap", func(r *IntermediateCheck) { r.Chain = under(newKey(t, KeyP256), nil)[:1] }, api.UpstreamChain, "does not lead to a root"},
 		{"expired", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.NotAfter = testNow.Add(-time.Second) })
-		}, "expired or is not valid yet"},
+		}, api.UpstreamLifetime, "has expired"},
 		{"not valid yet", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.NotBefore = testNow.Add(time.Second) })
-		}, "expired or is not valid yet"},
+		}, api.UpstreamClock, "is valid only in"},
 		{"too short a life", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.NotAfter = testNow.Add(day - time.Second) })
-		}, "at least 24h0m0s are needed"},
+		}, api.UpstreamLifetime, "at least 24h0m0s are needed"},
 		{"too short a life above", func(r *IntermediateCheck) {
 			r.Chain = under(newKey(t, KeyP256), func(c *x509.Certificate) { c.NotAfter = testNow.Add(day - time.Second) })
-		}, "at least 24h0m0s are needed"},
+		}, api.UpstreamLifetime, "at least 24h0m0s are needed"},
 		{"leaf", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.IsCA, c.MaxPathLenZero = false, false })
-		}, "certificate 1 of the path is not an authority"},
+		}, api.UpstreamAuthority, "certificate 1 of the path is not an authority"},
 		{"no certificate signing", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })
-		}, "certificate 1 of the path may not sign"},
-		{"no key usage", func(r *IntermediateCheck) { r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = 0 }) }, "certificate 1 of the path may not sign"},
+		}, api.UpstreamAuthority, "certificate 1 of the path may not sign"},
+		{"no key usage", func(r *IntermediateCheck) { r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = 0 }) }, api.UpstreamAuthority, "certificate 1 of the path may not sign"},
 		{"key usage not critical", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = 0; rawExtension(oidKeyUsage, false, keyUsageBits(6))(c) })
-		}, "certificate 1 of the path has a key usage"},
+		}, api.UpstreamAuthority, "certificate 1 of the path has a key usage"},
 		{"for clients only", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
-		}, "servers and clients"},
+		}, api.UpstreamAuthority, "servers and clients"},
 		{"for code signing", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} })
-		}, "servers and clients"},
+		}, api.UpstreamAuthority, "servers and clients"},
 		{"path length above", func(r *IntermediateCheck) {
 			r.Chain = under(newKey(t, KeyP256), func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true })
-		}, "certificate 2 of the path has a path length"},
-		{"other trust domain", func(r *IntermediateCheck) { r.TrustDomain = trustDomain(t, "example.com") }, "the ID of something else"},
+		}, api.UpstreamPathLength, "certificate 2 of the path has a path length"},
+		{"other trust domain", func(r *IntermediateCheck) { r.TrustDomain = trustDomain(t, "example.com") }, api.UpstreamTrustDomain, "the ID of something else"},
 		{"two IDs", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.URIs = append(c.URIs, parseURL(t, "spiffe://example.com")) })
-		}, "the ID of something else"},
+		}, api.UpstreamTrustDomain, "the ID of something else"},
 		{"an ID with a path", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.URIs[0] = parseURL(t, "spiffe://example.org/a") })
-		}, "the ID of something else"},
+		}, api.UpstreamTrustDomain, "the ID of something else"},
 		{"a web address", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.URIs[0] = parseURL(t, "https://example.org") })
-		}, "the ID of something else"},
+		}, api.UpstreamTrustDomain, "the ID of something else"},
 		{"permits other URIs", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} })
-		}, "constrains names"},
+		}, api.UpstreamConstraints, "constrains names"},
 		{"excludes our URIs", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"org"} })
-		}, "constrains names"},
+		}, api.UpstreamConstraints, "constrains names"},
 		{"excludes all URIs, above", func(r *IntermediateCheck) {
 			r.Chain = under(newKey(t, KeyP256), func(c *x509.Certificate) { c.ExcludedURIDomains = []string{""} })
-		}, "outside of what an authority"},
-		{"excludes dns names that are wanted", func(r *IntermediateCheck) { r.DNSNames = []string{"a.svc"} }, "constrains names"},
+		}, api.UpstreamConstraints, "constrains names"},
+		{"excludes dns names that are wanted", func(r *IntermediateCheck) { r.DNSNames = []string{"a.svc"} }, api.UpstreamConstraints, "constrains names"},
 		{"permits other dns names", func(r *IntermediateCheck) {
 			r.Chain, r.DNSNames = sign(func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"com"} }), []string{"a.svc"}
-		}, "constrains names"},
+		}, api.UpstreamConstraints, "constrains names"},
 		{"no subject", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.RawSubject = []byte{0x30, 0} })
-		}, "no subject or no key identifier"},
+		}, api.UpstreamSubject, "no subject or no key identifier"},
 		{"its issuer's subject", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.RawSubject = h.root.RawSubject })
-		}, ""},
+		}, api.UpstreamSubject, "names another issuer's key, or none"},
 		{"names another issuer's key", func(r *IntermediateCheck) {
 			r.Chain = certs(forge(t, unaltered(t, h), withKeyID(h.root, "another"), h.key.Public(), h.rootKey))
-		}, "another issuer's key"},
-		{"weak key above", func(r *IntermediateCheck) { r.Chain = under(p224, nil) }, "P-224"},
-		{"sha-1", func(r *IntermediateCheck) { r.Chain = sha1Root }, ""},
-		{"unknown critical extension", func(r *IntermediateCheck) { r.Chain = sign(rawExtension([]int{1, 2, 3, 4}, true, []byte{5, 0})) }, "does not verify"},
+		}, api.UpstreamSubject, "names another issuer's key"},
+		{"weak key above", func(r *IntermediateCheck) { r.Chain = under(p224, nil) }, api.UpstreamAlgorithm, "P-224"},
+		{"sha-1", func(r *IntermediateCheck) { r.Chain = sha1Root }, api.UpstreamAlgorithm, "algorithm that is not accepted"},
+		{"another root, which comes along", func(r *IntermediateCheck) { r.Chain, r.Roots = certs(h.cert, h.root), certs(other.root) }, api.UpstreamRoot, "another root"},
+		{"another root behind one more", func(r *IntermediateCheck) {
+			r.Chain, r.Roots = append(under(newKey(t, KeyP256), nil), h.root), certs(other.root)
+		}, api.UpstreamRoot, "another root"},
+		{"not valid yet, above", func(r *IntermediateCheck) {
+			r.Chain = under(newKey(t, KeyP256), func(c *x509.Certificate) { c.NotBefore = testNow.Add(time.Second) })
+		}, api.UpstreamClock, "is valid only in"},
+		{"not valid within the skew", func(r *IntermediateCheck) {
+			r.Skew = time.Minute
+			r.Chain = sign(func(c *x509.Certificate) { c.NotBefore = testNow.Add(time.Minute + time.Second) })
+		}, api.UpstreamClock, "is valid only in"},
+		{"the subject of an authority in use", func(r *IntermediateCheck) { r.Authorities = certs(nil, other.root, h.cert) }, api.UpstreamSubject, "subject of another authority"},
+		{"the subject of an authority above", func(r *IntermediateCheck) {
+			middleKey := newKey(t, KeyP256)
+			middle := authority(t, h.root, h.rootKey, middleKey.Public(), func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false })
+			r.Chain = certs(authority(t, middle, middleKey, h.key.Public(), func(c *x509.Certificate) {
+				c.RawSubject, c.AuthorityKeyId = h.root.RawSubject, middle.SubjectKeyId
+			}), middle)
+		}, api.UpstreamSubject, "subject of another authority"},
+		{"no issuer's key", func(r *IntermediateCheck) {
+			r.Chain = certs(forge(t, unaltered(t, h), withKeyID(h.root, ""), h.key.Public(), h.rootKey))
+		}, api.UpstreamSubject, "names another issuer's key, or none"},
+		{"unknown critical extension", func(r *IntermediateCheck) { r.Chain = sign(rawExtension([]int{1, 2, 3, 4}, true, []byte{5, 0})) }, api.UpstreamChain, "does not verify"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := IntermediateCheck{TrustDomain: testTD, PublicKey: h.key.Public(), Chain: certs(h.cert), Roots: certs(h.root), MinLifetime: day}
 			tt.edit(&r)
 			_, err := CheckIntermediate(r, testNow)
-			wantReason(t, err, api.UpstreamRefused)
+			wantReason(t, err, tt.reason)
 			if !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q in it", err, tt.want)
 			}

@@ -381,7 +381,7 @@ func TestPrepareDoesNotSign(t *testing.T) {
 // spiffe: X-13
 func TestNewIssuer(t *testing.T) {
 	h, h2 := newHierarchy(t), newHierarchy(t)
-	cross := must(CrossSign(h2.root, h2.rootKey, h.root, testNow))(t)
+	cross := must(CrossSign(testTD, h2.root, h2.rootKey, h.root, testNow))(t)
 	other := spiffeid.RequireTrustDomainFromString("example.com")
 	pathLen := func(n int) func(*x509.Certificate) {
 		return func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = n, n == 0 }

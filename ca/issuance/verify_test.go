@@ -145,7 +145,7 @@ func TestVerifyRefuses(t *testing.T) {
 // spiffe: X-13
 func TestCrossSigned(t *testing.T) {
 	older, newer := newHierarchy(t), newHierarchy(t)
-	cross := must(CrossSign(older.root, older.rootKey, newer.root, testNow))(t)
+	cross := must(CrossSign(testTD, older.root, older.rootKey, newer.root, testNow))(t)
 	leaf := newer.issue(t).Leaf
 	chain := certs(leaf, newer.cert, cross)
 	for _, tt := range []struct {
