@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"math/big"
 	"slices"
 	"sync"
@@ -128,6 +129,9 @@ type testUpstream struct {
 	mu      sync.Mutex
 	instead func(context.Context, ca.MintRequest) ([]*x509.Certificate, error)
 	asked   []ca.MintRequest
+	down    error // what Probe says
+
+	roots chan []*x509.Certificate // what WatchRoots tells; made by the test
 }
 
 // Mint implements ca.Upstream.
@@ -143,10 +147,42 @@ func (u *testUpstream) Mint(ctx context.Context, r ca.MintRequest) ([]*x509.Cert
 }
 
 func (u *testUpstream) mint(r ca.MintRequest) ([]*x509.Certificate, error) {
+	pub, err := issuance.ParseIntermediateCSR(r.CSR, r.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
 	c, err := issuance.SignIntermediate(u.root, u.key, issuance.IntermediateRequest{
-		TrustDomain: r.TrustDomain, PublicKey: r.PublicKey, NotAfter: r.NotAfter, ExcludeNames: r.ExcludeNames,
+		TrustDomain: r.TrustDomain, PublicKey: pub, NotAfter: r.NotAfter, ExcludeNames: r.ExcludeNames,
 	}, time.Now())
 	return []*x509.Certificate{c}, err
+}
+
+// WatchRoots implements ca.Upstream: it tells what comes from roots.
+func (u *testUpstream) WatchRoots(ctx context.Context, tell func([]*x509.Certificate)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case roots, ok := <-u.roots:
+			if !ok {
+				return errors.New("connection reset")
+			}
+			tell(roots)
+		}
+	}
+}
+
+// Probe implements ca.Upstream.
+func (u *testUpstream) Probe(context.Context, spiffeid.TrustDomain, journal.Authority) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.down
+}
+
+func (u *testUpstream) setDown(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.down = err
 }
 
 func (u *testUpstream) set(f func(context.Context, ca.MintRequest) ([]*x509.Certificate, error)) {
@@ -171,7 +207,7 @@ func (u *testUpstream) sign(t *testing.T, r ca.MintRequest, change func(*x509.Ce
 	c := *good[0]
 	c.SerialNumber = big.NewInt(time.Now().UnixNano())
 	change(&c)
-	der, err := x509.CreateCertificate(rand.Reader, &c, u.root, r.PublicKey, u.key)
+	der, err := x509.CreateCertificate(rand.Reader, &c, u.root, c.PublicKey, u.key)
 	if err != nil {
 		t.Error(err)
 		return nil

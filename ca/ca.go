@@ -9,6 +9,7 @@ package ca
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -95,10 +96,13 @@ type CA struct {
 	askDoor  *gate // who has left door
 	people   *operators
 	lookers  *lookers
-	tickets  atomic.Pointer[ticketKeys] // nil where there are none
-	sights   *sights                    // nil while nothing is renewed while an API server is away
-	replica  sync.Mutex                 // held while this replica's own record is changed
-	stopping chan struct{}              // closed when Run ends: sessions end with it
+	tickets  atomic.Pointer[ticketKeys]        // nil where there are none
+	sights   *sights                           // nil while nothing is renewed while an API server is away
+	replica  sync.Mutex                        // held while this replica's own record is changed
+	asking   atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
+	vain     atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
+	told     latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record
+	stopping chan struct{}                     // closed when Run ends: sessions end with it
 	issued   atomic.Uint64
 	refused  atomic.Uint64
 	quiet    quiet
@@ -182,6 +186,8 @@ func (ca *CA) Run(ctx context.Context) error {
 	ca.startSight(ctx)
 	return run.All(ctx,
 		run.Task{Name: "intermediate", Run: ca.keepIntermediate},
+		run.Task{Name: "roots of the upstream", Run: ca.watchUpstream},
+		run.Task{Name: "probe of the upstream", Run: ca.probeUpstream},
 		run.Task{Name: "ticket keys", Run: ca.keepTicketKeys},
 		run.Task{Name: "sight of clusters", Run: ca.keepSight},
 		run.Task{Name: "publisher", Run: ca.keepPublished},
@@ -208,7 +214,11 @@ func (ca *CA) NotReady() []string {
 		missing = append(missing, "the record was not read yet")
 	}
 	if s := ca.signing.Load(); s == nil || !time.Now().Before(s.cert.NotAfter) {
-		missing = append(missing, "there is no intermediate to sign with")
+		what := "there is no intermediate to sign with"
+		if v := ca.vain.Load(); v != nil && v.Reason != api.Internal {
+			what += ": " + string(v.Reason)
+		}
+		missing = append(missing, what)
 	}
 	for _, issuer := range slices.Sorted(maps.Keys(ca.cfg.KeySets)) {
 		if jwks, _ := ca.cfg.KeySets[issuer].Snapshot(); jwks == nil {

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"iter"
 	"slices"
@@ -48,6 +47,9 @@ type Replica struct {
 	// Minted lists the intermediates that may exist: each is written before it is asked for, so its lifetime is known
 	// even when the answer was lost. Expired ones are dropped at the next mint.
 	Minted []Minted `json:"minted,omitempty"`
+	// Vain is how the upstream was last asked in vain, so that a process that is started again and again does not ask each
+	// time; zero once it has been asked with success.
+	Vain Vain `json:"vain,omitzero"`
 	// Clusters is how it sees each cluster, by issuer: its heartbeat, and what its grace is counted from over restarts.
 	Clusters map[string]Sight `json:"clusters,omitempty"`
 }
@@ -79,26 +81,59 @@ type Minted struct {
 	Root     string    `json:"root"` // id of the authority that was asked
 }
 
-// Upstream is where the root's key lives. Drivers are in ca/upstream.
-type Upstream interface {
-	// Mint has the root sign an intermediate for a public key. The answer is the intermediate first, then what leads to
-	// the root, without the root. It is checked by the caller: a driver is not believed. It returns within ctx; an error
-	// means that nothing may have been signed, or that it does not matter, since the key of the request is thrown away.
-	Mint(ctx context.Context, r MintRequest) ([]*x509.Certificate, error)
+// Vain is how often in a row an upstream was asked in vain.
+type Vain struct {
+	Times  int        `json:"times"`
+	At     time.Time  `json:"at"` // the last time
+	Reason api.Reason `json:"reason"`
 }
 
-// MintRequest says which intermediate is wanted.
+// Upstream is where the root's key lives. Drivers are in ca/upstream.
+//
+// A driver is not believed: whatever it answers is checked by the CA, and a refused answer changes nothing. It keeps nothing
+// that has to outlive the process, and retries nothing: the CA does, with a backoff that outlives it and within a budget.
+// Methods are safe for concurrent use and return soon after ctx has ended. An error has the reason UpstreamUnavailable or
+// one of its own where the upstream cannot be asked now, UpstreamRoot where it does not have the key of the root that is
+// meant, UpstreamRefused where it declines. Its text holds nothing of a key.
+type Upstream interface {
+	// Mint has the root sign an intermediate for the key of a request. The answer is the intermediate first, then what leads
+	// to the root, with or without it. Asked again with the same ID, it gives the same answer while it remembers it, and never
+	// that to another request. After an error something may have been signed all the same: the request is made again as it is,
+	// or its key is thrown away.
+	Mint(ctx context.Context, r MintRequest) ([]*x509.Certificate, error)
+	// WatchRoots tells which roots the upstream signs under, at once where it knows them and after each change, one call
+	// after the other. It returns nil when ctx has ended, and an error where it can no longer tell; then it is called again.
+	// An upstream whose roots are all in the record tells nothing. What it tells is announced, never applied: a new root is
+	// taken up by a rotation.
+	WatchRoots(ctx context.Context, tell func(roots []*x509.Certificate)) error
+	// Probe reports whether Mint would sign under that root now, and has no effect: nothing is signed, nothing is used up.
+	// An error says as well what would only show at the next start, such as files that were good when they were read.
+	Probe(ctx context.Context, td spiffeid.TrustDomain, root journal.Authority) error
+}
+
+// MintRequest says which intermediate is wanted. How long the answer is waited for is the context's.
 type MintRequest struct {
+	// ID is the same for as long as the same is wanted: the SHA-256 of the key's SubjectPublicKeyInfo, in lower-case hex.
+	ID           string
 	TrustDomain  spiffeid.TrustDomain
 	Root         journal.Authority // the active authority
-	PublicKey    crypto.PublicKey
-	NotAfter     time.Time
-	ExcludeNames bool // no DNS name or IP address may be certified below it
+	CSR          []byte            // PKCS #10, DER, signed by the key; made by issuance.NewIntermediateCSR
+	NotAfter     time.Time         // at the latest
+	ExcludeNames bool              // no DNS name or IP address may be certified below it; the CSR asks for it as well
 }
 
-// Founder is an Upstream that can make the first root of a trust domain; `signet-ca init` asks for it.
+// CrossSigner is an Upstream that can have an older root sign a newer one, so that those who know only the older trust
+// what is issued under the newer.
+type CrossSigner interface {
+	Upstream
+	// CrossSign returns a certificate of newer's subject and key that older signed, with a path length of 1. Errors are those
+	// of Mint; UpstreamRoot where the older root's key is not here. It may be asked twice, and then gives two.
+	CrossSign(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority, newer *x509.Certificate) (*x509.Certificate, error)
+}
+
+// Founder is an Upstream that brings the first root of a trust domain; `signet-ca init` asks for it.
 type Founder interface {
-	// Found makes a root, its key sealed or upstream. Nothing is stored by it.
+	// Found makes a root, its key sealed or upstream, or takes up the one that the upstream has. Nothing is stored by it.
 	Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time) (journal.Authority, error)
 }
 

@@ -21,6 +21,9 @@ type Metrics struct {
 	authorityEnd    *prometheus.GaugeVec
 	generation      prometheus.Gauge
 	mintFailures    prometheus.Counter
+	mintRefusals    *prometheus.CounterVec
+	upstreamUp      prometheus.Gauge
+	rootsAnnounced  prometheus.Gauge
 	publishFailures prometheus.Counter
 	banned          prometheus.Gauge
 	breakGlass      prometheus.Counter
@@ -55,12 +58,18 @@ func NewMetrics() *Metrics {
 		Name: "signet_ca_nodes_banned", Help: "Nodes that operators have banned and not allowed again."})
 	m.known = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "signet_ca_grace_renewals_total", Help: "SVIDs renewed by their tickets while the API server of their cluster was away, by what they are for (workload, agent)."}, []string{"kind"})
+	m.mintRefusals = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "signet_ca_upstream_refusals_total", Help: "Intermediates that the upstream did not sign or that were refused, by reason of the closed table."}, []string{"reason"})
+	m.upstreamUp = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "signet_ca_upstream_up", Help: "Whether the upstream would sign under the active root, as it was last probed."})
+	m.rootsAnnounced = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "signet_ca_upstream_roots_announced", Help: "Roots that the upstream signs under and that are not in the record: a rotation is wanted."})
 	m.away = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "signet_ca_cluster_away_seconds", Help: "For how long the API server of a cluster has been away for this replica; 0 while it is there."}, []string{"cluster"})
 	for _, kind := range []string{"workload", "agent"} {
 		m.known.WithLabelValues(kind) // so that the first is seen as a rise from 0
 	}
-	m.Collector = metrics.Group{m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass}
+	m.Collector = metrics.Group{m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced}
 	return m
 }
 

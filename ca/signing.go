@@ -10,10 +10,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/audit"
 )
 
@@ -41,10 +40,16 @@ type signing struct {
 // another one; and keeps this replica's own identity fresh under it. It fails only when a write has an unknown outcome, or
 // the seal key is another one, which no waiting mends: an upstream that is away costs nothing while the intermediate lives.
 func (ca *CA) keepIntermediate(ctx context.Context) error {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval = 200*time.Millisecond, time.Minute
-	for {
-		wait := time.Minute
+	pause, err := ca.recallVain(ctx, time.Now())
+	if err != nil {
+		ca.log.WarnContext(ctx, "how often the upstream was asked in vain is not known", "error", err)
+	}
+	for failed := 0; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
 		err := ca.refreshSigning(ctx, time.Now())
 		switch {
 		case ctx.Err() != nil:
@@ -52,18 +57,17 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 		case api.ReasonOf(err) == api.StateUnknown || api.ReasonOf(err) == api.SealKeyWrong:
 			return err
 		case err != nil:
+			failed++
+			if v := ca.vain.Load(); v != nil {
+				failed = max(failed, v.Times)
+			}
+			pause = mintPause(failed)
 			ca.metrics.mintFailures.Inc()
-			wait = retry.NextBackOff()
-			ca.log.ErrorContext(ctx, "no new intermediate", "error", err, "retry_in", wait.String())
+			ca.log.ErrorContext(ctx, "no new intermediate", "reason", string(api.ReasonOf(err)), "error", err, "retry_in", pause.String())
 		default:
-			retry.Reset()
+			failed = 0
 			s := ca.signing.Load()
-			wait = min(max(time.Until(earlier(s.renewAt, s.selfEnd)), 100*time.Millisecond), signingLook)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
+			pause = min(max(time.Until(earlier(s.renewAt, s.selfEnd)), 100*time.Millisecond), signingLook)
 		}
 	}
 }
@@ -82,17 +86,18 @@ func over(c *x509.Certificate, at, now time.Time) bool {
 func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 	j, s := ca.record.Load(), ca.signing.Load()
 	var failed error
-	due := s == nil || over(s.cert, s.renewAt, now) || s.root != j.ActiveAuthority().ID
-	if due {
+	if s == nil || over(s.cert, s.renewAt, now) || s.root != j.ActiveAuthority().ID {
 		fresh, err := ca.mint(ctx, now)
 		if err != nil && (s == nil || api.ReasonOf(err) == api.StateUnknown) {
 			return err
 		}
 		if failed = err; err == nil {
-			s = fresh
+			ca.signing.Set(fresh)
+			ca.metrics.setIntermediate(fresh.cert)
+			return nil
 		}
 	}
-	if s.self != nil && !over(s.self.Leaf, s.selfEnd, now) {
+	if !over(s.self.Leaf, s.selfEnd, now) {
 		return failed
 	}
 	self, err := ca.identify(ctx, s, now)
@@ -100,12 +105,12 @@ func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 		return errors.Join(failed, err)
 	}
 	ca.signing.Set(self)
-	ca.metrics.setIntermediate(self.cert)
 	return failed
 }
 
-// mint asks the root for an intermediate. Its lifetime is in the record before it is asked for, and the record bounds how
-// many are asked for in an hour, over restarts too.
+// mint asks the root for an intermediate, and issues this replica's own identity under it: the first leaf that it signs
+// is the proof that it can. Its lifetime is in the record before it is asked for, and the record bounds how many are asked
+// for in an hour, over restarts too.
 func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 	j := ca.record.Load()
 	root := j.ActiveAuthority()
@@ -114,69 +119,91 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 		return nil, err
 	}
 	longest := max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL)
-	notAfter := now.Add(max(minIntermediateTTL, intermediateTTLs*longest))
-	if notAfter.After(rootCert.NotAfter) {
-		notAfter = rootCert.NotAfter
-	}
-	notAfter = notAfter.Truncate(time.Second)
-	if err := ca.bookMint(ctx, Minted{At: now, NotAfter: notAfter, Root: root.ID}); err != nil {
-		return nil, err
-	}
-	key, err := issuance.GenerateKey(ca.cfg.Keys)
+	ask, err := ca.request(root, rootCert, now.Add(max(minIntermediateTTL, intermediateTTLs*longest)), now)
 	if err != nil {
 		return nil, err
 	}
-	chain, err := ca.askRoot(ctx, MintRequest{
-		TrustDomain:  ca.cfg.TrustDomain,
-		Root:         root,
-		PublicKey:    key.Public(),
-		NotAfter:     notAfter,
-		ExcludeNames: len(ca.cfg.Policy.DNSNames()) == 0 && issuance.CanExcludeNames(ca.cfg.TrustDomain),
-	}, now)
+	if err := ca.bookMint(ctx, Minted{At: now, NotAfter: ask.NotAfter, Root: root.ID}); err != nil {
+		return nil, err
+	}
+	chain, err := ca.askRoot(ctx, ask, now)
 	if err != nil {
 		return nil, err
 	}
-	check := issuance.IntermediateCheck{
+	fresh, err := ca.accept(ctx, ask, chain, j, rootCert, longest, now)
+	if err != nil {
+		ca.metrics.mintRefusals.WithLabelValues(string(api.ReasonOf(err))).Inc()
+		ca.noteVain(err, now)
+		return nil, err
+	}
+	ca.vain.Store(nil)
+	ca.log.InfoContext(ctx, "intermediate minted", "issuer", fmt.Sprintf("%x", fresh.cert.SubjectKeyId), "root", root.ID, "not_after", fresh.cert.NotAfter)
+	return fresh, nil
+}
+
+// accept makes what was asked for of what the root answered, if it is that.
+func (ca *CA) accept(ctx context.Context, ask *asking, chain []*x509.Certificate, j journal.Journal, root *x509.Certificate, longest time.Duration, now time.Time) (*signing, error) {
+	inUse, err := j.Roots()
+	if err != nil {
+		return nil, err
+	}
+	if s := ca.signing.Load(); s != nil {
+		inUse = append(inUse, s.cert)
+	}
+	good, err := issuance.CheckIntermediate(issuance.IntermediateCheck{
 		TrustDomain: ca.cfg.TrustDomain,
-		PublicKey:   key.Public(),
+		PublicKey:   ask.key.Public(),
 		Chain:       chain,
-		Roots:       []*x509.Certificate{rootCert},
-		MinLifetime: longest,
+		Roots:       []*x509.Certificate{root},
+		Authorities: inUse,
+		MinLifetime: max(longest, min(2*longest, root.NotAfter.Sub(now))), // a root's own end is not the upstream's fault
+		Skew:        mintSkew,
 		DNSNames:    ca.cfg.Policy.DNSNames(),
-	}
-	good, err := issuance.CheckIntermediate(check, now)
+	}, now)
 	if err != nil {
 		return nil, err
 	}
 	for _, w := range good.Warnings {
 		ca.log.WarnContext(ctx, "intermediate accepted with a weakness", "weakness", string(w), "detail", w.Text())
 	}
-	issuer, err := issuance.NewIssuer(ca.cfg.TrustDomain, good.Chain, good.Root, key)
+	if early := good.NotBefore.Sub(now); early > 0 { // by the upstream's clock; for others it is not valid before
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(early):
+			now = good.NotBefore
+		}
+	}
+	issuer, err := issuance.NewIssuer(ca.cfg.TrustDomain, good.Chain, good.Root, ask.key)
 	if err != nil {
 		return nil, err
 	}
-	cert := issuer.Certificate()
-	ca.log.InfoContext(ctx, "intermediate minted", "issuer", fmt.Sprintf("%x", cert.SubjectKeyId), "root", root.ID, "not_after", cert.NotAfter)
-	return &signing{
+	s, err := ca.identify(ctx, &signing{
 		issuer:  issuer,
-		cert:    cert,
-		root:    root.ID,
+		cert:    issuer.Certificate(),
+		root:    ask.Root.ID,
 		renewAt: now.Add(issuer.NotAfter().Sub(now) / renewIntermediate),
-	}, nil
+	}, now)
+	if err != nil {
+		return nil, err
+	}
+	return s, ca.proveIssuer(s, good, now)
 }
 
-// askRoot puts the request on record and makes it. What the root refuses is taken off the budget: its key is thrown away,
-// so nothing can come of it, and a root that is away for an hour must not cost a second one.
-func (ca *CA) askRoot(ctx context.Context, r MintRequest, now time.Time) ([]*x509.Certificate, error) {
+// askRoot puts the request on record and makes it. What fails is taken off the budget: a root that is away for an hour must
+// not cost a second one. The request is kept, and is booked again before it is made again.
+func (ca *CA) askRoot(ctx context.Context, r *asking, now time.Time) ([]*x509.Certificate, error) {
 	e := audit.Entry{Time: now, Kind: audit.KindMint, CorrelationID: api.NewCorrelationID(), SPIFFEID: r.TrustDomain.IDString(), NotAfter: r.NotAfter, Issuer: r.Root.ID}
 	if err := ca.cfg.Ledger.Append(ctx, e); err != nil {
 		return nil, unrecorded(err, "the intermediate could not be recorded, so it was not asked for")
 	}
 	limited, cancel := context.WithTimeout(ctx, mintTime)
 	defer cancel()
-	chain, err := ca.cfg.Upstream.Mint(limited, r)
+	chain, err := ca.cfg.Upstream.Mint(limited, r.MintRequest)
 	if err != nil {
-		if berr := ca.unbookMint(ctx, now); berr != nil {
+		ca.asking.Store(r)
+		ca.metrics.mintRefusals.WithLabelValues(string(api.ReasonOf(err))).Inc()
+		if berr := ca.unbookMint(ctx, ca.noteVain(err, now)); berr != nil {
 			return nil, errors.Join(berr, err)
 		}
 		return nil, err
@@ -205,19 +232,22 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	if recent >= ca.cfg.MintBudget {
 		return api.E(api.MintBudget, "%d intermediates were minted in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
 	}
-	r.Minted = append(kept, m)
+	r.Minted, r.Vain = append(kept, m), Vain{}
 	return ca.cfg.Store.SaveReplica(ctx, r)
 }
 
-// unbookMint takes back what was booked at that time.
-func (ca *CA) unbookMint(ctx context.Context, at time.Time) error {
+// unbookMint takes back what was booked when the upstream was asked in vain, and writes that down instead.
+func (ca *CA) unbookMint(ctx context.Context, v Vain) error {
 	ca.replica.Lock()
 	defer ca.replica.Unlock()
 	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
 	if err != nil {
 		return err
 	}
-	r.Minted = slices.DeleteFunc(r.Minted, func(m Minted) bool { return m.At.Equal(at) })
+	r.Minted = slices.DeleteFunc(r.Minted, func(m Minted) bool { return m.At.Equal(v.At) })
+	if v.Reason != api.SealKeyWrong { // the right one works at once
+		r.Vain = v
+	}
 	return ca.cfg.Store.SaveReplica(ctx, r)
 }
 

@@ -175,7 +175,10 @@ func TestUpstreamWrong(t *testing.T) {
 			return nil, ctx.Err()
 		}},
 		{"another key", func(t *testing.T, u *testUpstream, _ context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
-			r.PublicKey = newKey(t).Public()
+			var err error
+			if r.CSR, err = issuance.NewIntermediateCSR(r.TrustDomain, newKey(t), false); err != nil {
+				return nil, err
+			}
 			return u.mint(r)
 		}},
 		{"the root itself", func(_ *testing.T, u *testUpstream, _ context.Context, _ ca.MintRequest) ([]*x509.Certificate, error) {

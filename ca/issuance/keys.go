@@ -255,3 +255,12 @@ func sameKey(a, b crypto.PublicKey) bool {
 	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && k.Equal(b)
 }
+
+// CheckAuthorityKey reports whether pub is a key that an authority above ours may have: ECDSA but for P-224, RSA from 2048
+// bits on, Ed25519. The error is api.UpstreamAlgorithm.
+func CheckAuthorityKey(pub crypto.PublicKey) error {
+	if err := checkPathKey(pub); err != nil {
+		return api.Wrap(api.UpstreamAlgorithm, err, "the authority "+err.Error())
+	}
+	return nil
+}

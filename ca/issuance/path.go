@@ -119,6 +119,9 @@ func PathTo(chain []*x509.Certificate, root *x509.Certificate, at time.Time) []*
 		return nil
 	}
 	if chain[0].Equal(root) {
+		if at.Before(root.NotBefore) || at.After(root.NotAfter) {
+			return nil
+		}
 		return chain[:1]
 	}
 	path, err := climb(chain, []*x509.Certificate{root})

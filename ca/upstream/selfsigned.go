@@ -28,6 +28,8 @@ type selfsigned struct {
 	sealer *ca.Sealer
 	ttl    time.Duration
 	key    issuance.KeyKind
+
+	answers answers
 }
 
 func openSelfsigned(c Config, p Parts) (ca.Upstream, error) {
@@ -71,41 +73,75 @@ func (s *selfsigned) Found(_ context.Context, td spiffeid.TrustDomain, now time.
 
 // Mint implements ca.Upstream.
 func (s *selfsigned) Mint(_ context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
-	root, err := x509.ParseCertificate(r.Root.Certificate)
-	if err != nil {
-		return nil, api.Wrap(api.StateCorrupt, err, "the root's certificate does not parse")
-	}
-	key, err := s.open(r.TrustDomain, r.Root)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := issuance.SignIntermediate(root, key, issuance.IntermediateRequest{
-		TrustDomain:  r.TrustDomain,
-		PublicKey:    r.PublicKey,
-		NotAfter:     r.NotAfter,
-		ExcludeNames: r.ExcludeNames,
-	}, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	return []*x509.Certificate{cert}, nil
+	return s.answers.once(r, time.Now(), func() ([]*x509.Certificate, error) {
+		pub, err := issuance.ParseIntermediateCSR(r.CSR, r.TrustDomain)
+		if err != nil {
+			return nil, err
+		}
+		root, key, err := s.open(r.TrustDomain, r.Root)
+		if err != nil {
+			return nil, err
+		}
+		cert, err := issuance.SignIntermediate(root, key, issuance.IntermediateRequest{
+			TrustDomain:  r.TrustDomain,
+			PublicKey:    pub,
+			NotAfter:     r.NotAfter,
+			ExcludeNames: r.ExcludeNames,
+		}, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		return []*x509.Certificate{cert}, nil
+	})
 }
 
-// open returns the key of a root; it must be the key of that root's certificate.
-func (s *selfsigned) open(td spiffeid.TrustDomain, a journal.Authority) (crypto.Signer, error) {
-	der, err := s.sealer.Open(a.SealedKey, sealContext(td, a.ID))
+// WatchRoots implements ca.Upstream: every root of it is in the record.
+func (*selfsigned) WatchRoots(ctx context.Context, _ func([]*x509.Certificate)) error {
+	<-ctx.Done()
+	return nil
+}
+
+// Probe implements ca.Upstream.
+func (s *selfsigned) Probe(_ context.Context, td spiffeid.TrustDomain, root journal.Authority) error {
+	cert, key, err := s.open(td, root)
+	if err != nil {
+		return err
+	}
+	return issuance.CheckParent(cert, key, td, time.Now())
+}
+
+// CrossSign implements ca.CrossSigner.
+func (s *selfsigned) CrossSign(_ context.Context, td spiffeid.TrustDomain, older journal.Authority, newer *x509.Certificate) (*x509.Certificate, error) {
+	cert, key, err := s.open(td, older)
 	if err != nil {
 		return nil, err
 	}
+	return issuance.CrossSign(td, cert, key, newer, time.Now())
+}
+
+// open returns a root and its key, which it must be the key of for anything to be signed.
+func (s *selfsigned) open(td spiffeid.TrustDomain, a journal.Authority) (*x509.Certificate, crypto.Signer, error) {
+	if len(a.SealedKey) == 0 {
+		return nil, nil, api.E(api.UpstreamRoot, "the record holds no key of the active root: it lives in another upstream, and to leave that is a rotation")
+	}
+	cert, err := x509.ParseCertificate(a.Certificate)
+	if err != nil {
+		return nil, nil, api.Wrap(api.StateCorrupt, err, "the root's certificate does not parse")
+	}
+	der, err := s.sealer.Open(a.SealedKey, sealContext(td, a.ID))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer clear(der)
 	parsed, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
-		return nil, api.E(api.StateCorrupt, "the root's key does not parse")
+		return nil, nil, api.E(api.StateCorrupt, "the root's key does not parse")
 	}
 	key, ok := parsed.(crypto.Signer)
 	if !ok {
-		return nil, api.E(api.StateCorrupt, "the root's key cannot sign")
+		return nil, nil, api.E(api.StateCorrupt, "the root's key cannot sign")
 	}
-	return key, nil
+	return cert, key, nil
 }
 
 func sealContext(td spiffeid.TrustDomain, id string) string { return td.Name() + "/" + id }

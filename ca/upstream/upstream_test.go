@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -10,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
-	"slices"
 	"testing"
 	"time"
 
@@ -23,97 +21,6 @@ import (
 )
 
 var td = spiffeid.RequireTrustDomainFromString("example.org")
-
-// setups says for each driver how a test opens it. A driver without one fails TestConformance: nothing is linked into the
-// CA that was not seen to mint.
-var setups = map[string]func(t *testing.T) (Config, Parts){
-	"selfsigned": func(t *testing.T) (Config, Parts) {
-		return Config{Kind: "selfsigned"}, Parts{Sealer: newSealer(t)}
-	},
-}
-
-// TestConformance holds every driver to what ca.Upstream and ca.Founder promise, as the CA checks it.
-//
-// spiffe
-func TestConformance(t *testing.T) {
-	for kind := range setups {
-		if !slices.Contains(Kinds(), kind) {
-			t.Errorf("there is a setup for %q, which is no driver", kind)
-		}
-	}
-	for _, kind := range Kinds() {
-		t.Run(kind, func(t *testing.T) {
-			setup, ok := setups[kind]
-			if !ok {
-				t.Fatalf("driver %q has no setup: add one, so that it is tested", kind)
-			}
-			c, p := setup(t)
-			up := open(t, c, p)
-			f, ok := up.(ca.Founder)
-			if !ok {
-				t.Skip("the driver's roots are made elsewhere") // its setup must bring a root once there is such a driver
-			}
-			root, cert := found(t, f, td)
-			if other, _ := found(t, f, td); other.ID == root.ID || bytes.Equal(other.Certificate, root.Certificate) {
-				t.Error("two roots are the same")
-			}
-			for _, exclude := range []bool{false, true} {
-				mintAndSign(t, up, root, cert, exclude)
-			}
-			t.Run("canceled", func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				cancel()
-				if chain, err := up.Mint(ctx, request(t, root)); err == nil && len(chain) == 0 { // either will do, but it comes
-					t.Error("neither an intermediate nor an error")
-				}
-			})
-		})
-	}
-}
-
-// mintAndSign has up sign an intermediate, checks it as the CA does, and issues a leaf below it.
-func mintAndSign(t *testing.T, up ca.Upstream, root journal.Authority, cert *x509.Certificate, exclude bool) {
-	t.Helper()
-	key, err := issuance.GenerateKey(issuance.KeyP256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	r := ca.MintRequest{TrustDomain: td, Root: root, PublicKey: key.Public(), NotAfter: now.Add(48 * time.Hour), ExcludeNames: exclude}
-	chain, err := up.Mint(t.Context(), r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := []*x509.Certificate{cert}
-	checked, err := issuance.CheckIntermediate(issuance.IntermediateCheck{
-		TrustDomain: td, PublicKey: key.Public(), Chain: chain, Roots: roots, MinLifetime: 47 * time.Hour,
-	}, now)
-	if err != nil {
-		t.Fatalf("the CA would refuse the intermediate: %v", err)
-	}
-	if checked.NotAfter.After(r.NotAfter) {
-		t.Errorf("the intermediate lives until %s, longer than was asked for (%s)", checked.NotAfter, r.NotAfter)
-	}
-	if slices.Contains(checked.Warnings, issuance.WarnNames) == exclude {
-		t.Errorf("with ExcludeNames %t the warnings are %v", exclude, checked.Warnings)
-	}
-	issuer, err := issuance.NewIssuer(td, checked.Chain, checked.Root, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := spiffeid.RequireFromPath(td, "/ns/shop/sa/web")
-	prepared, err := issuance.Prepare(issuance.Profile{}, issuance.Request{ID: id, PublicKey: publicKey(t)}, issuer, now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	issued, err := prepared.Sign()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := issuance.Verify(append([]*x509.Certificate{issued.Leaf}, checked.Chain...), roots, id, now); err != nil {
-		t.Errorf("a leaf below the intermediate does not verify: %v", err)
-	}
-}
 
 func TestOpen(t *testing.T) {
 	sealer := newSealer(t)
@@ -133,6 +40,10 @@ func TestOpen(t *testing.T) {
 		{"unknown key", Config{Key: "dsa-1024"}, Parts{sealer}, api.ConfigInvalid},
 		{"key that not every verifier knows", Config{Key: "ed25519"}, Parts{sealer}, api.ConfigInvalid},
 		{"no seal key", Config{}, Parts{}, api.SealKeyMissing},
+		{"disk", Config{Kind: "disk", Disk: DiskConfig{KeyFile: "/none/k", CertificateFile: "/none/c"}}, Parts{}, ""},
+		{"disk without a key", Config{Kind: "disk", Disk: DiskConfig{CertificateFile: "/none/c"}}, Parts{}, api.ConfigInvalid},
+		{"disk without a certificate", Config{Kind: "disk", Disk: DiskConfig{KeyFile: "/none/k"}}, Parts{}, api.ConfigInvalid},
+		{"disk with all in one file", Config{Kind: "disk", Disk: DiskConfig{KeyFile: "/none/k", CertificateFile: "/none/k"}}, Parts{}, api.ConfigInvalid},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -204,11 +115,18 @@ func TestSealed(t *testing.T) {
 		{"sealed key of another authority", up, func(r *ca.MintRequest) { r.Root.SealedKey = another.SealedKey }, api.SealKeyWrong},
 		{"certificate and key under another id", up, func(r *ca.MintRequest) { r.Root.ID = another.ID }, api.SealKeyWrong},
 		{"certificate of another authority", up, func(r *ca.MintRequest) { r.Root.Certificate = another.Certificate }, api.UpstreamRefused},
-		{"another trust domain", up, func(r *ca.MintRequest) { r.TrustDomain = otherTD }, api.SealKeyWrong},
+		{"another trust domain", up, func(r *ca.MintRequest) {
+			var err error
+			if r.CSR, err = issuance.NewIntermediateCSR(otherTD, newKey(t), false); err != nil {
+				t.Fatal(err)
+			}
+			r.TrustDomain = otherTD
+		}, api.SealKeyWrong},
+		{"a request of another trust domain", up, func(r *ca.MintRequest) { r.TrustDomain = otherTD }, api.IDMismatch},
 		{"changed", up, func(r *ca.MintRequest) { r.Root.SealedKey[len(r.Root.SealedKey)-1] ^= 1 }, api.SealKeyWrong},
 		{"changed nonce", up, func(r *ca.MintRequest) { r.Root.SealedKey[1] ^= 1 }, api.SealKeyWrong},
 		{"cut", up, func(r *ca.MintRequest) { r.Root.SealedKey = r.Root.SealedKey[:8] }, api.SealKeyWrong},
-		{"none", up, func(r *ca.MintRequest) { r.Root.SealedKey = nil }, api.StateCorrupt},
+		{"none, as of another upstream", up, func(r *ca.MintRequest) { r.Root.SealedKey = nil }, api.UpstreamRoot},
 		{"of a later format", up, func(r *ca.MintRequest) { r.Root.SealedKey[0] = 2 }, api.StateCorrupt},
 		{"no key inside", up, func(r *ca.MintRequest) {
 			r.Root.SealedKey = sealer.Seal([]byte("nothing"), sealContext(td, root.ID))
@@ -342,16 +260,33 @@ func parse(t *testing.T, a journal.Authority) *x509.Certificate {
 
 func request(t *testing.T, root journal.Authority) ca.MintRequest {
 	t.Helper()
-	return ca.MintRequest{TrustDomain: td, Root: root, PublicKey: publicKey(t), NotAfter: time.Now().Add(time.Hour)}
+	r, _ := requestWithKey(t, root, false)
+	return r
 }
 
-func publicKey(t *testing.T) crypto.PublicKey {
+// requestWithKey returns a request that is good, for two days, and its key.
+func requestWithKey(t *testing.T, root journal.Authority, exclude bool) (ca.MintRequest, crypto.Signer) {
 	t.Helper()
 	key, err := issuance.GenerateKey(issuance.KeyP256)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key.Public()
+	csr, err := issuance.NewIntermediateCSR(td, key, exclude)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca.MintRequest{
+		ID: issuance.Fingerprint(key.Public()), TrustDomain: td, Root: root, CSR: csr, NotAfter: time.Now().Add(48 * time.Hour), ExcludeNames: exclude,
+	}, key
+}
+
+func newKey(t *testing.T) crypto.Signer {
+	t.Helper()
+	key, err := issuance.GenerateKey(issuance.KeyP256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
 
 // exchangeKey returns a key for key agreement only, as PKCS #8.
