@@ -19,7 +19,7 @@ const (
 	mintSkew     = time.Minute      // by which an upstream's clock may be ahead; what it signed is used once it is valid
 	askAgain     = 10 * time.Minute // for which a request that failed is made again as it is, before it gets a new key
 	maxAnnounced = 16               // roots that an upstream can announce; the rest is dropped
-	probePause   = 5 * time.Minute
+	probePause   = time.Minute
 
 	firstMintPause, maxMintPause = 200 * time.Millisecond, time.Minute
 )
@@ -159,9 +159,11 @@ func (ca *CA) ProbeUpstream(ctx context.Context) error {
 	return ca.cfg.Upstream.Probe(limited, ca.cfg.TrustDomain, j.ActiveAuthority())
 }
 
-// probeUpstream asks now and then whether the upstream would sign, so that its absence is known long before it is needed.
+// probeUpstream asks now and then, and whenever it tells of its roots, whether the upstream would sign, so that its absence
+// is known long before it is needed.
 func (ca *CA) probeUpstream(ctx context.Context) error {
 	for last := api.Reason(""); ; {
+		_, told := ca.told.Get()
 		err := ca.ProbeUpstream(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -184,6 +186,7 @@ func (ca *CA) probeUpstream(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-told:
 		case <-time.After(probePause):
 		}
 	}

@@ -29,7 +29,7 @@ func initCommand() daemon.Command[*loaded] {
 		Long: `Make the root of a new trust domain, once: the record, the root, and the seal key where there is none.
 
 It refuses where there is a record, and where a bundle of the trust domain is published already: a lost volume is not a
-new root. It never replaces anything.
+new root. It never replaces anything. With an upstream that has a root of its own, it takes up that one and makes none.
 
 With --if-needed it is good, and changes nothing, where there is a record: so it can run before each start, in an init
 container. A record that is lost while its bundle is published is refused all the same.`,
@@ -55,7 +55,11 @@ func tellOfRoot(b *ca.Bundle, l *loaded, out io.Writer) error {
 	for _, r := range b.Roots {
 		fmt.Fprintf(out, "root          %x, until %s\n", r.SubjectKeyId, r.NotAfter.Format("2006-01-02"))
 	}
-	_, err := fmt.Fprintf(out, "seal key      %s: keep a copy apart from the store, nothing else opens the root's key\n", l.Seal.KeyFile)
+	opens := "the root's key"
+	if l.Upstream.Kind != "" && l.Upstream.Kind != "selfsigned" {
+		opens = "the keys in the record"
+	}
+	_, err := fmt.Fprintf(out, "seal key      %s: keep a copy apart from the store, nothing else opens %s\n", l.Seal.KeyFile, opens)
 	return err
 }
 

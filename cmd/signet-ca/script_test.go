@@ -1,10 +1,17 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -33,6 +40,7 @@ func TestScripts(t *testing.T) {
 			"schema":    schemaCommand,
 			"key":       keyCommand,
 			"nosecrets": noSecretsCommand,
+			"authority": authorityCommand,
 		}),
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
@@ -115,4 +123,51 @@ func schemaCommand(ts *testscript.TestScript, _ bool, args []string) {
 		rev := binary.BigEndian.Uint64(b.Get([]byte("revision")))
 		return errors.Join(b.Put([]byte("record"), data), b.Put([]byte("revision"), binary.BigEndian.AppendUint64(nil, rev+1)))
 	}))
+}
+
+// authorityCommand is "authority DIR NAME [root|below]": it writes the files of a root to DIR, or of an intermediate below it
+// that may sign one more, as an enterprise hands them out: key.pem, chain.pem, roots.pem.
+func authorityCommand(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	template := func(name string) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
+			NotAfter: time.Now().Add(100 * 24 * time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+			BasicConstraintsValid: true, IsCA: true,
+		}
+	}
+	make := func(c, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		ts.Check(err)
+		if parent == nil {
+			parent, parentKey = c, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), parentKey)
+		ts.Check(err)
+		signed, err := x509.ParseCertificate(der)
+		ts.Check(err)
+		return signed, key
+	}
+	root, key := make(template(args[1]+" root"), nil, nil)
+	chain := [][]byte{root.Raw}
+	if len(args) > 2 && args[2] == "below" {
+		c := template(args[1] + " issuer")
+		c.MaxPathLen = 1
+		issuer, issuerKey := make(c, root, key)
+		chain, key = [][]byte{issuer.Raw, root.Raw}, issuerKey
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	ts.Check(err)
+	var certs []byte
+	for _, der := range chain {
+		certs = append(certs, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	for name, data := range map[string][]byte{
+		"key.pem":   pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
+		"chain.pem": certs,
+		"roots.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw}),
+	} {
+		ts.Check(os.WriteFile(filepath.Join(dir, name), data, 0o600))
+	}
 }
