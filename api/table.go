@@ -246,6 +246,24 @@ const (
 	LedgerDamaged Reason = "LEDGER_DAMAGED"
 	// StateFull: the record has no room for more.
 	StateFull Reason = "STATE_FULL"
+	// RotationInvalid: the request makes no rotation.
+	RotationInvalid Reason = "ROTATION_INVALID"
+	// RotationUnderWay: another rotation is under way.
+	RotationUnderWay Reason = "ROTATION_UNDER_WAY"
+	// RotationOver: that rotation is not under way.
+	RotationOver Reason = "ROTATION_OVER"
+	// RotationTooLate: the rotation has come too far for this, or not far enough.
+	RotationTooLate Reason = "ROTATION_TOO_LATE"
+	// RotationBlocked: the next step of the rotation has to wait.
+	RotationBlocked Reason = "ROTATION_BLOCKED"
+	// BlockersChanged: others stand in the way than were named.
+	BlockersChanged Reason = "BLOCKERS_CHANGED"
+	// AuthorityRefused: the new root cannot be taken.
+	AuthorityRefused Reason = "AUTHORITY_REFUSED"
+	// SuccessorNeeded: the compromised root has no successor.
+	SuccessorNeeded Reason = "SUCCESSOR_NEEDED"
+	// ClockJumped: the CA's clock has jumped.
+	ClockJumped Reason = "CLOCK_JUMPED"
 	// AdminForbidden: only the CA's own user may do this.
 	AdminForbidden Reason = "ADMIN_FORBIDDEN"
 	// OperatorRequired: the caller is not an operator.
@@ -590,6 +608,33 @@ var table = []Page{
 	{StateFull, 821, KindExhausted, "The record has no room for more",
 		"It is one small record that every replica reads whole, so what it holds is bounded: a thousand bans, 512 KiB of them.",
 		"`signet node list` shows the bans; take back those of nodes that no longer exist: `signet node allow UID`."},
+	{RotationInvalid, 831, KindInvalid, "The request makes no rotation",
+		"Something that it needs is missing or out of range: an id, who asks, a reason, a limit, a time.",
+		"The message says what; `signet rotate --help` has the ranges."},
+	{RotationUnderWay, 832, KindConflict, "Another rotation is under way",
+		"There is one at a time, so that each step can be judged by evidence. The message says which it is and who began it.",
+		"Look at it with `signet rotate status`; it can be aborted or rolled back. For a compromised root there is `signet rotate emergency`, which waits for none."},
+	{RotationOver, 833, KindNotReady, "That rotation is not under way",
+		"It has ended, somebody else ended it, or it was never begun. Nothing was changed.",
+		"Look at `signet rotate status`, which also has the last ones and how they ended."},
+	{RotationTooLate, 834, KindNotReady, "The rotation has come too far for this, or not far enough",
+		"It can be aborted until the new root is active, and rolled back from then until the old one is removed or is about to expire; never onto a compromised root.",
+		"The message says where it stands. What cannot be undone any more is followed by another rotation."},
+	{RotationBlocked, 835, KindNotReady, "The next step of the rotation has to wait",
+		"Somebody does not have what he needs for it yet, or unexpired SVIDs would be refused everywhere. The message names it.",
+		"Mend whom it names, excuse him for a while (`signet rotate excuse`), or wait: `signet rotate status` says until when. SVIDs that have not expired are waited for, whatever is forced."},
+	{BlockersChanged, 836, KindConflict, "Others stand in the way than were named",
+		"A step is forced over exactly those whose names were seen and agreed to. Meanwhile somebody else stands there, or one of them no longer does.",
+		"Look at `signet rotate status` and decide anew."},
+	{AuthorityRefused, 837, KindInvalid, "The new root cannot be taken",
+		"Its key, its name or it itself was here before, it expires too soon, or its cross-signed certificate is not what it should be. Nothing was changed.",
+		"The message says which. Have the upstream make a new root, with a key and a name of its own."},
+	{SuccessorNeeded, 838, KindNotReady, "The compromised root has no successor",
+		"It is the active one. Taken out without another in its place, nothing could be issued.",
+		"Give the emergency a new root: `signet rotate emergency` makes one where the root is self-managed."},
+	{ClockJumped, 839, KindNotReady, "The CA's clock has jumped",
+		"By this clock the record's last change is yet to come. What waits for a time cannot be judged, so nothing moves by itself.",
+		"Set the clock (`chronyc tracking`). If the record was written while the clock was ahead, force the step, or abort the rotation and begin it anew."},
 	{UpstreamUnavailable, 840, KindUnavailable, "The upstream cannot be asked",
 		"It did not answer, or what it needs is not there.",
 		"Issuance goes on under the intermediate that is there. Bring the upstream back before that ends: `signet authority list` says when."},

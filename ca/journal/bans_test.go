@@ -67,8 +67,8 @@ func TestBans(t *testing.T) {
 	}
 }
 
-// TestOlderRecord changes a record of schema 1, which makes it one of schema 2: whoever knows only the first must not take it
-// for one without bans.
+// TestOlderRecord changes a record of schema 1, which makes it one of schema 2 and no higher: whoever knows only the first must
+// not take it for one without bans, and whoever knows the second reads it.
 func TestOlderRecord(t *testing.T) {
 	data, err := os.ReadFile("testdata/schema-1.json")
 	if err != nil {

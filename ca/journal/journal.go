@@ -1,21 +1,24 @@
 // Package journal is the record that all replicas of one CA share: which authorities there are, in which state, the
-// generation of the bundle that follows from them, which nodes are banned, and the keys of renewal tickets.
+// generation of the bundle that follows from them, the rotation that is under way, which nodes are banned, and the keys of
+// renewal tickets.
 //
 // It is pure: values in, values out, no I/O and no clock, so that every state it can be in can be enumerated in a test.
 // Whoever changes a journal does so by compare-and-swap through ca.Store.
+//
+// A rotation is an Operation in the record. Start and Taint begin one, Abort and Rollback end it otherwise than it was meant;
+// Next says which step can be taken, or who stands in its way, and Apply takes it. Only what Next returned for the very record
+// that is stored may be applied: the gates are there, and Apply, which sees no evidence, holds to the order of the states. Each
+// of them may be done twice: what has happened already is recognised by the operation's id and changes nothing.
 package journal
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -24,7 +27,7 @@ import (
 
 // Schema is the version of the record that this build writes. It knows every lower one; a higher one is refused, because
 // reading it could drop a field that matters.
-const Schema = 2
+const Schema = 3
 
 // Bounds of what a record holds beside its authorities, so that it stays below maxBytes.
 const (
@@ -66,6 +69,25 @@ type Authority struct {
 	State       State  `json:"state"`
 	Certificate []byte `json:"certificate"`         // X.509 DER
 	SealedKey   []byte `json:"sealedKey,omitempty"` // by ca.Sealer; empty where the key lives upstream
+
+	// Upstream is the name that the configuration gives to where the key lives; empty: there is only one. Since schema 3.
+	Upstream string `json:"upstream,omitempty"`
+	// Cross is this root signed by the one before it, X.509 DER: it goes into every chain, so that whoever still holds only
+	// the old root verifies what comes from this one. Empty where the old key could not be asked. Since schema 3.
+	Cross []byte `json:"cross,omitempty"`
+	// CrossBy is the id of the authority that signed Cross. Never that of a compromised one.
+	CrossBy string `json:"crossBy,omitempty"`
+	Times   Times  `json:"times,omitzero"`
+}
+
+// Times says when an authority came into each state for the last time; zero where it never was, or where that was before
+// records kept it.
+type Times struct {
+	Prepared  time.Time `json:"prepared,omitzero"`
+	Published time.Time `json:"published,omitzero"`
+	Active    time.Time `json:"active,omitzero"`
+	Retiring  time.Time `json:"retiring,omitzero"`
+	Tainted   time.Time `json:"tainted,omitzero"`
 }
 
 // Journal is the record. The zero Journal is not valid; New makes one.
@@ -80,78 +102,17 @@ type Journal struct {
 	TicketKeys []TicketKey `json:"ticketKeys,omitempty"` // schema 2
 	// Bans are the nodes whose agents are refused, by cluster, then UID.
 	Bans []Ban `json:"bans,omitempty"` // schema 2
-}
 
-// TicketKey is one key of renewal tickets.
-type TicketKey struct {
-	ID     string    `json:"id"` // 16 lower-case hex digits, drawn at random
-	At     time.Time `json:"at"`
-	Sealed []byte    `json:"sealed"` // by ca.Sealer
-}
-
-// Ban is a node whose agent is refused until the ban is taken back.
-type Ban struct {
-	Cluster string    `json:"cluster"` // issuer of its tokens
-	NodeUID string    `json:"nodeUID"`
-	Node    string    `json:"node,omitempty"` // its name, for people
-	At      time.Time `json:"at"`
-	By      string    `json:"by"` // who decided, as the CA knew him
-	Reason  string    `json:"reason,omitempty"`
-	// ValidUntil is when the last SVID expires that the node can have had at that moment.
-	ValidUntil time.Time `json:"validUntil,omitzero"`
-}
-
-// Banned returns the ban of a node.
-func (j Journal) Banned(cluster, nodeUID string) (Ban, bool) {
-	i, ok := slices.BinarySearchFunc(j.Bans, Ban{Cluster: cluster, NodeUID: nodeUID}, compareBans)
-	if !ok {
-		return Ban{}, false
-	}
-	return j.Bans[i], true
-}
-
-func compareBans(a, b Ban) int {
-	return cmp.Or(strings.Compare(a.Cluster, b.Cluster), strings.Compare(a.NodeUID, b.NodeUID))
-}
-
-// WithBan returns the record with this ban, in place of one of the same node; StateFull where there is no room for it.
-func (j Journal) WithBan(b Ban) (Journal, error) {
-	if err := b.validate(); err != nil {
-		return Journal{}, err
-	}
-	i, ok := slices.BinarySearchFunc(j.Bans, b, compareBans)
-	j.Schema, j.Bans = Schema, slices.Clone(j.Bans)
-	if ok {
-		j.Bans[i] = b
-	} else {
-		j.Bans = slices.Insert(j.Bans, i, b)
-	}
-	stored, err := json.Marshal(j.Bans)
-	if err != nil {
-		return Journal{}, corrupt("ban of node %.64q: %v", b.NodeUID, err)
-	}
-	if len(j.Bans) > MaxBans || len(stored) > maxBanBytes {
-		return Journal{}, api.E(api.StateFull, "the record holds %d bans, and there is no room for one more", len(j.Bans)-1)
-	}
-	return j, j.Validate()
-}
-
-// WithoutBan returns the record without the ban of a node.
-func (j Journal) WithoutBan(cluster, nodeUID string) Journal {
-	j.Schema = Schema
-	j.Bans = slices.DeleteFunc(slices.Clone(j.Bans), func(b Ban) bool { return b.Cluster == cluster && b.NodeUID == nodeUID })
-	if len(j.Bans) == 0 {
-		j.Bans = nil // as it is read back
-	}
-	return j
-}
-
-// WithTicketKey returns the record with a new first ticket key. The oldest goes where there are too many.
-func (j Journal) WithTicketKey(k TicketKey) (Journal, error) {
-	j.Schema = Schema
-	j.TicketKeys = slices.Insert(slices.Clone(j.TicketKeys), 0, k)
-	j.TicketKeys = j.TicketKeys[:min(len(j.TicketKeys), MaxTicketKeys)]
-	return j, j.Validate()
+	// Operation is the rotation under way; nil while there is none. Since schema 3, as all that follows.
+	Operation *Operation `json:"operation,omitempty"`
+	// Past are the last operations that ended, the latest last.
+	Past []Past `json:"past,omitempty"`
+	// Excuses are whom a step does not wait for.
+	Excuses []Excuse `json:"excuses,omitempty"`
+	// Gone are authorities that nobody trusts any more, by what is needed to know them again.
+	Gone []Gone `json:"gone,omitempty"`
+	// Changed is when a rotation last changed the record.
+	Changed time.Time `json:"changed,omitzero"`
 }
 
 // New returns the journal of a new trust domain whose only authority is root, active, at generation 1.1.
@@ -223,48 +184,10 @@ func (j Journal) Validate() error {
 	if active != 1 {
 		return corrupt("%d active authorities, want exactly 1", active)
 	}
-	return j.validateRest()
-}
-
-// validateRest checks what came with schema 2. A record that has it and says that it is older was written by nobody.
-func (j Journal) validateRest() error {
-	if j.Schema < 2 && len(j.TicketKeys)+len(j.Bans) > 0 {
-		return corrupt("schema %d with ticket keys or bans", j.Schema)
+	if err := j.validateRest(); err != nil {
+		return err
 	}
-	if len(j.TicketKeys) > MaxTicketKeys || len(j.Bans) > MaxBans {
-		return corrupt("%d ticket keys, %d bans", len(j.TicketKeys), len(j.Bans))
-	}
-	for i, k := range j.TicketKeys {
-		if b, err := hex.DecodeString(k.ID); err != nil || len(b) != 8 || hex.EncodeToString(b) != k.ID || k.At.IsZero() || len(k.Sealed) == 0 {
-			return corrupt("ticket key %.32q", k.ID)
-		}
-		if slices.ContainsFunc(j.TicketKeys[:i], func(o TicketKey) bool { return o.ID == k.ID }) {
-			return corrupt("ticket key %s is there twice", k.ID)
-		}
-	}
-	for i, b := range j.Bans {
-		if err := b.validate(); err != nil {
-			return err
-		}
-		if i > 0 && compareBans(j.Bans[i-1], b) >= 0 {
-			return corrupt("the ban of node %.64q is out of order", b.NodeUID)
-		}
-	}
-	return nil
-}
-
-// validate checks one ban. Text that is no UTF-8 would be another one once it is read back.
-func (b Ban) validate() error {
-	if b.Cluster == "" || b.NodeUID == "" || b.At.IsZero() || b.By == "" ||
-		len(b.Cluster) > maxCluster || len(b.NodeUID) > maxName || len(b.Node) > maxName || len(b.By) > MaxBanText || len(b.Reason) > MaxBanText {
-		return corrupt("ban of node %.64q", b.NodeUID)
-	}
-	for _, text := range []string{b.Cluster, b.NodeUID, b.Node, b.By, b.Reason} {
-		if !utf8.ValidString(text) {
-			return corrupt("ban of node %.64q", b.NodeUID)
-		}
-	}
-	return nil
+	return j.validateRotation()
 }
 
 func (a Authority) validate() error {

@@ -46,7 +46,7 @@ func TestUpgrade(t *testing.T) {
 	}
 
 	// Nothing is published yet: whoever installs in haste, or goes back because no CA ever ran, is not kept from it.
-	const schema = `signet.dev/record-schema: "2"`
+	const schema = `signet.dev/record-schema: "3"`
 	if n := bytes.Count(installed, []byte(schema)); n != 1 {
 		t.Fatalf("%s is there %d times", schema, n)
 	}
@@ -72,7 +72,7 @@ func TestUpgrade(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	publish("2")
+	publish("3")
 	denied := func(err error) bool {
 		return err != nil && strings.Contains(err.Error(), "'signet-downgrade'") && strings.Contains(err.Error(), "STATE_NEWER") && strings.Contains(err.Error(), "docs/upgrades.md")
 	}
@@ -101,8 +101,8 @@ func TestUpgrade(t *testing.T) {
 	}{
 		{"the same again", own, false},
 		{"another image", bytes.ReplaceAll(own, []byte("signet-ca:devel"), []byte("signet-ca:other")), false},
-		{"a version that reads more", reads(`signet.dev/record-schema: "3"`), false},
-		{"a version that reads less", reads(`signet.dev/record-schema: "1"`), true},
+		{"a version that reads more", reads(`signet.dev/record-schema: "4"`), false},
+		{"a version that reads less", reads(`signet.dev/record-schema: "2"`), true},
 		{"a version that does not say it", other("third"), true},
 		{"what is no number", reads(`signet.dev/record-schema: "two"`), true},
 	} {
@@ -133,7 +133,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	publish("no number")
 	becomes("what is no number is no reason", other("fifth"), false)
-	publish("2")
+	publish("3")
 	becomes("it is in force again", other("sixth"), true)
 	if _, err := kubectl(t, c, nil, "delete", "validatingadmissionpolicybinding", "signet-downgrade"); err != nil { // as docs/upgrades.md says
 		t.Fatal(err)
