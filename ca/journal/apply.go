@@ -185,6 +185,11 @@ func (j Journal) finish(next Journal, now time.Time) (Journal, error) {
 			return Journal{}, api.E(api.StateFull, "there is no generation after %s", next.Generation())
 		}
 		next.Number++
+		for i, a := range next.Authorities {
+			if k := j.find(a.ID); a.State.Trusted() && (k < 0 || !j.Authorities[k].State.Trusted()) {
+				next.Authorities[i].Since = next.Generation().Sequence()
+			}
+		}
 	}
 	if now.After(next.Changed) {
 		next.Changed = now

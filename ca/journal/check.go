@@ -51,7 +51,7 @@ func (j Journal) validateRotation() error {
 
 // validateSince3 checks of an authority what came with schema 3.
 func (j Journal) validateSince3(a Authority) error {
-	if j.Schema < 3 && (a.Upstream != "" || a.CrossBy != "" || len(a.Cross) > 0 || a.Times != (Times{})) {
+	if j.Schema < 3 && (a.Upstream != "" || a.CrossBy != "" || a.Since != 0 || len(a.Cross) > 0 || a.Times != (Times{})) {
 		return corrupt("schema %d with the times of authority %s", j.Schema, a.ID)
 	}
 	if !goodText(a.Upstream, maxName) {

@@ -60,6 +60,13 @@ func (g *gate) add(b Blocker) {
 	g.found = append(g.found, b)
 }
 
+// older reports whether a bundle is from before the root that is replaced came into it: then the cross-signed root leads whoever
+// holds it to nothing that he knows.
+func (g *gate) older(h Held) bool {
+	i := g.j.find(g.op.Replaces)
+	return h != Held{} && i >= 0 && h.Generation.Sequence() < g.j.Authorities[i].Since
+}
+
 // pass says why a step need not wait for b. What holds of all is in its doc; excuses come first, since they are somebody's word.
 func (g *gate) pass(b Blocker) Pass {
 	switch b.Kind {
@@ -168,7 +175,11 @@ func (g *gate) holders() {
 				b.Why = fmt.Sprintf("has been away since %s, and %s", a.Seen.Format(time.RFC3339), why)
 				b.Until = a.Until
 			}
-			g.add(b)
+			// A whole node is not given up for being late by two rotations. A pod is: no single one holds up anything for ever.
+			if b.Pass = g.pass(b); b.Pass == Straggler && g.older(a.Held) {
+				b.Pass = ""
+			}
+			g.found = append(g.found, b)
 		}
 		for _, p := range a.Pods {
 			g.pod(a, p)

@@ -77,7 +77,10 @@ type Authority struct {
 	Cross []byte `json:"cross,omitempty"`
 	// CrossBy is the id of the authority that signed Cross. Never that of a compromised one.
 	CrossBy string `json:"crossBy,omitempty"`
-	Times   Times  `json:"times,omitzero"`
+	// Since is the generation, as spiffe_sequence, of the first bundle that holds it: who has a later one holds it too. 0 for the
+	// first root, and where that was before records kept it.
+	Since uint64 `json:"since,omitempty"`
+	Times Times  `json:"times,omitzero"`
 }
 
 // Times says when an authority came into each state for the last time; zero where it never was, or where that was before

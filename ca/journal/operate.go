@@ -297,7 +297,7 @@ func (j Journal) admit(a *Authority, by string, now time.Time) error {
 	if err := j.admitCross(a, c, by); err != nil {
 		return err
 	}
-	a.Times = Times{}
+	a.Times, a.Since = Times{}, 0
 	a.enter(Prepared, now)
 	return nil
 }

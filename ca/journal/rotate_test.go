@@ -249,6 +249,32 @@ func TestLatest(t *testing.T) {
 	}
 }
 
+// TestLateByTwo: a node that is late by two rotations knows neither the new root nor the one that cross-signed it, and is waited
+// for; a pod of a node that is not late holds up nothing for ever.
+func TestLateByTwo(t *testing.T) {
+	roots := pool(t, 3)
+	j := journalOf(t, roots[0])
+	first := heldOf(t, j)
+	j = must(t)(Start(j, planned("one", roots[1].by(t, roots[0])), t0))
+	now := t0
+	for j.Operation != nil {
+		j = step(t, j, now, ready(t, j, now))
+		now = now.Add(2 * time.Hour)
+	}
+	j = must(t)(Start(j, planned("two", roots[2].by(t, roots[1])), now))
+	j = step(t, j, now, ready(t, j, now))
+	now = now.Add(DefaultStraggler)
+	acks := ready(t, j, now)
+	acks.Agents[0].Pods[0].Streams[0].Acked = first
+	if s, found := Next(j, now, acks); s.Do != Activate {
+		t.Errorf("a pod: %+v", found)
+	}
+	acks.Agents[0].Held = first
+	if s, found := Next(j, now, acks); s.Is() || found[0].Name != "node/node-a" || !found[0].Blocks() || found[0].Hard {
+		t.Errorf("a node: %v, %+v", s, found)
+	}
+}
+
 // TestForce: a step is taken over those in its way only by naming exactly them, and never over SVIDs that have not expired.
 func TestForce(t *testing.T) {
 	f := published(t, false)
