@@ -341,6 +341,7 @@ func FuzzDecode(f *testing.F) {
 		if _, err := j.Roots(); err != nil {
 			t.Fatal(err)
 		}
+		turn(t, j)
 		again, err := j.Encode()
 		if err != nil {
 			t.Fatal(err)
@@ -349,4 +350,29 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("not the same again: %v", err)
 		}
 	})
+}
+
+// turn does with a record what a rotation does; whatever it holds, what comes out can be stored again.
+func turn(t *testing.T, j Journal) {
+	t.Helper()
+	Due(j, t0)
+	Plan(j, t0, Acks{}, Limits{})
+	id, root := "op", j.ActiveAuthority().ID
+	if j.Operation != nil {
+		id, root = j.Operation.ID, j.Operation.Authority
+	}
+	check := func(next Journal, err error) {
+		if err != nil {
+			return
+		}
+		if err := next.Validate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, _ := Next(j, t0.Add(48*time.Hour), Acks{Replicas: []Replica{{Name: "ca-0"}}}); s.Is() {
+		check(Apply(j, s, t0.Add(48*time.Hour)))
+	}
+	check(Abort(j, request(id), t0))
+	check(Rollback(j, request(id), t0))
+	check(Taint(j, TaintRequest{Request: request("fire"), Compromised: root}, t0))
 }
