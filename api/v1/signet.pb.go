@@ -14,6 +14,7 @@ package apiv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -675,6 +676,7 @@ type Holding struct {
 	IssuerKeyId   string                 `protobuf:"bytes,10,opt,name=issuer_key_id,json=issuerKeyId,proto3" json:"issuer_key_id,omitempty"` // lower-case hex of the authority key id
 	LastError     string                 `protobuf:"bytes,11,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`         // reason of the last failed renewal; empty when good
 	Streams       []*Stream              `protobuf:"bytes,12,rep,name=streams,proto3" json:"streams,omitempty"`
+	RootKeyId     string                 `protobuf:"bytes,13,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"` // lower-case hex of the subject key id of the root above the SVID; empty: the agent does not say
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -793,6 +795,13 @@ func (x *Holding) GetStreams() []*Stream {
 	return nil
 }
 
+func (x *Holding) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
 // Stream is one stream over which a workload is served, and what it has acknowledged; one of the Workload API, which knows
 // no acknowledgement, and what was pushed to it.
 type Stream struct {
@@ -810,9 +819,12 @@ type Stream struct {
 	Nacks            uint64                 `protobuf:"varint,11,opt,name=nacks,proto3" json:"nacks,omitempty"`
 	AckedHash        []byte                 `protobuf:"bytes,12,opt,name=acked_hash,json=ackedHash,proto3" json:"acked_hash,omitempty"`          // of the bundle it acknowledged last
 	PushedSerial     string                 `protobuf:"bytes,13,opt,name=pushed_serial,json=pushedSerial,proto3" json:"pushed_serial,omitempty"` // of the SVID that was pushed last; workload-api only
-	PushedHash       []byte                 `protobuf:"bytes,14,opt,name=pushed_hash,json=pushedHash,proto3" json:"pushed_hash,omitempty"`       // of the bundle that was pushed last; workload-api only
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	PushedHash       []byte                 `protobuf:"bytes,14,opt,name=pushed_hash,json=pushedHash,proto3" json:"pushed_hash,omitempty"`       // of the bundle that was pushed last
+	// It ended without an answer to the bundle that was pushed last. It is told of until a later stream of that pod has
+	// acknowledged that bundle, or a later one: one that reconnects for ever is not one that has nothing to acknowledge.
+	Ended         bool `protobuf:"varint,15,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Stream) Reset() {
@@ -943,6 +955,13 @@ func (x *Stream) GetPushedHash() []byte {
 	return nil
 }
 
+func (x *Stream) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -950,6 +969,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Welcome
 	//	*SessionResponse_Bundle
 	//	*SessionResponse_KeySets
+	//	*SessionResponse_Reissue
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1019,6 +1039,15 @@ func (x *SessionResponse) GetKeySets() *KeySets {
 	return nil
 }
 
+func (x *SessionResponse) GetReissue() *Reissue {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Reissue); ok {
+			return x.Reissue
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -1035,11 +1064,71 @@ type SessionResponse_KeySets struct {
 	KeySets *KeySets `protobuf:"bytes,3,opt,name=key_sets,json=keySets,proto3,oneof"`
 }
 
+type SessionResponse_Reissue struct {
+	Reissue *Reissue `protobuf:"bytes,4,opt,name=reissue,proto3,oneof"` // an order
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Bundle) isSessionResponse_Message() {}
 
 func (*SessionResponse_KeySets) isSessionResponse_Message() {}
+
+func (*SessionResponse_Reissue) isSessionResponse_Message() {}
+
+// Reissue orders an agent to renew everything it holds that is under one of these roots, and its own SVID as well, each at a
+// moment that it draws within the time given. It may be said again: what is renewed already is under another root.
+type Reissue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RootKeyIds    []string               `protobuf:"bytes,1,rep,name=root_key_ids,json=rootKeyIds,proto3" json:"root_key_ids,omitempty"` // lower-case hex
+	Within        *durationpb.Duration   `protobuf:"bytes,2,opt,name=within,proto3" json:"within,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reissue) Reset() {
+	*x = Reissue{}
+	mi := &file_api_v1_signet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reissue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reissue) ProtoMessage() {}
+
+func (x *Reissue) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
+func (*Reissue) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Reissue) GetRootKeyIds() []string {
+	if x != nil {
+		return x.RootKeyIds
+	}
+	return nil
+}
+
+func (x *Reissue) GetWithin() *durationpb.Duration {
+	if x != nil {
+		return x.Within
+	}
+	return nil
+}
 
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1052,7 +1141,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_api_v1_signet_proto_msgTypes[12]
+	mi := &file_api_v1_signet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1153,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[12]
+	mi := &file_api_v1_signet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1166,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{12}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1111,7 +1200,7 @@ type KeySets struct {
 
 func (x *KeySets) Reset() {
 	*x = KeySets{}
-	mi := &file_api_v1_signet_proto_msgTypes[13]
+	mi := &file_api_v1_signet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1212,7 @@ func (x *KeySets) String() string {
 func (*KeySets) ProtoMessage() {}
 
 func (x *KeySets) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[13]
+	mi := &file_api_v1_signet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1225,7 @@ func (x *KeySets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySets.ProtoReflect.Descriptor instead.
 func (*KeySets) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{13}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *KeySets) GetSets() []*KeySet {
@@ -1155,7 +1244,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[14]
+	mi := &file_api_v1_signet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1256,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[14]
+	mi := &file_api_v1_signet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1269,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{14}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IssueRequest) GetItems() []*IssueItem {
@@ -1202,7 +1291,7 @@ type IssueItem struct {
 
 func (x *IssueItem) Reset() {
 	*x = IssueItem{}
-	mi := &file_api_v1_signet_proto_msgTypes[15]
+	mi := &file_api_v1_signet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1303,7 @@ func (x *IssueItem) String() string {
 func (*IssueItem) ProtoMessage() {}
 
 func (x *IssueItem) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[15]
+	mi := &file_api_v1_signet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1316,7 @@ func (x *IssueItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueItem.ProtoReflect.Descriptor instead.
 func (*IssueItem) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{15}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IssueItem) GetEvidence() *Evidence {
@@ -1267,7 +1356,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[16]
+	mi := &file_api_v1_signet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1368,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[16]
+	mi := &file_api_v1_signet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1381,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{16}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueResponse) GetResults() []*IssueResult {
@@ -1315,7 +1404,7 @@ type IssueResult struct {
 
 func (x *IssueResult) Reset() {
 	*x = IssueResult{}
-	mi := &file_api_v1_signet_proto_msgTypes[17]
+	mi := &file_api_v1_signet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1416,7 @@ func (x *IssueResult) String() string {
 func (*IssueResult) ProtoMessage() {}
 
 func (x *IssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[17]
+	mi := &file_api_v1_signet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1429,7 @@ func (x *IssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResult.ProtoReflect.Descriptor instead.
 func (*IssueResult) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{17}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssueResult) GetResult() isIssueResult_Result {
@@ -1396,7 +1485,7 @@ type SVID struct {
 
 func (x *SVID) Reset() {
 	*x = SVID{}
-	mi := &file_api_v1_signet_proto_msgTypes[18]
+	mi := &file_api_v1_signet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1497,7 @@ func (x *SVID) String() string {
 func (*SVID) ProtoMessage() {}
 
 func (x *SVID) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[18]
+	mi := &file_api_v1_signet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1510,7 @@ func (x *SVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVID.ProtoReflect.Descriptor instead.
 func (*SVID) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{18}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SVID) GetSpiffeId() string {
@@ -1464,7 +1553,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_api_v1_signet_proto_msgTypes[19]
+	mi := &file_api_v1_signet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1565,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[19]
+	mi := &file_api_v1_signet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1489,7 +1578,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{19}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1521,7 +1610,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[20]
+	mi := &file_api_v1_signet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1622,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[20]
+	mi := &file_api_v1_signet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1635,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{20}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{21}
 }
 
 type GetStatusResponse struct {
@@ -1571,7 +1660,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[21]
+	mi := &file_api_v1_signet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1672,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[21]
+	mi := &file_api_v1_signet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1685,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{21}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetStatusResponse) GetTrustDomain() string {
@@ -1705,7 +1794,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[22]
+	mi := &file_api_v1_signet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1806,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[22]
+	mi := &file_api_v1_signet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1819,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{22}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{23}
 }
 
 type GetBundleResponse struct {
@@ -1743,7 +1832,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[23]
+	mi := &file_api_v1_signet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1844,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[23]
+	mi := &file_api_v1_signet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1857,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{23}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetBundleResponse) GetTrustDomain() string {
@@ -1793,7 +1882,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[24]
+	mi := &file_api_v1_signet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1894,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[24]
+	mi := &file_api_v1_signet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,20 +1907,22 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{24}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{25}
 }
 
 type ListAuthoritiesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	Authorities   []*AuthorityInfo       `protobuf:"bytes,2,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	Authorities   []*AuthorityInfo       `protobuf:"bytes,2,rep,name=authorities,proto3" json:"authorities,omitempty"` // roots in the order of the record, then this replica's intermediates
+	Gone          []*GoneAuthority       `protobuf:"bytes,3,rep,name=gone,proto3" json:"gone,omitempty"`               // that were removed, as far as the record keeps them; the last one last
+	Announced     []*AuthorityInfo       `protobuf:"bytes,4,rep,name=announced,proto3" json:"announced,omitempty"`     // roots that the upstream tells of and that are not in the record: state "announced"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[25]
+	mi := &file_api_v1_signet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1934,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[25]
+	mi := &file_api_v1_signet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1947,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{25}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListAuthoritiesResponse) GetTrustDomain() string {
@@ -1873,25 +1964,51 @@ func (x *ListAuthoritiesResponse) GetAuthorities() []*AuthorityInfo {
 	return nil
 }
 
+func (x *ListAuthoritiesResponse) GetGone() []*GoneAuthority {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+func (x *ListAuthoritiesResponse) GetAnnounced() []*AuthorityInfo {
+	if x != nil {
+		return x.Announced
+	}
+	return nil
+}
+
 type AuthorityInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`       // lower-case hex of the subject key id
-	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`   // "root" or "intermediate"
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // of the rotation state machine; an intermediate is "active" or "retiring"
-	Subject       string                 `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
-	Parent        string                 `protobuf:"bytes,5,opt,name=parent,proto3" json:"parent,omitempty"` // id of the authority that signed it; its own for a root
-	Replica       string                 `protobuf:"bytes,6,opt,name=replica,proto3" json:"replica,omitempty"`
-	Key           string                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"` // "ECDSA P-256" and so on
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	Certificate   []byte                 `protobuf:"bytes,10,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`       // lower-case hex of the subject key id
+	Kind        string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`   // "root" or "intermediate"
+	State       string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // of the rotation state machine; an intermediate is "active" or "retiring"
+	Subject     string                 `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
+	Parent      string                 `protobuf:"bytes,5,opt,name=parent,proto3" json:"parent,omitempty"` // id of the authority that signed it; its own for a root
+	Replica     string                 `protobuf:"bytes,6,opt,name=replica,proto3" json:"replica,omitempty"`
+	Key         string                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"` // "ECDSA P-256" and so on
+	NotBefore   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Certificate []byte                 `protobuf:"bytes,10,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	// What follows is of roots alone.
+	Upstream         string                 `protobuf:"bytes,11,opt,name=upstream,proto3" json:"upstream,omitempty"`                     // the name that the configuration gives to where the key lives; empty: there is only one
+	KeySealed        bool                   `protobuf:"varint,12,opt,name=key_sealed,json=keySealed,proto3" json:"key_sealed,omitempty"` // the key is in the record, sealed
+	CrossBy          string                 `protobuf:"bytes,13,opt,name=cross_by,json=crossBy,proto3" json:"cross_by,omitempty"`        // id of the authority that cross-signed it; empty where none did
+	CrossNotAfter    *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=cross_not_after,json=crossNotAfter,proto3" json:"cross_not_after,omitempty"`
+	CrossCertificate []byte                 `protobuf:"bytes,15,opt,name=cross_certificate,json=crossCertificate,proto3" json:"cross_certificate,omitempty"` // DER
+	Since            uint64                 `protobuf:"varint,16,opt,name=since,proto3" json:"since,omitempty"`                                              // spiffe_sequence of the first bundle that holds it; 0: the first, or not known
+	PreparedAt       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=prepared_at,json=preparedAt,proto3" json:"prepared_at,omitempty"`                   // when it came into that state for the last time; unset: never, or not known
+	PublishedAt      *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	ActiveAt         *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=active_at,json=activeAt,proto3" json:"active_at,omitempty"`
+	RetiringAt       *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=retiring_at,json=retiringAt,proto3" json:"retiring_at,omitempty"`
+	TaintedAt        *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=tainted_at,json=taintedAt,proto3" json:"tainted_at,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *AuthorityInfo) Reset() {
 	*x = AuthorityInfo{}
-	mi := &file_api_v1_signet_proto_msgTypes[26]
+	mi := &file_api_v1_signet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2020,7 @@ func (x *AuthorityInfo) String() string {
 func (*AuthorityInfo) ProtoMessage() {}
 
 func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[26]
+	mi := &file_api_v1_signet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2033,7 @@ func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityInfo.ProtoReflect.Descriptor instead.
 func (*AuthorityInfo) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{26}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AuthorityInfo) GetId() string {
@@ -1989,6 +2106,160 @@ func (x *AuthorityInfo) GetCertificate() []byte {
 	return nil
 }
 
+func (x *AuthorityInfo) GetUpstream() string {
+	if x != nil {
+		return x.Upstream
+	}
+	return ""
+}
+
+func (x *AuthorityInfo) GetKeySealed() bool {
+	if x != nil {
+		return x.KeySealed
+	}
+	return false
+}
+
+func (x *AuthorityInfo) GetCrossBy() string {
+	if x != nil {
+		return x.CrossBy
+	}
+	return ""
+}
+
+func (x *AuthorityInfo) GetCrossNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CrossNotAfter
+	}
+	return nil
+}
+
+func (x *AuthorityInfo) GetCrossCertificate() []byte {
+	if x != nil {
+		return x.CrossCertificate
+	}
+	return nil
+}
+
+func (x *AuthorityInfo) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *AuthorityInfo) GetPreparedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PreparedAt
+	}
+	return nil
+}
+
+func (x *AuthorityInfo) GetPublishedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PublishedAt
+	}
+	return nil
+}
+
+func (x *AuthorityInfo) GetActiveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ActiveAt
+	}
+	return nil
+}
+
+func (x *AuthorityInfo) GetRetiringAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetiringAt
+	}
+	return nil
+}
+
+func (x *AuthorityInfo) GetTaintedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TaintedAt
+	}
+	return nil
+}
+
+// GoneAuthority is a root that nobody trusts any more.
+type GoneAuthority struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`     // lower-case hex of the subject key id
+	Hash          string                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"` // SHA-256 of its certificate, lower-case hex
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`     // when it went
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Tainted       bool                   `protobuf:"varint,5,opt,name=tainted,proto3" json:"tainted,omitempty"` // it was compromised
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GoneAuthority) Reset() {
+	*x = GoneAuthority{}
+	mi := &file_api_v1_signet_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GoneAuthority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GoneAuthority) ProtoMessage() {}
+
+func (x *GoneAuthority) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GoneAuthority.ProtoReflect.Descriptor instead.
+func (*GoneAuthority) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *GoneAuthority) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GoneAuthority) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *GoneAuthority) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *GoneAuthority) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *GoneAuthority) GetTainted() bool {
+	if x != nil {
+		return x.Tainted
+	}
+	return false
+}
+
 type ListSVIDsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`               // empty: all
@@ -1999,7 +2270,7 @@ type ListSVIDsRequest struct {
 
 func (x *ListSVIDsRequest) Reset() {
 	*x = ListSVIDsRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[27]
+	mi := &file_api_v1_signet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2282,7 @@ func (x *ListSVIDsRequest) String() string {
 func (*ListSVIDsRequest) ProtoMessage() {}
 
 func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[27]
+	mi := &file_api_v1_signet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2295,7 @@ func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*ListSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{27}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListSVIDsRequest) GetNamespace() string {
@@ -2050,7 +2321,7 @@ type ListSVIDsResponse struct {
 
 func (x *ListSVIDsResponse) Reset() {
 	*x = ListSVIDsResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[28]
+	mi := &file_api_v1_signet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2333,7 @@ func (x *ListSVIDsResponse) String() string {
 func (*ListSVIDsResponse) ProtoMessage() {}
 
 func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[28]
+	mi := &file_api_v1_signet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2346,7 @@ func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*ListSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{28}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListSVIDsResponse) GetHoldings() []*NodeHolding {
@@ -2097,7 +2368,7 @@ type NodeHolding struct {
 
 func (x *NodeHolding) Reset() {
 	*x = NodeHolding{}
-	mi := &file_api_v1_signet_proto_msgTypes[29]
+	mi := &file_api_v1_signet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2380,7 @@ func (x *NodeHolding) String() string {
 func (*NodeHolding) ProtoMessage() {}
 
 func (x *NodeHolding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[29]
+	mi := &file_api_v1_signet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2393,7 @@ func (x *NodeHolding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHolding.ProtoReflect.Descriptor instead.
 func (*NodeHolding) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{29}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NodeHolding) GetNode() string {
@@ -2174,7 +2445,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[30]
+	mi := &file_api_v1_signet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2457,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[30]
+	mi := &file_api_v1_signet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2470,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{30}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListAuditRequest) GetSpiffeId() string {
@@ -2296,7 +2567,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[31]
+	mi := &file_api_v1_signet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2579,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[31]
+	mi := &file_api_v1_signet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2592,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{31}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2369,7 +2640,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_api_v1_signet_proto_msgTypes[32]
+	mi := &file_api_v1_signet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2652,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[32]
+	mi := &file_api_v1_signet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2665,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{32}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AuditEntry) GetSource() string {
@@ -2594,7 +2865,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[33]
+	mi := &file_api_v1_signet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2877,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[33]
+	mi := &file_api_v1_signet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2890,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{33}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{35}
 }
 
 type ListNodesResponse struct {
@@ -2631,7 +2902,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[34]
+	mi := &file_api_v1_signet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2914,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[34]
+	mi := &file_api_v1_signet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2927,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{34}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2690,7 +2961,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_v1_signet_proto_msgTypes[35]
+	mi := &file_api_v1_signet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +2973,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[35]
+	mi := &file_api_v1_signet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +2986,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{35}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -2815,7 +3086,7 @@ type Ban struct {
 
 func (x *Ban) Reset() {
 	*x = Ban{}
-	mi := &file_api_v1_signet_proto_msgTypes[36]
+	mi := &file_api_v1_signet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2827,7 +3098,7 @@ func (x *Ban) String() string {
 func (*Ban) ProtoMessage() {}
 
 func (x *Ban) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[36]
+	mi := &file_api_v1_signet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2840,7 +3111,7 @@ func (x *Ban) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ban.ProtoReflect.Descriptor instead.
 func (*Ban) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{36}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Ban) GetAt() *timestamppb.Timestamp {
@@ -2883,7 +3154,7 @@ type BanNodeRequest struct {
 
 func (x *BanNodeRequest) Reset() {
 	*x = BanNodeRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[37]
+	mi := &file_api_v1_signet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3166,7 @@ func (x *BanNodeRequest) String() string {
 func (*BanNodeRequest) ProtoMessage() {}
 
 func (x *BanNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[37]
+	mi := &file_api_v1_signet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3179,7 @@ func (x *BanNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanNodeRequest.ProtoReflect.Descriptor instead.
 func (*BanNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{37}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BanNodeRequest) GetNode() string {
@@ -2951,7 +3222,7 @@ type BanNodeResponse struct {
 
 func (x *BanNodeResponse) Reset() {
 	*x = BanNodeResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[38]
+	mi := &file_api_v1_signet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3234,7 @@ func (x *BanNodeResponse) String() string {
 func (*BanNodeResponse) ProtoMessage() {}
 
 func (x *BanNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[38]
+	mi := &file_api_v1_signet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3247,7 @@ func (x *BanNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanNodeResponse.ProtoReflect.Descriptor instead.
 func (*BanNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{38}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BanNodeResponse) GetNode() *NodeInfo {
@@ -3019,7 +3290,7 @@ type AllowNodeRequest struct {
 
 func (x *AllowNodeRequest) Reset() {
 	*x = AllowNodeRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[39]
+	mi := &file_api_v1_signet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3302,7 @@ func (x *AllowNodeRequest) String() string {
 func (*AllowNodeRequest) ProtoMessage() {}
 
 func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[39]
+	mi := &file_api_v1_signet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3315,7 @@ func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeRequest.ProtoReflect.Descriptor instead.
 func (*AllowNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{39}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AllowNodeRequest) GetNode() string {
@@ -3086,7 +3357,7 @@ type AllowNodeResponse struct {
 
 func (x *AllowNodeResponse) Reset() {
 	*x = AllowNodeResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[40]
+	mi := &file_api_v1_signet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3369,7 @@ func (x *AllowNodeResponse) String() string {
 func (*AllowNodeResponse) ProtoMessage() {}
 
 func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[40]
+	mi := &file_api_v1_signet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3382,7 @@ func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeResponse.ProtoReflect.Descriptor instead.
 func (*AllowNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{40}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AllowNodeResponse) GetNode() *NodeInfo {
@@ -3135,11 +3406,2524 @@ func (x *AllowNodeResponse) GetCorrelationId() string {
 	return ""
 }
 
+// RotationLimits is how long a step waits; what is unset has its default.
+type RotationLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counted from the publication of a new root that is cross-signed by the old one: who does not have it then is passed over.
+	// In an emergency: whether it is or not, and how long the reissue may take. Default 1 h, in an emergency 1 min.
+	Straggler *durationpb.Duration `protobuf:"bytes,1,opt,name=straggler,proto3" json:"straggler,omitempty"`
+	// For those who cannot acknowledge, counted from when the bundle was brought to them. Default 5 min.
+	Soak          *durationpb.Duration `protobuf:"bytes,2,opt,name=soak,proto3" json:"soak,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationLimits) Reset() {
+	*x = RotationLimits{}
+	mi := &file_api_v1_signet_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationLimits) ProtoMessage() {}
+
+func (x *RotationLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationLimits.ProtoReflect.Descriptor instead.
+func (*RotationLimits) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RotationLimits) GetStraggler() *durationpb.Duration {
+	if x != nil {
+		return x.Straggler
+	}
+	return nil
+}
+
+func (x *RotationLimits) GetSoak() *durationpb.Duration {
+	if x != nil {
+		return x.Soak
+	}
+	return nil
+}
+
+// RotationBlocker is somebody or something that a step waits for, or would have waited for.
+type RotationBlocker struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Kind      string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`       // "agent", "pod", "copy", "replica", "leaves", "authority", "clock", "absence"; readers must expect others
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // "node/NAME", "pod/NAMESPACE/NAME", "replica/NAME" and so on: what people are told, and what ForceStep takes
+	Cluster   string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"` // of an agent or a pod: issuer
+	Node      string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	NodeUid   string                 `protobuf:"bytes,5,opt,name=node_uid,json=nodeUid,proto3" json:"node_uid,omitempty"`
+	Namespace string                 `protobuf:"bytes,6,opt,name=namespace,proto3" json:"namespace,omitempty"` // of a pod
+	Pod       string                 `protobuf:"bytes,7,opt,name=pod,proto3" json:"pod,omitempty"`
+	PodUid    string                 `protobuf:"bytes,8,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	Why       string                 `protobuf:"bytes,9,opt,name=why,proto3" json:"why,omitempty"`      // what is missing
+	Nack      string                 `protobuf:"bytes,10,opt,name=nack,proto3" json:"nack,omitempty"`   // of a pod: its proxy's own words; never trusted
+	Until     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=until,proto3" json:"until,omitempty"` // when it ends by itself; unset: nobody knows
+	// Why it does not hold up the step: "excused", "straggler", "unproven", "overdue", "expired", "urgent", "forced". Empty: it does.
+	Pass          string `protobuf:"bytes,12,opt,name=pass,proto3" json:"pass,omitempty"`
+	Hard          bool   `protobuf:"varint,13,opt,name=hard,proto3" json:"hard,omitempty"` // nobody can force the step over it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationBlocker) Reset() {
+	*x = RotationBlocker{}
+	mi := &file_api_v1_signet_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationBlocker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationBlocker) ProtoMessage() {}
+
+func (x *RotationBlocker) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationBlocker.ProtoReflect.Descriptor instead.
+func (*RotationBlocker) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *RotationBlocker) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetNodeUid() string {
+	if x != nil {
+		return x.NodeUid
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetNack() string {
+	if x != nil {
+		return x.Nack
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *RotationBlocker) GetPass() string {
+	if x != nil {
+		return x.Pass
+	}
+	return ""
+}
+
+func (x *RotationBlocker) GetHard() bool {
+	if x != nil {
+		return x.Hard
+	}
+	return false
+}
+
+// RotationGate is a step that the states of the authorities allow, and who is not ready for it.
+type RotationGate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Do            string                 `protobuf:"bytes,1,opt,name=do,proto3" json:"do,omitempty"`               // "publish", "activate", "remove"
+	Authority     string                 `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"` // id
+	Blocking      uint32                 `protobuf:"varint,3,opt,name=blocking,proto3" json:"blocking,omitempty"`  // how many stand in the way; 0: it is about to be taken
+	Passed        uint32                 `protobuf:"varint,4,opt,name=passed,proto3" json:"passed,omitempty"`      // how many are not ready and do not stand in the way
+	Blockers      []*RotationBlocker     `protobuf:"bytes,5,rep,name=blockers,proto3" json:"blockers,omitempty"`   // those who stand in the way first; at most 500
+	Forcible      bool                   `protobuf:"varint,6,opt,name=forcible,proto3" json:"forcible,omitempty"`  // nobody among those who stand in the way is hard
+	Digest        []byte                 `protobuf:"bytes,7,opt,name=digest,proto3" json:"digest,omitempty"`       // of the names of those who stand in the way: for ForceStep, where they are too many to be named
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationGate) Reset() {
+	*x = RotationGate{}
+	mi := &file_api_v1_signet_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationGate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationGate) ProtoMessage() {}
+
+func (x *RotationGate) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationGate.ProtoReflect.Descriptor instead.
+func (*RotationGate) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RotationGate) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
+func (x *RotationGate) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *RotationGate) GetBlocking() uint32 {
+	if x != nil {
+		return x.Blocking
+	}
+	return 0
+}
+
+func (x *RotationGate) GetPassed() uint32 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
+}
+
+func (x *RotationGate) GetBlockers() []*RotationBlocker {
+	if x != nil {
+		return x.Blockers
+	}
+	return nil
+}
+
+func (x *RotationGate) GetForcible() bool {
+	if x != nil {
+		return x.Forcible
+	}
+	return false
+}
+
+func (x *RotationGate) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+// RotationRoot is a root as people are told of it.
+type RotationRoot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationRoot) Reset() {
+	*x = RotationRoot{}
+	mi := &file_api_v1_signet_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationRoot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationRoot) ProtoMessage() {}
+
+func (x *RotationRoot) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationRoot.ProtoReflect.Descriptor instead.
+func (*RotationRoot) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RotationRoot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RotationRoot) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *RotationRoot) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+// RotationOperation is a rotation under way, or one that ended.
+type RotationOperation struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind        string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // "planned", "switch", "emergency"
+	By          string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`     // who began it
+	Why         string                 `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	Automatic   bool                   `protobuf:"varint,5,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	Begun       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=begun,proto3" json:"begun,omitempty"`
+	Authority   string                 `protobuf:"bytes,7,opt,name=authority,proto3" json:"authority,omitempty"`     // id of the root that is or will be active
+	Replaces    string                 `protobuf:"bytes,8,opt,name=replaces,proto3" json:"replaces,omitempty"`       // id of the root that was
+	Compromised []string               `protobuf:"bytes,9,rep,name=compromised,proto3" json:"compromised,omitempty"` // ids
+	Limits      *RotationLimits        `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
+	Latest      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=latest,proto3" json:"latest,omitempty"`                           // from when an automatic one waits for nobody, unless most agents are away
+	RolledBack  *RotationWord          `protobuf:"bytes,12,opt,name=rolled_back,json=rolledBack,proto3" json:"rolled_back,omitempty"` // unset while nobody did
+	Forced      []*RotationOverride    `protobuf:"bytes,13,rep,name=forced,proto3" json:"forced,omitempty"`
+	// Of one that ended.
+	Ended         *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=ended,proto3" json:"ended,omitempty"`
+	Outcome       string                 `protobuf:"bytes,15,opt,name=outcome,proto3" json:"outcome,omitempty"` // "done", "aborted", "rolled-back", "superseded"; empty while it is under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationOperation) Reset() {
+	*x = RotationOperation{}
+	mi := &file_api_v1_signet_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationOperation) ProtoMessage() {}
+
+func (x *RotationOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationOperation.ProtoReflect.Descriptor instead.
+func (*RotationOperation) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *RotationOperation) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RotationOperation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RotationOperation) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *RotationOperation) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *RotationOperation) GetAutomatic() bool {
+	if x != nil {
+		return x.Automatic
+	}
+	return false
+}
+
+func (x *RotationOperation) GetBegun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Begun
+	}
+	return nil
+}
+
+func (x *RotationOperation) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *RotationOperation) GetReplaces() string {
+	if x != nil {
+		return x.Replaces
+	}
+	return ""
+}
+
+func (x *RotationOperation) GetCompromised() []string {
+	if x != nil {
+		return x.Compromised
+	}
+	return nil
+}
+
+func (x *RotationOperation) GetLimits() *RotationLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *RotationOperation) GetLatest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+func (x *RotationOperation) GetRolledBack() *RotationWord {
+	if x != nil {
+		return x.RolledBack
+	}
+	return nil
+}
+
+func (x *RotationOperation) GetForced() []*RotationOverride {
+	if x != nil {
+		return x.Forced
+	}
+	return nil
+}
+
+func (x *RotationOperation) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *RotationOperation) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+type RotationWord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	By            string                 `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationWord) Reset() {
+	*x = RotationWord{}
+	mi := &file_api_v1_signet_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationWord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationWord) ProtoMessage() {}
+
+func (x *RotationWord) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationWord.ProtoReflect.Descriptor instead.
+func (*RotationWord) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *RotationWord) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *RotationWord) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *RotationWord) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+// RotationOverride is a step that somebody took over those who stood in the way.
+type RotationOverride struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Do            string                 `protobuf:"bytes,1,opt,name=do,proto3" json:"do,omitempty"`
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	Count         uint32                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationOverride) Reset() {
+	*x = RotationOverride{}
+	mi := &file_api_v1_signet_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationOverride) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationOverride) ProtoMessage() {}
+
+func (x *RotationOverride) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationOverride.ProtoReflect.Descriptor instead.
+func (*RotationOverride) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *RotationOverride) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
+func (x *RotationOverride) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *RotationOverride) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *RotationOverride) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type RotationExcuse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         string                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`     // "node", "namespace", "pod"
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"` // issuer; empty: any
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`       // of a node or its UID; of a namespace; of a pod NAMESPACE/NAME or its UID
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationExcuse) Reset() {
+	*x = RotationExcuse{}
+	mi := &file_api_v1_signet_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationExcuse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationExcuse) ProtoMessage() {}
+
+func (x *RotationExcuse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationExcuse.ProtoReflect.Descriptor instead.
+func (*RotationExcuse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *RotationExcuse) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *RotationExcuse) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *RotationExcuse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationExcuse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RotationExcuse) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *RotationExcuse) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *RotationExcuse) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// RotationReplica is a CA replica as a rotation sees it.
+type RotationReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Reachable     bool                   `protobuf:"varint,2,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	Signs         string                 `protobuf:"bytes,3,opt,name=signs,proto3" json:"signs,omitempty"`                  // id of the root under which its next intermediate is minted
+	Intermediates uint32                 `protobuf:"varint,4,opt,name=intermediates,proto3" json:"intermediates,omitempty"` // that it may have
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationReplica) Reset() {
+	*x = RotationReplica{}
+	mi := &file_api_v1_signet_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationReplica) ProtoMessage() {}
+
+func (x *RotationReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationReplica.ProtoReflect.Descriptor instead.
+func (*RotationReplica) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RotationReplica) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationReplica) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
+func (x *RotationReplica) GetSigns() string {
+	if x != nil {
+		return x.Signs
+	}
+	return ""
+}
+
+func (x *RotationReplica) GetIntermediates() uint32 {
+	if x != nil {
+		return x.Intermediates
+	}
+	return 0
+}
+
+// RotationSchedule is when the active root is replaced by itself.
+type RotationSchedule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prepare       *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=prepare,proto3" json:"prepare,omitempty"`
+	Latest        *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=latest,proto3" json:"latest,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	Automatic     bool                   `protobuf:"varint,4,opt,name=automatic,proto3" json:"automatic,omitempty"` // it is, unless the configuration says otherwise
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationSchedule) Reset() {
+	*x = RotationSchedule{}
+	mi := &file_api_v1_signet_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationSchedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationSchedule) ProtoMessage() {}
+
+func (x *RotationSchedule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationSchedule.ProtoReflect.Descriptor instead.
+func (*RotationSchedule) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *RotationSchedule) GetPrepare() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Prepare
+	}
+	return nil
+}
+
+func (x *RotationSchedule) GetLatest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+func (x *RotationSchedule) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *RotationSchedule) GetAutomatic() bool {
+	if x != nil {
+		return x.Automatic
+	}
+	return false
+}
+
+// RotationForecast is what a rotation would do, or has left to do. Nothing is decided by it.
+type RotationForecast struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Operation     string                  `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"` // id of the one under way; empty: it is about one that would begin now
+	Kind          string                  `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Active        *RotationRoot           `protobuf:"bytes,3,opt,name=active,proto3" json:"active,omitempty"`
+	Next          *RotationRoot           `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`                      // unset where it is yet to be made
+	Cross         bool                    `protobuf:"varint,5,opt,name=cross,proto3" json:"cross,omitempty"`                   // chains carry, or can carry, the new root signed by the old one
+	NoCross       string                  `protobuf:"bytes,6,opt,name=no_cross,json=noCross,proto3" json:"no_cross,omitempty"` // why not
+	Replicas      uint32                  `protobuf:"varint,7,opt,name=replicas,proto3" json:"replicas,omitempty"`             // who is affected: what lives now
+	Agents        uint32                  `protobuf:"varint,8,opt,name=agents,proto3" json:"agents,omitempty"`
+	Pods          uint32                  `protobuf:"varint,9,opt,name=pods,proto3" json:"pods,omitempty"`
+	Streams       uint32                  `protobuf:"varint,10,opt,name=streams,proto3" json:"streams,omitempty"`
+	Missing       []*RotationBlocker      `protobuf:"bytes,11,rep,name=missing,proto3" json:"missing,omitempty"` // who would stand in the way; at most 500
+	MissingCount  uint32                  `protobuf:"varint,12,opt,name=missing_count,json=missingCount,proto3" json:"missing_count,omitempty"`
+	Unproven      []*RotationBlocker      `protobuf:"bytes,13,rep,name=unproven,proto3" json:"unproven,omitempty"` // who cannot acknowledge; at most 500
+	UnprovenCount uint32                  `protobuf:"varint,14,opt,name=unproven_count,json=unprovenCount,proto3" json:"unproven_count,omitempty"`
+	Steps         []*RotationForecastStep `protobuf:"bytes,15,rep,name=steps,proto3" json:"steps,omitempty"`
+	// Of an emergency: how many pods have an SVID under the compromised root, so that they lose mTLS where they are not reissued.
+	Losing        uint32 `protobuf:"varint,16,opt,name=losing,proto3" json:"losing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationForecast) Reset() {
+	*x = RotationForecast{}
+	mi := &file_api_v1_signet_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationForecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationForecast) ProtoMessage() {}
+
+func (x *RotationForecast) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationForecast.ProtoReflect.Descriptor instead.
+func (*RotationForecast) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *RotationForecast) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *RotationForecast) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RotationForecast) GetActive() *RotationRoot {
+	if x != nil {
+		return x.Active
+	}
+	return nil
+}
+
+func (x *RotationForecast) GetNext() *RotationRoot {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *RotationForecast) GetCross() bool {
+	if x != nil {
+		return x.Cross
+	}
+	return false
+}
+
+func (x *RotationForecast) GetNoCross() string {
+	if x != nil {
+		return x.NoCross
+	}
+	return ""
+}
+
+func (x *RotationForecast) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *RotationForecast) GetAgents() uint32 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
+func (x *RotationForecast) GetPods() uint32 {
+	if x != nil {
+		return x.Pods
+	}
+	return 0
+}
+
+func (x *RotationForecast) GetStreams() uint32 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+func (x *RotationForecast) GetMissing() []*RotationBlocker {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *RotationForecast) GetMissingCount() uint32 {
+	if x != nil {
+		return x.MissingCount
+	}
+	return 0
+}
+
+func (x *RotationForecast) GetUnproven() []*RotationBlocker {
+	if x != nil {
+		return x.Unproven
+	}
+	return nil
+}
+
+func (x *RotationForecast) GetUnprovenCount() uint32 {
+	if x != nil {
+		return x.UnprovenCount
+	}
+	return 0
+}
+
+func (x *RotationForecast) GetSteps() []*RotationForecastStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *RotationForecast) GetLosing() uint32 {
+	if x != nil {
+		return x.Losing
+	}
+	return 0
+}
+
+type RotationForecastStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Do            string                 `protobuf:"bytes,1,opt,name=do,proto3" json:"do,omitempty"`
+	Authority     string                 `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"` // id; empty where its root is yet to be made
+	Earliest      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=earliest,proto3" json:"earliest,omitempty"`   // if everybody answers at once
+	Latest        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=latest,proto3" json:"latest,omitempty"`       // though somebody does not; unset: it waits until somebody decides
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationForecastStep) Reset() {
+	*x = RotationForecastStep{}
+	mi := &file_api_v1_signet_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationForecastStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationForecastStep) ProtoMessage() {}
+
+func (x *RotationForecastStep) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationForecastStep.ProtoReflect.Descriptor instead.
+func (*RotationForecastStep) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RotationForecastStep) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
+func (x *RotationForecastStep) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *RotationForecastStep) GetEarliest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Earliest
+	}
+	return nil
+}
+
+func (x *RotationForecastStep) GetLatest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+// Rotation is where the rotation stands.
+type Rotation struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Replica     string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"` // who answers
+	Epoch       uint32                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`    // of the bundle
+	Number      uint32                 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	Now         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=now,proto3" json:"now,omitempty"`             // by the CA's clock
+	Operation   *RotationOperation     `protobuf:"bytes,6,opt,name=operation,proto3" json:"operation,omitempty"` // unset while there is none
+	Gates       []*RotationGate        `protobuf:"bytes,7,rep,name=gates,proto3" json:"gates,omitempty"`         // steps to take next, in the order in which they are wanted
+	Forecast    *RotationForecast      `protobuf:"bytes,8,opt,name=forecast,proto3" json:"forecast,omitempty"`   // what is left to do; unset while there is none
+	Authorities []*RotationRoot        `protobuf:"bytes,9,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	Replicas    []*RotationReplica     `protobuf:"bytes,10,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// How far it has come: of agents and pods that live, those that hold and have acknowledged the bundle of this generation.
+	Agents          uint32               `protobuf:"varint,11,opt,name=agents,proto3" json:"agents,omitempty"`
+	AgentsHolding   uint32               `protobuf:"varint,12,opt,name=agents_holding,json=agentsHolding,proto3" json:"agents_holding,omitempty"`
+	Pods            uint32               `protobuf:"varint,13,opt,name=pods,proto3" json:"pods,omitempty"`
+	PodsHolding     uint32               `protobuf:"varint,14,opt,name=pods_holding,json=podsHolding,proto3" json:"pods_holding,omitempty"`             // those included that have nothing to acknowledge
+	PodsCompromised uint32               `protobuf:"varint,15,opt,name=pods_compromised,json=podsCompromised,proto3" json:"pods_compromised,omitempty"` // that have an SVID under a compromised root
+	Excuses         []*RotationExcuse    `protobuf:"bytes,16,rep,name=excuses,proto3" json:"excuses,omitempty"`
+	Past            []*RotationOperation `protobuf:"bytes,17,rep,name=past,proto3" json:"past,omitempty"` // that ended, the latest last
+	Schedule        *RotationSchedule    `protobuf:"bytes,18,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// What keeps the CA from deciding or from storing what it decided; empty while nothing does. The reason is of the closed table.
+	TroubleReason string `protobuf:"bytes,19,opt,name=trouble_reason,json=troubleReason,proto3" json:"trouble_reason,omitempty"`
+	Trouble       string `protobuf:"bytes,20,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rotation) Reset() {
+	*x = Rotation{}
+	mi := &file_api_v1_signet_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rotation) ProtoMessage() {}
+
+func (x *Rotation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rotation.ProtoReflect.Descriptor instead.
+func (*Rotation) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Rotation) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *Rotation) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Rotation) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Rotation) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Rotation) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *Rotation) GetOperation() *RotationOperation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *Rotation) GetGates() []*RotationGate {
+	if x != nil {
+		return x.Gates
+	}
+	return nil
+}
+
+func (x *Rotation) GetForecast() *RotationForecast {
+	if x != nil {
+		return x.Forecast
+	}
+	return nil
+}
+
+func (x *Rotation) GetAuthorities() []*RotationRoot {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *Rotation) GetReplicas() []*RotationReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Rotation) GetAgents() uint32 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
+func (x *Rotation) GetAgentsHolding() uint32 {
+	if x != nil {
+		return x.AgentsHolding
+	}
+	return 0
+}
+
+func (x *Rotation) GetPods() uint32 {
+	if x != nil {
+		return x.Pods
+	}
+	return 0
+}
+
+func (x *Rotation) GetPodsHolding() uint32 {
+	if x != nil {
+		return x.PodsHolding
+	}
+	return 0
+}
+
+func (x *Rotation) GetPodsCompromised() uint32 {
+	if x != nil {
+		return x.PodsCompromised
+	}
+	return 0
+}
+
+func (x *Rotation) GetExcuses() []*RotationExcuse {
+	if x != nil {
+		return x.Excuses
+	}
+	return nil
+}
+
+func (x *Rotation) GetPast() []*RotationOperation {
+	if x != nil {
+		return x.Past
+	}
+	return nil
+}
+
+func (x *Rotation) GetSchedule() *RotationSchedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+func (x *Rotation) GetTroubleReason() string {
+	if x != nil {
+		return x.TroubleReason
+	}
+	return ""
+}
+
+func (x *Rotation) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
+type PlanRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limits        *RotationLimits        `protobuf:"bytes,1,opt,name=limits,proto3" json:"limits,omitempty"`
+	Emergency     bool                   `protobuf:"varint,2,opt,name=emergency,proto3" json:"emergency,omitempty"`    // about a compromised root
+	Compromised   string                 `protobuf:"bytes,3,opt,name=compromised,proto3" json:"compromised,omitempty"` // its id, or the beginning of it if that is 8 digits at least; empty: the active one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRotationRequest) Reset() {
+	*x = PlanRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRotationRequest) ProtoMessage() {}
+
+func (x *PlanRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRotationRequest.ProtoReflect.Descriptor instead.
+func (*PlanRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *PlanRotationRequest) GetLimits() *RotationLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *PlanRotationRequest) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
+}
+
+func (x *PlanRotationRequest) GetCompromised() string {
+	if x != nil {
+		return x.Compromised
+	}
+	return ""
+}
+
+type PlanRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Epoch         uint32                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Number        uint32                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
+	Now           *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=now,proto3" json:"now,omitempty"`
+	Forecast      *RotationForecast      `protobuf:"bytes,5,opt,name=forecast,proto3" json:"forecast,omitempty"`
+	CanMake       bool                   `protobuf:"varint,6,opt,name=can_make,json=canMake,proto3" json:"can_make,omitempty"`         // the CA can make the new root itself, or its upstream has one for it
+	CannotMake    string                 `protobuf:"bytes,7,opt,name=cannot_make,json=cannotMake,proto3" json:"cannot_make,omitempty"` // why not
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRotationResponse) Reset() {
+	*x = PlanRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRotationResponse) ProtoMessage() {}
+
+func (x *PlanRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRotationResponse.ProtoReflect.Descriptor instead.
+func (*PlanRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *PlanRotationResponse) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *PlanRotationResponse) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PlanRotationResponse) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *PlanRotationResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *PlanRotationResponse) GetForecast() *RotationForecast {
+	if x != nil {
+		return x.Forecast
+	}
+	return nil
+}
+
+func (x *PlanRotationResponse) GetCanMake() bool {
+	if x != nil {
+		return x.CanMake
+	}
+	return false
+}
+
+func (x *PlanRotationResponse) GetCannotMake() string {
+	if x != nil {
+		return x.CannotMake
+	}
+	return ""
+}
+
+type StartRotationRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Operation string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"` // its id, drawn by the caller: 1 to 64 of a-z, 0-9 and -
+	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`       // at most 256 bytes
+	Limits    *RotationLimits        `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Begin although the new root cannot be cross-signed by the old one: then nobody is passed over for being late. Without it
+	// the call is refused with UPSTREAM_CROSS.
+	WithoutCross  bool `protobuf:"varint,4,opt,name=without_cross,json=withoutCross,proto3" json:"without_cross,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRotationRequest) Reset() {
+	*x = StartRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRotationRequest) ProtoMessage() {}
+
+func (x *StartRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRotationRequest.ProtoReflect.Descriptor instead.
+func (*StartRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *StartRotationRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *StartRotationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StartRotationRequest) GetLimits() *RotationLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *StartRotationRequest) GetWithoutCross() bool {
+	if x != nil {
+		return x.WithoutCross
+	}
+	return false
+}
+
+type StartRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`                                 // it was not begun before
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"` // under which it is on record; empty where nothing was changed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRotationResponse) Reset() {
+	*x = StartRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRotationResponse) ProtoMessage() {}
+
+func (x *StartRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRotationResponse.ProtoReflect.Descriptor instead.
+func (*StartRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *StartRotationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *StartRotationResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *StartRotationResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+type RotationStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationStatusRequest) Reset() {
+	*x = RotationStatusRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationStatusRequest) ProtoMessage() {}
+
+func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationStatusRequest.ProtoReflect.Descriptor instead.
+func (*RotationStatusRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{60}
+}
+
+type RotationStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationStatusResponse) Reset() {
+	*x = RotationStatusResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationStatusResponse) ProtoMessage() {}
+
+func (x *RotationStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationStatusResponse.ProtoReflect.Descriptor instead.
+func (*RotationStatusResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *RotationStatusResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+type WatchRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRotationRequest) Reset() {
+	*x = WatchRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRotationRequest) ProtoMessage() {}
+
+func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRotationRequest.ProtoReflect.Descriptor instead.
+func (*WatchRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{62}
+}
+
+type WatchRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRotationResponse) Reset() {
+	*x = WatchRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRotationResponse) ProtoMessage() {}
+
+func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRotationResponse.ProtoReflect.Descriptor instead.
+func (*WatchRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *WatchRotationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+type ExcuseRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         string                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"` // "node", "namespace", "pod"
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`   // required; at most 256 bytes
+	Lasting       *durationpb.Duration   `protobuf:"bytes,5,opt,name=lasting,proto3" json:"lasting,omitempty"` // at most 30 days
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExcuseRotationRequest) Reset() {
+	*x = ExcuseRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExcuseRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExcuseRotationRequest) ProtoMessage() {}
+
+func (x *ExcuseRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExcuseRotationRequest.ProtoReflect.Descriptor instead.
+func (*ExcuseRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ExcuseRotationRequest) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *ExcuseRotationRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ExcuseRotationRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExcuseRotationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExcuseRotationRequest) GetLasting() *durationpb.Duration {
+	if x != nil {
+		return x.Lasting
+	}
+	return nil
+}
+
+type ExcuseRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExcuseRotationResponse) Reset() {
+	*x = ExcuseRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExcuseRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExcuseRotationResponse) ProtoMessage() {}
+
+func (x *ExcuseRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExcuseRotationResponse.ProtoReflect.Descriptor instead.
+func (*ExcuseRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ExcuseRotationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *ExcuseRotationResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *ExcuseRotationResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+type UnexcuseRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         string                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnexcuseRotationRequest) Reset() {
+	*x = UnexcuseRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnexcuseRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnexcuseRotationRequest) ProtoMessage() {}
+
+func (x *UnexcuseRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnexcuseRotationRequest.ProtoReflect.Descriptor instead.
+func (*UnexcuseRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *UnexcuseRotationRequest) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *UnexcuseRotationRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *UnexcuseRotationRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UnexcuseRotationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type UnexcuseRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnexcuseRotationResponse) Reset() {
+	*x = UnexcuseRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnexcuseRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnexcuseRotationResponse) ProtoMessage() {}
+
+func (x *UnexcuseRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnexcuseRotationResponse.ProtoReflect.Descriptor instead.
+func (*UnexcuseRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *UnexcuseRotationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *UnexcuseRotationResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *UnexcuseRotationResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+type AbortRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"` // id
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortRotationRequest) Reset() {
+	*x = AbortRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortRotationRequest) ProtoMessage() {}
+
+func (x *AbortRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortRotationRequest.ProtoReflect.Descriptor instead.
+func (*AbortRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *AbortRotationRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *AbortRotationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type AbortRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortRotationResponse) Reset() {
+	*x = AbortRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortRotationResponse) ProtoMessage() {}
+
+func (x *AbortRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortRotationResponse.ProtoReflect.Descriptor instead.
+func (*AbortRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *AbortRotationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *AbortRotationResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *AbortRotationResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+type RollbackRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"` // id
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRotationRequest) Reset() {
+	*x = RollbackRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRotationRequest) ProtoMessage() {}
+
+func (x *RollbackRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRotationRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *RollbackRotationRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *RollbackRotationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RollbackRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRotationResponse) Reset() {
+	*x = RollbackRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRotationResponse) ProtoMessage() {}
+
+func (x *RollbackRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRotationResponse.ProtoReflect.Descriptor instead.
+func (*RollbackRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *RollbackRotationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *RollbackRotationResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *RollbackRotationResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+type EmergencyRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`     // id, drawn by the caller
+	Compromised   string                 `protobuf:"bytes,2,opt,name=compromised,proto3" json:"compromised,omitempty"` // as in PlanRotationRequest
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Limits        *RotationLimits        `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
+	Losing        uint32                 `protobuf:"varint,5,opt,name=losing,proto3" json:"losing,omitempty"` // the number that he was told and typed; goes on record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmergencyRotationRequest) Reset() {
+	*x = EmergencyRotationRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmergencyRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmergencyRotationRequest) ProtoMessage() {}
+
+func (x *EmergencyRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmergencyRotationRequest.ProtoReflect.Descriptor instead.
+func (*EmergencyRotationRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *EmergencyRotationRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *EmergencyRotationRequest) GetCompromised() string {
+	if x != nil {
+		return x.Compromised
+	}
+	return ""
+}
+
+func (x *EmergencyRotationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EmergencyRotationRequest) GetLimits() *RotationLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *EmergencyRotationRequest) GetLosing() uint32 {
+	if x != nil {
+		return x.Losing
+	}
+	return 0
+}
+
+type EmergencyRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmergencyRotationResponse) Reset() {
+	*x = EmergencyRotationResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmergencyRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmergencyRotationResponse) ProtoMessage() {}
+
+func (x *EmergencyRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmergencyRotationResponse.ProtoReflect.Descriptor instead.
+func (*EmergencyRotationResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *EmergencyRotationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *EmergencyRotationResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *EmergencyRotationResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+// ForceStepRequest names the step and who stands in its way: all of them, by their names or by the digest of those.
+type ForceStepRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"` // id
+	Do            string                 `protobuf:"bytes,2,opt,name=do,proto3" json:"do,omitempty"`
+	Authority     string                 `protobuf:"bytes,3,opt,name=authority,proto3" json:"authority,omitempty"` // id
+	Names         []string               `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"`
+	Digest        []byte                 `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"` // as RotationGate has it, in place of names
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceStepRequest) Reset() {
+	*x = ForceStepRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceStepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceStepRequest) ProtoMessage() {}
+
+func (x *ForceStepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceStepRequest.ProtoReflect.Descriptor instead.
+func (*ForceStepRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ForceStepRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *ForceStepRequest) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
+func (x *ForceStepRequest) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *ForceStepRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ForceStepRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *ForceStepRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ForceStepResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceStepResponse) Reset() {
+	*x = ForceStepResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceStepResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceStepResponse) ProtoMessage() {}
+
+func (x *ForceStepResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceStepResponse.ProtoReflect.Descriptor instead.
+func (*ForceStepResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ForceStepResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *ForceStepResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *ForceStepResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
 var File_api_v1_signet_proto protoreflect.FileDescriptor
 
 const file_api_v1_signet_proto_rawDesc = "" +
 	"\n" +
-	"\x13api/v1/signet.proto\x12\tsignet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
+	"\x13api/v1/signet.proto\x12\tsignet.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\bEvidence\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\xca\x01\n" +
@@ -3187,7 +5971,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\fbundle_epoch\x18\x04 \x01(\rR\vbundleEpoch\x12#\n" +
 	"\rbundle_number\x18\x05 \x01(\rR\fbundleNumber\x12\x1f\n" +
 	"\vbundle_hash\x18\x06 \x01(\fR\n" +
-	"bundleHash\"\xbd\x03\n" +
+	"bundleHash\"\xdd\x03\n" +
 	"\aHolding\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1c\n" +
@@ -3203,7 +5987,8 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	" \x01(\tR\vissuerKeyId\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\v \x01(\tR\tlastError\x12+\n" +
-	"\astreams\x18\f \x03(\v2\x11.signet.v1.StreamR\astreams\"\xa1\x03\n" +
+	"\astreams\x18\f \x03(\v2\x11.signet.v1.StreamR\astreams\x12\x1e\n" +
+	"\vroot_key_id\x18\r \x01(\tR\trootKeyId\"\xb7\x03\n" +
 	"\x06Stream\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05proxy\x18\x02 \x01(\tR\x05proxy\x12\x1a\n" +
@@ -3221,12 +6006,18 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"acked_hash\x18\f \x01(\fR\tackedHash\x12#\n" +
 	"\rpushed_serial\x18\r \x01(\tR\fpushedSerial\x12\x1f\n" +
 	"\vpushed_hash\x18\x0e \x01(\fR\n" +
-	"pushedHash\"\xaa\x01\n" +
+	"pushedHash\x12\x14\n" +
+	"\x05ended\x18\x0f \x01(\bR\x05ended\"\xda\x01\n" +
 	"\x0fSessionResponse\x12.\n" +
 	"\awelcome\x18\x01 \x01(\v2\x12.signet.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x06bundle\x18\x02 \x01(\v2\x11.signet.v1.BundleH\x00R\x06bundle\x12/\n" +
-	"\bkey_sets\x18\x03 \x01(\v2\x12.signet.v1.KeySetsH\x00R\akeySetsB\t\n" +
-	"\amessage\"b\n" +
+	"\bkey_sets\x18\x03 \x01(\v2\x12.signet.v1.KeySetsH\x00R\akeySets\x12.\n" +
+	"\areissue\x18\x04 \x01(\v2\x12.signet.v1.ReissueH\x00R\areissueB\t\n" +
+	"\amessage\"^\n" +
+	"\aReissue\x12 \n" +
+	"\froot_key_ids\x18\x01 \x03(\tR\n" +
+	"rootKeyIds\x121\n" +
+	"\x06within\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06within\"b\n" +
 	"\aWelcome\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x18\n" +
@@ -3277,10 +6068,12 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x11GetBundleResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12)\n" +
 	"\x06bundle\x18\x02 \x01(\v2\x11.signet.v1.BundleR\x06bundle\"\x18\n" +
-	"\x16ListAuthoritiesRequest\"x\n" +
+	"\x16ListAuthoritiesRequest\"\xde\x01\n" +
 	"\x17ListAuthoritiesResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12:\n" +
-	"\vauthorities\x18\x02 \x03(\v2\x18.signet.v1.AuthorityInfoR\vauthorities\"\xbd\x02\n" +
+	"\vauthorities\x18\x02 \x03(\v2\x18.signet.v1.AuthorityInfoR\vauthorities\x12,\n" +
+	"\x04gone\x18\x03 \x03(\v2\x18.signet.v1.GoneAuthorityR\x04gone\x126\n" +
+	"\tannounced\x18\x04 \x03(\v2\x18.signet.v1.AuthorityInfoR\tannounced\"\xc7\x06\n" +
 	"\rAuthorityInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3293,7 +6086,28 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"not_before\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12 \n" +
 	"\vcertificate\x18\n" +
-	" \x01(\fR\vcertificate\"M\n" +
+	" \x01(\fR\vcertificate\x12\x1a\n" +
+	"\bupstream\x18\v \x01(\tR\bupstream\x12\x1d\n" +
+	"\n" +
+	"key_sealed\x18\f \x01(\bR\tkeySealed\x12\x19\n" +
+	"\bcross_by\x18\r \x01(\tR\acrossBy\x12B\n" +
+	"\x0fcross_not_after\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\rcrossNotAfter\x12+\n" +
+	"\x11cross_certificate\x18\x0f \x01(\fR\x10crossCertificate\x12\x14\n" +
+	"\x05since\x18\x10 \x01(\x04R\x05since\x12;\n" +
+	"\vprepared_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"preparedAt\x12=\n" +
+	"\fpublished_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\x127\n" +
+	"\tactive_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bactiveAt\x12;\n" +
+	"\vretiring_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"retiringAt\x129\n" +
+	"\n" +
+	"tainted_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\ttaintedAt\"\xb2\x01\n" +
+	"\rGoneAuthority\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
+	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
+	"\atainted\x18\x05 \x01(\bR\atainted\"M\n" +
 	"\x10ListSVIDsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\"G\n" +
@@ -3397,11 +6211,213 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x11AllowNodeResponse\x12'\n" +
 	"\x04node\x18\x01 \x01(\v2\x13.signet.v1.NodeInfoR\x04node\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"x\n" +
+	"\x0eRotationLimits\x127\n" +
+	"\tstraggler\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\tstraggler\x12-\n" +
+	"\x04soak\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04soak\"\xcb\x02\n" +
+	"\x0fRotationBlocker\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x19\n" +
+	"\bnode_uid\x18\x05 \x01(\tR\anodeUid\x12\x1c\n" +
+	"\tnamespace\x18\x06 \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03pod\x18\a \x01(\tR\x03pod\x12\x17\n" +
+	"\apod_uid\x18\b \x01(\tR\x06podUid\x12\x10\n" +
+	"\x03why\x18\t \x01(\tR\x03why\x12\x12\n" +
+	"\x04nack\x18\n" +
+	" \x01(\tR\x04nack\x120\n" +
+	"\x05until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
+	"\x04pass\x18\f \x01(\tR\x04pass\x12\x12\n" +
+	"\x04hard\x18\r \x01(\bR\x04hard\"\xdc\x01\n" +
+	"\fRotationGate\x12\x0e\n" +
+	"\x02do\x18\x01 \x01(\tR\x02do\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\x12\x1a\n" +
+	"\bblocking\x18\x03 \x01(\rR\bblocking\x12\x16\n" +
+	"\x06passed\x18\x04 \x01(\rR\x06passed\x126\n" +
+	"\bblockers\x18\x05 \x03(\v2\x1a.signet.v1.RotationBlockerR\bblockers\x12\x1a\n" +
+	"\bforcible\x18\x06 \x01(\bR\bforcible\x12\x16\n" +
+	"\x06digest\x18\a \x01(\fR\x06digest\"m\n" +
+	"\fRotationRoot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x127\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xa7\x04\n" +
+	"\x11RotationOperation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x1c\n" +
+	"\tautomatic\x18\x05 \x01(\bR\tautomatic\x120\n" +
+	"\x05begun\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05begun\x12\x1c\n" +
+	"\tauthority\x18\a \x01(\tR\tauthority\x12\x1a\n" +
+	"\breplaces\x18\b \x01(\tR\breplaces\x12 \n" +
+	"\vcompromised\x18\t \x03(\tR\vcompromised\x121\n" +
+	"\x06limits\x18\n" +
+	" \x01(\v2\x19.signet.v1.RotationLimitsR\x06limits\x122\n" +
+	"\x06latest\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06latest\x128\n" +
+	"\vrolled_back\x18\f \x01(\v2\x17.signet.v1.RotationWordR\n" +
+	"rolledBack\x123\n" +
+	"\x06forced\x18\r \x03(\v2\x1b.signet.v1.RotationOverrideR\x06forced\x120\n" +
+	"\x05ended\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x18\n" +
+	"\aoutcome\x18\x0f \x01(\tR\aoutcome\"\\\n" +
+	"\fRotationWord\x12\x0e\n" +
+	"\x02by\x18\x01 \x01(\tR\x02by\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"t\n" +
+	"\x10RotationOverride\x12\x0e\n" +
+	"\x02do\x18\x01 \x01(\tR\x02do\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\rR\x05count\"\xda\x01\n" +
+	"\x0eRotationExcuse\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12*\n" +
+	"\x02at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x120\n" +
+	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x7f\n" +
+	"\x0fRotationReplica\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\treachable\x18\x02 \x01(\bR\treachable\x12\x14\n" +
+	"\x05signs\x18\x03 \x01(\tR\x05signs\x12$\n" +
+	"\rintermediates\x18\x04 \x01(\rR\rintermediates\"\xd0\x01\n" +
+	"\x10RotationSchedule\x124\n" +
+	"\aprepare\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\aprepare\x122\n" +
+	"\x06latest\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06latest\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1c\n" +
+	"\tautomatic\x18\x04 \x01(\bR\tautomatic\"\xbe\x04\n" +
+	"\x10RotationForecast\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12/\n" +
+	"\x06active\x18\x03 \x01(\v2\x17.signet.v1.RotationRootR\x06active\x12+\n" +
+	"\x04next\x18\x04 \x01(\v2\x17.signet.v1.RotationRootR\x04next\x12\x14\n" +
+	"\x05cross\x18\x05 \x01(\bR\x05cross\x12\x19\n" +
+	"\bno_cross\x18\x06 \x01(\tR\anoCross\x12\x1a\n" +
+	"\breplicas\x18\a \x01(\rR\breplicas\x12\x16\n" +
+	"\x06agents\x18\b \x01(\rR\x06agents\x12\x12\n" +
+	"\x04pods\x18\t \x01(\rR\x04pods\x12\x18\n" +
+	"\astreams\x18\n" +
+	" \x01(\rR\astreams\x124\n" +
+	"\amissing\x18\v \x03(\v2\x1a.signet.v1.RotationBlockerR\amissing\x12#\n" +
+	"\rmissing_count\x18\f \x01(\rR\fmissingCount\x126\n" +
+	"\bunproven\x18\r \x03(\v2\x1a.signet.v1.RotationBlockerR\bunproven\x12%\n" +
+	"\x0eunproven_count\x18\x0e \x01(\rR\runprovenCount\x125\n" +
+	"\x05steps\x18\x0f \x03(\v2\x1f.signet.v1.RotationForecastStepR\x05steps\x12\x16\n" +
+	"\x06losing\x18\x10 \x01(\rR\x06losing\"\xb0\x01\n" +
+	"\x14RotationForecastStep\x12\x0e\n" +
+	"\x02do\x18\x01 \x01(\tR\x02do\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\x126\n" +
+	"\bearliest\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bearliest\x122\n" +
+	"\x06latest\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06latest\"\xbc\x06\n" +
+	"\bRotation\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\rR\x05epoch\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\rR\x06number\x12,\n" +
+	"\x03now\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12:\n" +
+	"\toperation\x18\x06 \x01(\v2\x1c.signet.v1.RotationOperationR\toperation\x12-\n" +
+	"\x05gates\x18\a \x03(\v2\x17.signet.v1.RotationGateR\x05gates\x127\n" +
+	"\bforecast\x18\b \x01(\v2\x1b.signet.v1.RotationForecastR\bforecast\x129\n" +
+	"\vauthorities\x18\t \x03(\v2\x17.signet.v1.RotationRootR\vauthorities\x126\n" +
+	"\breplicas\x18\n" +
+	" \x03(\v2\x1a.signet.v1.RotationReplicaR\breplicas\x12\x16\n" +
+	"\x06agents\x18\v \x01(\rR\x06agents\x12%\n" +
+	"\x0eagents_holding\x18\f \x01(\rR\ragentsHolding\x12\x12\n" +
+	"\x04pods\x18\r \x01(\rR\x04pods\x12!\n" +
+	"\fpods_holding\x18\x0e \x01(\rR\vpodsHolding\x12)\n" +
+	"\x10pods_compromised\x18\x0f \x01(\rR\x0fpodsCompromised\x123\n" +
+	"\aexcuses\x18\x10 \x03(\v2\x19.signet.v1.RotationExcuseR\aexcuses\x120\n" +
+	"\x04past\x18\x11 \x03(\v2\x1c.signet.v1.RotationOperationR\x04past\x127\n" +
+	"\bschedule\x18\x12 \x01(\v2\x1b.signet.v1.RotationScheduleR\bschedule\x12%\n" +
+	"\x0etrouble_reason\x18\x13 \x01(\tR\rtroubleReason\x12\x18\n" +
+	"\atrouble\x18\x14 \x01(\tR\atrouble\"\x88\x01\n" +
+	"\x13PlanRotationRequest\x121\n" +
+	"\x06limits\x18\x01 \x01(\v2\x19.signet.v1.RotationLimitsR\x06limits\x12\x1c\n" +
+	"\temergency\x18\x02 \x01(\bR\temergency\x12 \n" +
+	"\vcompromised\x18\x03 \x01(\tR\vcompromised\"\x8a\x02\n" +
+	"\x14PlanRotationResponse\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12\x16\n" +
+	"\x06number\x18\x03 \x01(\rR\x06number\x12,\n" +
+	"\x03now\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x127\n" +
+	"\bforecast\x18\x05 \x01(\v2\x1b.signet.v1.RotationForecastR\bforecast\x12\x19\n" +
+	"\bcan_make\x18\x06 \x01(\bR\acanMake\x12\x1f\n" +
+	"\vcannot_make\x18\a \x01(\tR\n" +
+	"cannotMake\"\xa4\x01\n" +
+	"\x14StartRotationRequest\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x121\n" +
+	"\x06limits\x18\x03 \x01(\v2\x19.signet.v1.RotationLimitsR\x06limits\x12#\n" +
+	"\rwithout_cross\x18\x04 \x01(\bR\fwithoutCross\"\x89\x01\n" +
+	"\x15StartRotationResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"\x17\n" +
+	"\x15RotationStatusRequest\"I\n" +
+	"\x16RotationStatusResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\"\x16\n" +
+	"\x14WatchRotationRequest\"H\n" +
+	"\x15WatchRotationResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\"\xa8\x01\n" +
+	"\x15ExcuseRotationRequest\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x123\n" +
+	"\alasting\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\alasting\"\x8a\x01\n" +
+	"\x16ExcuseRotationResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"u\n" +
+	"\x17UnexcuseRotationRequest\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x8c\x01\n" +
+	"\x18UnexcuseRotationResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"L\n" +
+	"\x14AbortRotationRequest\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x89\x01\n" +
+	"\x15AbortRotationResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"O\n" +
+	"\x17RollbackRotationRequest\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x8c\x01\n" +
+	"\x18RollbackRotationResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"\xbd\x01\n" +
+	"\x18EmergencyRotationRequest\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12 \n" +
+	"\vcompromised\x18\x02 \x01(\tR\vcompromised\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x121\n" +
+	"\x06limits\x18\x04 \x01(\v2\x19.signet.v1.RotationLimitsR\x06limits\x12\x16\n" +
+	"\x06losing\x18\x05 \x01(\rR\x06losing\"\x8d\x01\n" +
+	"\x19EmergencyRotationResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"\xa4\x01\n" +
+	"\x10ForceStepRequest\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x0e\n" +
+	"\x02do\x18\x02 \x01(\tR\x02do\x12\x1c\n" +
+	"\tauthority\x18\x03 \x01(\tR\tauthority\x12\x14\n" +
+	"\x05names\x18\x04 \x03(\tR\x05names\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\fR\x06digest\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x85\x01\n" +
+	"\x11ForceStepResponse\x12/\n" +
+	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
 	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId2\xdb\x01\n" +
 	"\tAuthority\x12L\n" +
 	"\vAttestAgent\x12\x1d.signet.v1.AttestAgentRequest\x1a\x1e.signet.v1.AttestAgentResponse\x12D\n" +
 	"\aSession\x12\x19.signet.v1.SessionRequest\x1a\x1a.signet.v1.SessionResponse(\x010\x01\x12:\n" +
-	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\xd5\x04\n" +
+	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\xb4\v\n" +
 	"\x05Admin\x12F\n" +
 	"\tGetStatus\x12\x1b.signet.v1.GetStatusRequest\x1a\x1c.signet.v1.GetStatusResponse\x12F\n" +
 	"\tGetBundle\x12\x1b.signet.v1.GetBundleRequest\x1a\x1c.signet.v1.GetBundleResponse\x12X\n" +
@@ -3410,7 +6426,17 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\tListAudit\x12\x1b.signet.v1.ListAuditRequest\x1a\x1c.signet.v1.ListAuditResponse0\x01\x12F\n" +
 	"\tListNodes\x12\x1b.signet.v1.ListNodesRequest\x1a\x1c.signet.v1.ListNodesResponse\x12@\n" +
 	"\aBanNode\x12\x19.signet.v1.BanNodeRequest\x1a\x1a.signet.v1.BanNodeResponse\x12F\n" +
-	"\tAllowNode\x12\x1b.signet.v1.AllowNodeRequest\x1a\x1c.signet.v1.AllowNodeResponseB*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
+	"\tAllowNode\x12\x1b.signet.v1.AllowNodeRequest\x1a\x1c.signet.v1.AllowNodeResponse\x12O\n" +
+	"\fPlanRotation\x12\x1e.signet.v1.PlanRotationRequest\x1a\x1f.signet.v1.PlanRotationResponse\x12R\n" +
+	"\rStartRotation\x12\x1f.signet.v1.StartRotationRequest\x1a .signet.v1.StartRotationResponse\x12U\n" +
+	"\x0eRotationStatus\x12 .signet.v1.RotationStatusRequest\x1a!.signet.v1.RotationStatusResponse\x12T\n" +
+	"\rWatchRotation\x12\x1f.signet.v1.WatchRotationRequest\x1a .signet.v1.WatchRotationResponse0\x01\x12U\n" +
+	"\x0eExcuseRotation\x12 .signet.v1.ExcuseRotationRequest\x1a!.signet.v1.ExcuseRotationResponse\x12[\n" +
+	"\x10UnexcuseRotation\x12\".signet.v1.UnexcuseRotationRequest\x1a#.signet.v1.UnexcuseRotationResponse\x12R\n" +
+	"\rAbortRotation\x12\x1f.signet.v1.AbortRotationRequest\x1a .signet.v1.AbortRotationResponse\x12[\n" +
+	"\x10RollbackRotation\x12\".signet.v1.RollbackRotationRequest\x1a#.signet.v1.RollbackRotationResponse\x12^\n" +
+	"\x11EmergencyRotation\x12#.signet.v1.EmergencyRotationRequest\x1a$.signet.v1.EmergencyRotationResponse\x12F\n" +
+	"\tForceStep\x12\x1b.signet.v1.ForceStepRequest\x1a\x1c.signet.v1.ForceStepResponseB*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_signet_proto_rawDescOnce sync.Once
@@ -3424,125 +6450,242 @@ func file_api_v1_signet_proto_rawDescGZIP() []byte {
 	return file_api_v1_signet_proto_rawDescData
 }
 
-var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_api_v1_signet_proto_goTypes = []any{
-	(*Evidence)(nil),                // 0: signet.v1.Evidence
-	(*AttestAgentRequest)(nil),      // 1: signet.v1.AttestAgentRequest
-	(*Renewal)(nil),                 // 2: signet.v1.Renewal
-	(*AttestAgentResponse)(nil),     // 3: signet.v1.AttestAgentResponse
-	(*Bundle)(nil),                  // 4: signet.v1.Bundle
-	(*KeySet)(nil),                  // 5: signet.v1.KeySet
-	(*SessionRequest)(nil),          // 6: signet.v1.SessionRequest
-	(*Hello)(nil),                   // 7: signet.v1.Hello
-	(*Report)(nil),                  // 8: signet.v1.Report
-	(*Holding)(nil),                 // 9: signet.v1.Holding
-	(*Stream)(nil),                  // 10: signet.v1.Stream
-	(*SessionResponse)(nil),         // 11: signet.v1.SessionResponse
-	(*Welcome)(nil),                 // 12: signet.v1.Welcome
-	(*KeySets)(nil),                 // 13: signet.v1.KeySets
-	(*IssueRequest)(nil),            // 14: signet.v1.IssueRequest
-	(*IssueItem)(nil),               // 15: signet.v1.IssueItem
-	(*IssueResponse)(nil),           // 16: signet.v1.IssueResponse
-	(*IssueResult)(nil),             // 17: signet.v1.IssueResult
-	(*SVID)(nil),                    // 18: signet.v1.SVID
-	(*Refusal)(nil),                 // 19: signet.v1.Refusal
-	(*GetStatusRequest)(nil),        // 20: signet.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 21: signet.v1.GetStatusResponse
-	(*GetBundleRequest)(nil),        // 22: signet.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 23: signet.v1.GetBundleResponse
-	(*ListAuthoritiesRequest)(nil),  // 24: signet.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil), // 25: signet.v1.ListAuthoritiesResponse
-	(*AuthorityInfo)(nil),           // 26: signet.v1.AuthorityInfo
-	(*ListSVIDsRequest)(nil),        // 27: signet.v1.ListSVIDsRequest
-	(*ListSVIDsResponse)(nil),       // 28: signet.v1.ListSVIDsResponse
-	(*NodeHolding)(nil),             // 29: signet.v1.NodeHolding
-	(*ListAuditRequest)(nil),        // 30: signet.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 31: signet.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 32: signet.v1.AuditEntry
-	(*ListNodesRequest)(nil),        // 33: signet.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 34: signet.v1.ListNodesResponse
-	(*NodeInfo)(nil),                // 35: signet.v1.NodeInfo
-	(*Ban)(nil),                     // 36: signet.v1.Ban
-	(*BanNodeRequest)(nil),          // 37: signet.v1.BanNodeRequest
-	(*BanNodeResponse)(nil),         // 38: signet.v1.BanNodeResponse
-	(*AllowNodeRequest)(nil),        // 39: signet.v1.AllowNodeRequest
-	(*AllowNodeResponse)(nil),       // 40: signet.v1.AllowNodeResponse
-	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
+	(*Evidence)(nil),                  // 0: signet.v1.Evidence
+	(*AttestAgentRequest)(nil),        // 1: signet.v1.AttestAgentRequest
+	(*Renewal)(nil),                   // 2: signet.v1.Renewal
+	(*AttestAgentResponse)(nil),       // 3: signet.v1.AttestAgentResponse
+	(*Bundle)(nil),                    // 4: signet.v1.Bundle
+	(*KeySet)(nil),                    // 5: signet.v1.KeySet
+	(*SessionRequest)(nil),            // 6: signet.v1.SessionRequest
+	(*Hello)(nil),                     // 7: signet.v1.Hello
+	(*Report)(nil),                    // 8: signet.v1.Report
+	(*Holding)(nil),                   // 9: signet.v1.Holding
+	(*Stream)(nil),                    // 10: signet.v1.Stream
+	(*SessionResponse)(nil),           // 11: signet.v1.SessionResponse
+	(*Reissue)(nil),                   // 12: signet.v1.Reissue
+	(*Welcome)(nil),                   // 13: signet.v1.Welcome
+	(*KeySets)(nil),                   // 14: signet.v1.KeySets
+	(*IssueRequest)(nil),              // 15: signet.v1.IssueRequest
+	(*IssueItem)(nil),                 // 16: signet.v1.IssueItem
+	(*IssueResponse)(nil),             // 17: signet.v1.IssueResponse
+	(*IssueResult)(nil),               // 18: signet.v1.IssueResult
+	(*SVID)(nil),                      // 19: signet.v1.SVID
+	(*Refusal)(nil),                   // 20: signet.v1.Refusal
+	(*GetStatusRequest)(nil),          // 21: signet.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 22: signet.v1.GetStatusResponse
+	(*GetBundleRequest)(nil),          // 23: signet.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),         // 24: signet.v1.GetBundleResponse
+	(*ListAuthoritiesRequest)(nil),    // 25: signet.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),   // 26: signet.v1.ListAuthoritiesResponse
+	(*AuthorityInfo)(nil),             // 27: signet.v1.AuthorityInfo
+	(*GoneAuthority)(nil),             // 28: signet.v1.GoneAuthority
+	(*ListSVIDsRequest)(nil),          // 29: signet.v1.ListSVIDsRequest
+	(*ListSVIDsResponse)(nil),         // 30: signet.v1.ListSVIDsResponse
+	(*NodeHolding)(nil),               // 31: signet.v1.NodeHolding
+	(*ListAuditRequest)(nil),          // 32: signet.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 33: signet.v1.ListAuditResponse
+	(*AuditEntry)(nil),                // 34: signet.v1.AuditEntry
+	(*ListNodesRequest)(nil),          // 35: signet.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 36: signet.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 37: signet.v1.NodeInfo
+	(*Ban)(nil),                       // 38: signet.v1.Ban
+	(*BanNodeRequest)(nil),            // 39: signet.v1.BanNodeRequest
+	(*BanNodeResponse)(nil),           // 40: signet.v1.BanNodeResponse
+	(*AllowNodeRequest)(nil),          // 41: signet.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),         // 42: signet.v1.AllowNodeResponse
+	(*RotationLimits)(nil),            // 43: signet.v1.RotationLimits
+	(*RotationBlocker)(nil),           // 44: signet.v1.RotationBlocker
+	(*RotationGate)(nil),              // 45: signet.v1.RotationGate
+	(*RotationRoot)(nil),              // 46: signet.v1.RotationRoot
+	(*RotationOperation)(nil),         // 47: signet.v1.RotationOperation
+	(*RotationWord)(nil),              // 48: signet.v1.RotationWord
+	(*RotationOverride)(nil),          // 49: signet.v1.RotationOverride
+	(*RotationExcuse)(nil),            // 50: signet.v1.RotationExcuse
+	(*RotationReplica)(nil),           // 51: signet.v1.RotationReplica
+	(*RotationSchedule)(nil),          // 52: signet.v1.RotationSchedule
+	(*RotationForecast)(nil),          // 53: signet.v1.RotationForecast
+	(*RotationForecastStep)(nil),      // 54: signet.v1.RotationForecastStep
+	(*Rotation)(nil),                  // 55: signet.v1.Rotation
+	(*PlanRotationRequest)(nil),       // 56: signet.v1.PlanRotationRequest
+	(*PlanRotationResponse)(nil),      // 57: signet.v1.PlanRotationResponse
+	(*StartRotationRequest)(nil),      // 58: signet.v1.StartRotationRequest
+	(*StartRotationResponse)(nil),     // 59: signet.v1.StartRotationResponse
+	(*RotationStatusRequest)(nil),     // 60: signet.v1.RotationStatusRequest
+	(*RotationStatusResponse)(nil),    // 61: signet.v1.RotationStatusResponse
+	(*WatchRotationRequest)(nil),      // 62: signet.v1.WatchRotationRequest
+	(*WatchRotationResponse)(nil),     // 63: signet.v1.WatchRotationResponse
+	(*ExcuseRotationRequest)(nil),     // 64: signet.v1.ExcuseRotationRequest
+	(*ExcuseRotationResponse)(nil),    // 65: signet.v1.ExcuseRotationResponse
+	(*UnexcuseRotationRequest)(nil),   // 66: signet.v1.UnexcuseRotationRequest
+	(*UnexcuseRotationResponse)(nil),  // 67: signet.v1.UnexcuseRotationResponse
+	(*AbortRotationRequest)(nil),      // 68: signet.v1.AbortRotationRequest
+	(*AbortRotationResponse)(nil),     // 69: signet.v1.AbortRotationResponse
+	(*RollbackRotationRequest)(nil),   // 70: signet.v1.RollbackRotationRequest
+	(*RollbackRotationResponse)(nil),  // 71: signet.v1.RollbackRotationResponse
+	(*EmergencyRotationRequest)(nil),  // 72: signet.v1.EmergencyRotationRequest
+	(*EmergencyRotationResponse)(nil), // 73: signet.v1.EmergencyRotationResponse
+	(*ForceStepRequest)(nil),          // 74: signet.v1.ForceStepRequest
+	(*ForceStepResponse)(nil),         // 75: signet.v1.ForceStepResponse
+	(*timestamppb.Timestamp)(nil),     // 76: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 77: google.protobuf.Duration
 }
 var file_api_v1_signet_proto_depIdxs = []int32{
-	0,  // 0: signet.v1.AttestAgentRequest.evidence:type_name -> signet.v1.Evidence
-	2,  // 1: signet.v1.AttestAgentRequest.renewal:type_name -> signet.v1.Renewal
-	41, // 2: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
-	4,  // 3: signet.v1.AttestAgentResponse.bundle:type_name -> signet.v1.Bundle
-	41, // 4: signet.v1.KeySet.away_since:type_name -> google.protobuf.Timestamp
-	7,  // 5: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
-	8,  // 6: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
-	0,  // 7: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
-	9,  // 8: signet.v1.Report.changed:type_name -> signet.v1.Holding
-	41, // 9: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
-	41, // 10: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
-	41, // 11: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
-	10, // 12: signet.v1.Holding.streams:type_name -> signet.v1.Stream
-	12, // 13: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
-	4,  // 14: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
-	13, // 15: signet.v1.SessionResponse.key_sets:type_name -> signet.v1.KeySets
-	5,  // 16: signet.v1.KeySets.sets:type_name -> signet.v1.KeySet
-	15, // 17: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
-	0,  // 18: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
-	2,  // 19: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
-	17, // 20: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
-	18, // 21: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
-	19, // 22: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
-	41, // 23: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
-	41, // 24: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 25: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
-	26, // 26: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
-	41, // 27: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
-	41, // 28: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
-	29, // 29: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
-	9,  // 30: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
-	41, // 31: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
-	41, // 32: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	41, // 33: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	32, // 34: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
-	41, // 35: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	41, // 36: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
-	41, // 37: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
-	35, // 38: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
-	41, // 39: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
-	36, // 40: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
-	41, // 41: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
-	41, // 42: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
-	41, // 43: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
-	35, // 44: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
-	35, // 45: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
-	1,  // 46: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	6,  // 47: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	14, // 48: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	20, // 49: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	22, // 50: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	24, // 51: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	27, // 52: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	30, // 53: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
-	33, // 54: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
-	37, // 55: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
-	39, // 56: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
-	3,  // 57: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	11, // 58: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	16, // 59: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	21, // 60: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	23, // 61: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	25, // 62: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	28, // 63: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	31, // 64: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
-	34, // 65: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
-	38, // 66: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
-	40, // 67: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
-	57, // [57:68] is the sub-list for method output_type
-	46, // [46:57] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	0,   // 0: signet.v1.AttestAgentRequest.evidence:type_name -> signet.v1.Evidence
+	2,   // 1: signet.v1.AttestAgentRequest.renewal:type_name -> signet.v1.Renewal
+	76,  // 2: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
+	4,   // 3: signet.v1.AttestAgentResponse.bundle:type_name -> signet.v1.Bundle
+	76,  // 4: signet.v1.KeySet.away_since:type_name -> google.protobuf.Timestamp
+	7,   // 5: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
+	8,   // 6: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
+	0,   // 7: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
+	9,   // 8: signet.v1.Report.changed:type_name -> signet.v1.Holding
+	76,  // 9: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
+	76,  // 10: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
+	76,  // 11: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
+	10,  // 12: signet.v1.Holding.streams:type_name -> signet.v1.Stream
+	13,  // 13: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
+	4,   // 14: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
+	14,  // 15: signet.v1.SessionResponse.key_sets:type_name -> signet.v1.KeySets
+	12,  // 16: signet.v1.SessionResponse.reissue:type_name -> signet.v1.Reissue
+	77,  // 17: signet.v1.Reissue.within:type_name -> google.protobuf.Duration
+	5,   // 18: signet.v1.KeySets.sets:type_name -> signet.v1.KeySet
+	16,  // 19: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
+	0,   // 20: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
+	2,   // 21: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
+	18,  // 22: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
+	19,  // 23: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
+	20,  // 24: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
+	76,  // 25: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
+	76,  // 26: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	4,   // 27: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
+	27,  // 28: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
+	28,  // 29: signet.v1.ListAuthoritiesResponse.gone:type_name -> signet.v1.GoneAuthority
+	27,  // 30: signet.v1.ListAuthoritiesResponse.announced:type_name -> signet.v1.AuthorityInfo
+	76,  // 31: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
+	76,  // 32: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
+	76,  // 33: signet.v1.AuthorityInfo.cross_not_after:type_name -> google.protobuf.Timestamp
+	76,  // 34: signet.v1.AuthorityInfo.prepared_at:type_name -> google.protobuf.Timestamp
+	76,  // 35: signet.v1.AuthorityInfo.published_at:type_name -> google.protobuf.Timestamp
+	76,  // 36: signet.v1.AuthorityInfo.active_at:type_name -> google.protobuf.Timestamp
+	76,  // 37: signet.v1.AuthorityInfo.retiring_at:type_name -> google.protobuf.Timestamp
+	76,  // 38: signet.v1.AuthorityInfo.tainted_at:type_name -> google.protobuf.Timestamp
+	76,  // 39: signet.v1.GoneAuthority.at:type_name -> google.protobuf.Timestamp
+	76,  // 40: signet.v1.GoneAuthority.not_after:type_name -> google.protobuf.Timestamp
+	31,  // 41: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
+	9,   // 42: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
+	76,  // 43: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
+	76,  // 44: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	76,  // 45: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	34,  // 46: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
+	76,  // 47: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	76,  // 48: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
+	76,  // 49: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
+	37,  // 50: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
+	76,  // 51: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
+	38,  // 52: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
+	76,  // 53: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
+	76,  // 54: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
+	76,  // 55: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
+	37,  // 56: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
+	37,  // 57: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
+	77,  // 58: signet.v1.RotationLimits.straggler:type_name -> google.protobuf.Duration
+	77,  // 59: signet.v1.RotationLimits.soak:type_name -> google.protobuf.Duration
+	76,  // 60: signet.v1.RotationBlocker.until:type_name -> google.protobuf.Timestamp
+	44,  // 61: signet.v1.RotationGate.blockers:type_name -> signet.v1.RotationBlocker
+	76,  // 62: signet.v1.RotationRoot.not_after:type_name -> google.protobuf.Timestamp
+	76,  // 63: signet.v1.RotationOperation.begun:type_name -> google.protobuf.Timestamp
+	43,  // 64: signet.v1.RotationOperation.limits:type_name -> signet.v1.RotationLimits
+	76,  // 65: signet.v1.RotationOperation.latest:type_name -> google.protobuf.Timestamp
+	48,  // 66: signet.v1.RotationOperation.rolled_back:type_name -> signet.v1.RotationWord
+	49,  // 67: signet.v1.RotationOperation.forced:type_name -> signet.v1.RotationOverride
+	76,  // 68: signet.v1.RotationOperation.ended:type_name -> google.protobuf.Timestamp
+	76,  // 69: signet.v1.RotationWord.at:type_name -> google.protobuf.Timestamp
+	76,  // 70: signet.v1.RotationOverride.at:type_name -> google.protobuf.Timestamp
+	76,  // 71: signet.v1.RotationExcuse.at:type_name -> google.protobuf.Timestamp
+	76,  // 72: signet.v1.RotationExcuse.until:type_name -> google.protobuf.Timestamp
+	76,  // 73: signet.v1.RotationSchedule.prepare:type_name -> google.protobuf.Timestamp
+	76,  // 74: signet.v1.RotationSchedule.latest:type_name -> google.protobuf.Timestamp
+	76,  // 75: signet.v1.RotationSchedule.expires:type_name -> google.protobuf.Timestamp
+	46,  // 76: signet.v1.RotationForecast.active:type_name -> signet.v1.RotationRoot
+	46,  // 77: signet.v1.RotationForecast.next:type_name -> signet.v1.RotationRoot
+	44,  // 78: signet.v1.RotationForecast.missing:type_name -> signet.v1.RotationBlocker
+	44,  // 79: signet.v1.RotationForecast.unproven:type_name -> signet.v1.RotationBlocker
+	54,  // 80: signet.v1.RotationForecast.steps:type_name -> signet.v1.RotationForecastStep
+	76,  // 81: signet.v1.RotationForecastStep.earliest:type_name -> google.protobuf.Timestamp
+	76,  // 82: signet.v1.RotationForecastStep.latest:type_name -> google.protobuf.Timestamp
+	76,  // 83: signet.v1.Rotation.now:type_name -> google.protobuf.Timestamp
+	47,  // 84: signet.v1.Rotation.operation:type_name -> signet.v1.RotationOperation
+	45,  // 85: signet.v1.Rotation.gates:type_name -> signet.v1.RotationGate
+	53,  // 86: signet.v1.Rotation.forecast:type_name -> signet.v1.RotationForecast
+	46,  // 87: signet.v1.Rotation.authorities:type_name -> signet.v1.RotationRoot
+	51,  // 88: signet.v1.Rotation.replicas:type_name -> signet.v1.RotationReplica
+	50,  // 89: signet.v1.Rotation.excuses:type_name -> signet.v1.RotationExcuse
+	47,  // 90: signet.v1.Rotation.past:type_name -> signet.v1.RotationOperation
+	52,  // 91: signet.v1.Rotation.schedule:type_name -> signet.v1.RotationSchedule
+	43,  // 92: signet.v1.PlanRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	76,  // 93: signet.v1.PlanRotationResponse.now:type_name -> google.protobuf.Timestamp
+	53,  // 94: signet.v1.PlanRotationResponse.forecast:type_name -> signet.v1.RotationForecast
+	43,  // 95: signet.v1.StartRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	55,  // 96: signet.v1.StartRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 97: signet.v1.RotationStatusResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 98: signet.v1.WatchRotationResponse.rotation:type_name -> signet.v1.Rotation
+	77,  // 99: signet.v1.ExcuseRotationRequest.lasting:type_name -> google.protobuf.Duration
+	55,  // 100: signet.v1.ExcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 101: signet.v1.UnexcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 102: signet.v1.AbortRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 103: signet.v1.RollbackRotationResponse.rotation:type_name -> signet.v1.Rotation
+	43,  // 104: signet.v1.EmergencyRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	55,  // 105: signet.v1.EmergencyRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 106: signet.v1.ForceStepResponse.rotation:type_name -> signet.v1.Rotation
+	1,   // 107: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	6,   // 108: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	15,  // 109: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	21,  // 110: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	23,  // 111: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	25,  // 112: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	29,  // 113: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	32,  // 114: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	35,  // 115: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
+	39,  // 116: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
+	41,  // 117: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
+	56,  // 118: signet.v1.Admin.PlanRotation:input_type -> signet.v1.PlanRotationRequest
+	58,  // 119: signet.v1.Admin.StartRotation:input_type -> signet.v1.StartRotationRequest
+	60,  // 120: signet.v1.Admin.RotationStatus:input_type -> signet.v1.RotationStatusRequest
+	62,  // 121: signet.v1.Admin.WatchRotation:input_type -> signet.v1.WatchRotationRequest
+	64,  // 122: signet.v1.Admin.ExcuseRotation:input_type -> signet.v1.ExcuseRotationRequest
+	66,  // 123: signet.v1.Admin.UnexcuseRotation:input_type -> signet.v1.UnexcuseRotationRequest
+	68,  // 124: signet.v1.Admin.AbortRotation:input_type -> signet.v1.AbortRotationRequest
+	70,  // 125: signet.v1.Admin.RollbackRotation:input_type -> signet.v1.RollbackRotationRequest
+	72,  // 126: signet.v1.Admin.EmergencyRotation:input_type -> signet.v1.EmergencyRotationRequest
+	74,  // 127: signet.v1.Admin.ForceStep:input_type -> signet.v1.ForceStepRequest
+	3,   // 128: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	11,  // 129: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	17,  // 130: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	22,  // 131: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	24,  // 132: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	26,  // 133: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	30,  // 134: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	33,  // 135: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	36,  // 136: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
+	40,  // 137: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
+	42,  // 138: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
+	57,  // 139: signet.v1.Admin.PlanRotation:output_type -> signet.v1.PlanRotationResponse
+	59,  // 140: signet.v1.Admin.StartRotation:output_type -> signet.v1.StartRotationResponse
+	61,  // 141: signet.v1.Admin.RotationStatus:output_type -> signet.v1.RotationStatusResponse
+	63,  // 142: signet.v1.Admin.WatchRotation:output_type -> signet.v1.WatchRotationResponse
+	65,  // 143: signet.v1.Admin.ExcuseRotation:output_type -> signet.v1.ExcuseRotationResponse
+	67,  // 144: signet.v1.Admin.UnexcuseRotation:output_type -> signet.v1.UnexcuseRotationResponse
+	69,  // 145: signet.v1.Admin.AbortRotation:output_type -> signet.v1.AbortRotationResponse
+	71,  // 146: signet.v1.Admin.RollbackRotation:output_type -> signet.v1.RollbackRotationResponse
+	73,  // 147: signet.v1.Admin.EmergencyRotation:output_type -> signet.v1.EmergencyRotationResponse
+	75,  // 148: signet.v1.Admin.ForceStep:output_type -> signet.v1.ForceStepResponse
+	128, // [128:149] is the sub-list for method output_type
+	107, // [107:128] is the sub-list for method input_type
+	107, // [107:107] is the sub-list for extension type_name
+	107, // [107:107] is the sub-list for extension extendee
+	0,   // [0:107] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }
@@ -3558,8 +6701,9 @@ func file_api_v1_signet_proto_init() {
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Bundle)(nil),
 		(*SessionResponse_KeySets)(nil),
+		(*SessionResponse_Reissue)(nil),
 	}
-	file_api_v1_signet_proto_msgTypes[17].OneofWrappers = []any{
+	file_api_v1_signet_proto_msgTypes[18].OneofWrappers = []any{
 		(*IssueResult_Svid)(nil),
 		(*IssueResult_Refusal)(nil),
 	}
@@ -3569,7 +6713,7 @@ func file_api_v1_signet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_signet_proto_rawDesc), len(file_api_v1_signet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

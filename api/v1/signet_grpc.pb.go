@@ -209,14 +209,24 @@ var Authority_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Admin_GetStatus_FullMethodName       = "/signet.v1.Admin/GetStatus"
-	Admin_GetBundle_FullMethodName       = "/signet.v1.Admin/GetBundle"
-	Admin_ListAuthorities_FullMethodName = "/signet.v1.Admin/ListAuthorities"
-	Admin_ListSVIDs_FullMethodName       = "/signet.v1.Admin/ListSVIDs"
-	Admin_ListAudit_FullMethodName       = "/signet.v1.Admin/ListAudit"
-	Admin_ListNodes_FullMethodName       = "/signet.v1.Admin/ListNodes"
-	Admin_BanNode_FullMethodName         = "/signet.v1.Admin/BanNode"
-	Admin_AllowNode_FullMethodName       = "/signet.v1.Admin/AllowNode"
+	Admin_GetStatus_FullMethodName         = "/signet.v1.Admin/GetStatus"
+	Admin_GetBundle_FullMethodName         = "/signet.v1.Admin/GetBundle"
+	Admin_ListAuthorities_FullMethodName   = "/signet.v1.Admin/ListAuthorities"
+	Admin_ListSVIDs_FullMethodName         = "/signet.v1.Admin/ListSVIDs"
+	Admin_ListAudit_FullMethodName         = "/signet.v1.Admin/ListAudit"
+	Admin_ListNodes_FullMethodName         = "/signet.v1.Admin/ListNodes"
+	Admin_BanNode_FullMethodName           = "/signet.v1.Admin/BanNode"
+	Admin_AllowNode_FullMethodName         = "/signet.v1.Admin/AllowNode"
+	Admin_PlanRotation_FullMethodName      = "/signet.v1.Admin/PlanRotation"
+	Admin_StartRotation_FullMethodName     = "/signet.v1.Admin/StartRotation"
+	Admin_RotationStatus_FullMethodName    = "/signet.v1.Admin/RotationStatus"
+	Admin_WatchRotation_FullMethodName     = "/signet.v1.Admin/WatchRotation"
+	Admin_ExcuseRotation_FullMethodName    = "/signet.v1.Admin/ExcuseRotation"
+	Admin_UnexcuseRotation_FullMethodName  = "/signet.v1.Admin/UnexcuseRotation"
+	Admin_AbortRotation_FullMethodName     = "/signet.v1.Admin/AbortRotation"
+	Admin_RollbackRotation_FullMethodName  = "/signet.v1.Admin/RollbackRotation"
+	Admin_EmergencyRotation_FullMethodName = "/signet.v1.Admin/EmergencyRotation"
+	Admin_ForceStep_FullMethodName         = "/signet.v1.Admin/ForceStep"
 )
 
 // AdminClient is the client API for Admin service.
@@ -243,6 +253,26 @@ type AdminClient interface {
 	BanNode(ctx context.Context, in *BanNodeRequest, opts ...grpc.CallOption) (*BanNodeResponse, error)
 	// AllowNode takes a ban back.
 	AllowNode(ctx context.Context, in *AllowNodeRequest, opts ...grpc.CallOption) (*AllowNodeResponse, error)
+	// PlanRotation tells what a rotation or an emergency would do, or what the one under way has left to do. It changes nothing.
+	PlanRotation(ctx context.Context, in *PlanRotationRequest, opts ...grpc.CallOption) (*PlanRotationResponse, error)
+	// StartRotation prepares a new root and begins to rotate to it. The same again, by its operation's id, changes nothing.
+	StartRotation(ctx context.Context, in *StartRotationRequest, opts ...grpc.CallOption) (*StartRotationResponse, error)
+	// RotationStatus tells where the rotation stands and who is waited for.
+	RotationStatus(ctx context.Context, in *RotationStatusRequest, opts ...grpc.CallOption) (*RotationStatusResponse, error)
+	// WatchRotation sends that at once, at each change, and every ten seconds; it ends with the call, or with the CA.
+	WatchRotation(ctx context.Context, in *WatchRotationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRotationResponse], error)
+	// ExcuseRotation says that nothing waits for somebody, for a while. Said again, it takes the place of what was said.
+	ExcuseRotation(ctx context.Context, in *ExcuseRotationRequest, opts ...grpc.CallOption) (*ExcuseRotationResponse, error)
+	// UnexcuseRotation takes that back.
+	UnexcuseRotation(ctx context.Context, in *UnexcuseRotationRequest, opts ...grpc.CallOption) (*UnexcuseRotationResponse, error)
+	// AbortRotation ends a rotation whose new root is not active yet.
+	AbortRotation(ctx context.Context, in *AbortRotationRequest, opts ...grpc.CallOption) (*AbortRotationResponse, error)
+	// RollbackRotation makes the root before active again, until that is removed.
+	RollbackRotation(ctx context.Context, in *RollbackRotationRequest, opts ...grpc.CallOption) (*RollbackRotationResponse, error)
+	// EmergencyRotation says that a root is compromised: all under it is reissued now, then it goes.
+	EmergencyRotation(ctx context.Context, in *EmergencyRotationRequest, opts ...grpc.CallOption) (*EmergencyRotationResponse, error)
+	// ForceStep takes the next step over exactly those who stand in its way.
+	ForceStep(ctx context.Context, in *ForceStepRequest, opts ...grpc.CallOption) (*ForceStepResponse, error)
 }
 
 type adminClient struct {
@@ -342,6 +372,115 @@ func (c *adminClient) AllowNode(ctx context.Context, in *AllowNodeRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) PlanRotation(ctx context.Context, in *PlanRotationRequest, opts ...grpc.CallOption) (*PlanRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanRotationResponse)
+	err := c.cc.Invoke(ctx, Admin_PlanRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) StartRotation(ctx context.Context, in *StartRotationRequest, opts ...grpc.CallOption) (*StartRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartRotationResponse)
+	err := c.cc.Invoke(ctx, Admin_StartRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RotationStatus(ctx context.Context, in *RotationStatusRequest, opts ...grpc.CallOption) (*RotationStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotationStatusResponse)
+	err := c.cc.Invoke(ctx, Admin_RotationStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) WatchRotation(ctx context.Context, in *WatchRotationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRotationResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[1], Admin_WatchRotation_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRotationRequest, WatchRotationResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_WatchRotationClient = grpc.ServerStreamingClient[WatchRotationResponse]
+
+func (c *adminClient) ExcuseRotation(ctx context.Context, in *ExcuseRotationRequest, opts ...grpc.CallOption) (*ExcuseRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExcuseRotationResponse)
+	err := c.cc.Invoke(ctx, Admin_ExcuseRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) UnexcuseRotation(ctx context.Context, in *UnexcuseRotationRequest, opts ...grpc.CallOption) (*UnexcuseRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnexcuseRotationResponse)
+	err := c.cc.Invoke(ctx, Admin_UnexcuseRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) AbortRotation(ctx context.Context, in *AbortRotationRequest, opts ...grpc.CallOption) (*AbortRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AbortRotationResponse)
+	err := c.cc.Invoke(ctx, Admin_AbortRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RollbackRotation(ctx context.Context, in *RollbackRotationRequest, opts ...grpc.CallOption) (*RollbackRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollbackRotationResponse)
+	err := c.cc.Invoke(ctx, Admin_RollbackRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) EmergencyRotation(ctx context.Context, in *EmergencyRotationRequest, opts ...grpc.CallOption) (*EmergencyRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EmergencyRotationResponse)
+	err := c.cc.Invoke(ctx, Admin_EmergencyRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ForceStep(ctx context.Context, in *ForceStepRequest, opts ...grpc.CallOption) (*ForceStepResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForceStepResponse)
+	err := c.cc.Invoke(ctx, Admin_ForceStep_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -366,6 +505,26 @@ type AdminServer interface {
 	BanNode(context.Context, *BanNodeRequest) (*BanNodeResponse, error)
 	// AllowNode takes a ban back.
 	AllowNode(context.Context, *AllowNodeRequest) (*AllowNodeResponse, error)
+	// PlanRotation tells what a rotation or an emergency would do, or what the one under way has left to do. It changes nothing.
+	PlanRotation(context.Context, *PlanRotationRequest) (*PlanRotationResponse, error)
+	// StartRotation prepares a new root and begins to rotate to it. The same again, by its operation's id, changes nothing.
+	StartRotation(context.Context, *StartRotationRequest) (*StartRotationResponse, error)
+	// RotationStatus tells where the rotation stands and who is waited for.
+	RotationStatus(context.Context, *RotationStatusRequest) (*RotationStatusResponse, error)
+	// WatchRotation sends that at once, at each change, and every ten seconds; it ends with the call, or with the CA.
+	WatchRotation(*WatchRotationRequest, grpc.ServerStreamingServer[WatchRotationResponse]) error
+	// ExcuseRotation says that nothing waits for somebody, for a while. Said again, it takes the place of what was said.
+	ExcuseRotation(context.Context, *ExcuseRotationRequest) (*ExcuseRotationResponse, error)
+	// UnexcuseRotation takes that back.
+	UnexcuseRotation(context.Context, *UnexcuseRotationRequest) (*UnexcuseRotationResponse, error)
+	// AbortRotation ends a rotation whose new root is not active yet.
+	AbortRotation(context.Context, *AbortRotationRequest) (*AbortRotationResponse, error)
+	// RollbackRotation makes the root before active again, until that is removed.
+	RollbackRotation(context.Context, *RollbackRotationRequest) (*RollbackRotationResponse, error)
+	// EmergencyRotation says that a root is compromised: all under it is reissued now, then it goes.
+	EmergencyRotation(context.Context, *EmergencyRotationRequest) (*EmergencyRotationResponse, error)
+	// ForceStep takes the next step over exactly those who stand in its way.
+	ForceStep(context.Context, *ForceStepRequest) (*ForceStepResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -399,6 +558,36 @@ func (UnimplementedAdminServer) BanNode(context.Context, *BanNodeRequest) (*BanN
 }
 func (UnimplementedAdminServer) AllowNode(context.Context, *AllowNodeRequest) (*AllowNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AllowNode not implemented")
+}
+func (UnimplementedAdminServer) PlanRotation(context.Context, *PlanRotationRequest) (*PlanRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanRotation not implemented")
+}
+func (UnimplementedAdminServer) StartRotation(context.Context, *StartRotationRequest) (*StartRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartRotation not implemented")
+}
+func (UnimplementedAdminServer) RotationStatus(context.Context, *RotationStatusRequest) (*RotationStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotationStatus not implemented")
+}
+func (UnimplementedAdminServer) WatchRotation(*WatchRotationRequest, grpc.ServerStreamingServer[WatchRotationResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchRotation not implemented")
+}
+func (UnimplementedAdminServer) ExcuseRotation(context.Context, *ExcuseRotationRequest) (*ExcuseRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExcuseRotation not implemented")
+}
+func (UnimplementedAdminServer) UnexcuseRotation(context.Context, *UnexcuseRotationRequest) (*UnexcuseRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnexcuseRotation not implemented")
+}
+func (UnimplementedAdminServer) AbortRotation(context.Context, *AbortRotationRequest) (*AbortRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AbortRotation not implemented")
+}
+func (UnimplementedAdminServer) RollbackRotation(context.Context, *RollbackRotationRequest) (*RollbackRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackRotation not implemented")
+}
+func (UnimplementedAdminServer) EmergencyRotation(context.Context, *EmergencyRotationRequest) (*EmergencyRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EmergencyRotation not implemented")
+}
+func (UnimplementedAdminServer) ForceStep(context.Context, *ForceStepRequest) (*ForceStepResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForceStep not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -558,6 +747,179 @@ func _Admin_AllowNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_PlanRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).PlanRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_PlanRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).PlanRotation(ctx, req.(*PlanRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_StartRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).StartRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_StartRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).StartRotation(ctx, req.(*StartRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RotationStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotationStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RotationStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RotationStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RotationStatus(ctx, req.(*RotationStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_WatchRotation_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRotationRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).WatchRotation(m, &grpc.GenericServerStream[WatchRotationRequest, WatchRotationResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_WatchRotationServer = grpc.ServerStreamingServer[WatchRotationResponse]
+
+func _Admin_ExcuseRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExcuseRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ExcuseRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ExcuseRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ExcuseRotation(ctx, req.(*ExcuseRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_UnexcuseRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnexcuseRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).UnexcuseRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_UnexcuseRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).UnexcuseRotation(ctx, req.(*UnexcuseRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_AbortRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AbortRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).AbortRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_AbortRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).AbortRotation(ctx, req.(*AbortRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RollbackRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RollbackRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RollbackRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RollbackRotation(ctx, req.(*RollbackRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_EmergencyRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EmergencyRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).EmergencyRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_EmergencyRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).EmergencyRotation(ctx, req.(*EmergencyRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ForceStep_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForceStepRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ForceStep(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ForceStep_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ForceStep(ctx, req.(*ForceStepRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -593,11 +955,52 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "AllowNode",
 			Handler:    _Admin_AllowNode_Handler,
 		},
+		{
+			MethodName: "PlanRotation",
+			Handler:    _Admin_PlanRotation_Handler,
+		},
+		{
+			MethodName: "StartRotation",
+			Handler:    _Admin_StartRotation_Handler,
+		},
+		{
+			MethodName: "RotationStatus",
+			Handler:    _Admin_RotationStatus_Handler,
+		},
+		{
+			MethodName: "ExcuseRotation",
+			Handler:    _Admin_ExcuseRotation_Handler,
+		},
+		{
+			MethodName: "UnexcuseRotation",
+			Handler:    _Admin_UnexcuseRotation_Handler,
+		},
+		{
+			MethodName: "AbortRotation",
+			Handler:    _Admin_AbortRotation_Handler,
+		},
+		{
+			MethodName: "RollbackRotation",
+			Handler:    _Admin_RollbackRotation_Handler,
+		},
+		{
+			MethodName: "EmergencyRotation",
+			Handler:    _Admin_EmergencyRotation_Handler,
+		},
+		{
+			MethodName: "ForceStep",
+			Handler:    _Admin_ForceStep_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "ListAudit",
 			Handler:       _Admin_ListAudit_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchRotation",
+			Handler:       _Admin_WatchRotation_Handler,
 			ServerStreams: true,
 		},
 	},
