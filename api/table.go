@@ -246,6 +246,10 @@ const (
 	LedgerDamaged Reason = "LEDGER_DAMAGED"
 	// StateFull: the record has no room for more.
 	StateFull Reason = "STATE_FULL"
+	// StateRollback: the state is older than what was published.
+	StateRollback Reason = "STATE_ROLLBACK"
+	// BackupDamaged: the backup cannot be used.
+	BackupDamaged Reason = "BACKUP_DAMAGED"
 	// RotationInvalid: the request makes no rotation.
 	RotationInvalid Reason = "ROTATION_INVALID"
 	// RotationUnderWay: another rotation is under way.
@@ -547,7 +551,7 @@ var table = []Page{
 		"kubelet tries again by itself. If it goes on, look at the node: room and inodes of kubelet's disk, open files, rights of the agent."},
 	{StateMissing, 801, KindNotReady, "There is no state",
 		"`signet-ca run` never makes a root, so that a lost volume does not become a new one.",
-		"For a new trust domain run `signet-ca init`. For an old one restore its volume or a backup."},
+		"For a new trust domain run `signet-ca init`. For an old one restore its volume, or a backup with `signet-ca restore`: docs/backup.md."},
 	{StateExists, 802, KindNotReady, "There is a state already",
 		"`signet-ca init` makes a root once and never replaces one.",
 		"Run `signet-ca run`. To start over, remove the store by hand, and know that every SVID dies with its root."},
@@ -556,7 +560,7 @@ var table = []Page{
 		"Run the newer version again, or restore the backup made before the upgrade: docs/upgrades.md."},
 	{StateCorrupt, 804, KindInternal, "The state is damaged",
 		"It does not parse or contradicts itself. Nothing was changed, and no new root was made.",
-		"Restore a backup. Keep the damaged file."},
+		"Restore a backup, which keeps the damaged file: `signet-ca restore --replace FILE`, docs/backup.md."},
 	{StateForeign, 805, KindNotReady, "The state belongs to another trust domain",
 		"A trust domain is never renamed: its name is in every SVID.",
 		"Point the store at the right file, or trustDomain at the right name."},
@@ -608,6 +612,12 @@ var table = []Page{
 	{StateFull, 821, KindExhausted, "The record has no room for more",
 		"It is one small record that every replica reads whole, so what it holds is bounded: a thousand bans, 512 KiB of them.",
 		"`signet node list` shows the bans; take back those of nodes that no longer exist: `signet node allow UID`."},
+	{StateRollback, 822, KindNotReady, "The state is older than what was published",
+		"A bundle of a later generation is published, so this is an earlier copy of the state: agents would refuse what it serves, and a root that was removed or compromised since could be active in it.",
+		"Put the latest volume back, or restore a backup: `signet-ca restore` makes a generation above every one that was shown. If nobody put an old copy in place, somebody changed what is published: docs/backup.md."},
+	{BackupDamaged, 823, KindInvalid, "The backup cannot be used",
+		"It is no backup, was cut off or changed, or is too large; the message says which. Nothing was changed.",
+		"Take another copy, or the backup before it. `signet-ca restore --dry-run FILE` checks one and changes nothing."},
 	{RotationInvalid, 831, KindInvalid, "The request makes no rotation",
 		"Something that it needs is missing or out of range: an id, who asks, a reason, a limit, a time.",
 		"The message says what; `signet rotate --help` has the ranges."},

@@ -59,10 +59,40 @@ func openBolt(_ context.Context, c Config, create bool) (ca.Store, func() error,
 	return &boltStore{db}, db.Close, nil
 }
 
-// openFile opens an existing file and reads all of it: what is damaged is found now, not in the middle of a rotation. bbolt
-// panics on some damage and faults on a file that was cut off; that is StateCorrupt like any other.
-func openFile(path string) (db *bbolt.DB, err error) {
-	var file *os.File
+// openFile opens an existing file and reads all of it: what is damaged is found now, not in the middle of a rotation.
+func openFile(path string) (*bbolt.DB, error) {
+	db, file, err := openWhole(path, openPrivate)
+	if err != nil {
+		return nil, err
+	}
+	if err := inPlace(file, path); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	// A full disk must end nothing but issuance, and a commit that finds no room ends the process. Without the room, or
+	// where a file system cannot reserve it, the commit itself will tell.
+	_ = durable.Reserve(file, reserved)
+	if err := settle(db); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// inPlace refuses a file that was replaced by a restore while its lock was waited for: what is written to it is lost.
+func inPlace(file *os.File, path string) error {
+	locked, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Lstat(path)
+	if err != nil || !os.SameFile(locked, there) {
+		return errors.Join(api.E(api.StateLocked, "the store %s was replaced while it was opened", path), ignoreMissing(err))
+	}
+	return nil
+}
+
+// openWhole opens what open returns as the store at path, and reads all of it. bbolt panics on some damage and faults on a file
+// that was cut off; that is StateCorrupt like any other.
+func openWhole(path string, open func(string, int, fs.FileMode) (*os.File, error)) (db *bbolt.DB, file *os.File, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
@@ -74,7 +104,7 @@ func openFile(path string) (db *bbolt.DB, err error) {
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 		Timeout: time.Second,
 		OpenFile: func(name string, flag int, perm fs.FileMode) (*os.File, error) {
-			file, err = openPrivate(name, flag, perm)
+			file, err = open(name, flag, perm)
 			return file, err
 		},
 	})
@@ -82,24 +112,18 @@ func openFile(path string) (db *bbolt.DB, err error) {
 	_, failed := errors.AsType[syscall.Errno](err) // of the lock and the sync too, which have no path
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return nil, api.E(api.StateLocked, "the store %s is in use by another process", path)
+		return nil, nil, api.E(api.StateLocked, "the store %s is in use by another process", path)
 	case known || errors.Is(err, fs.ErrNotExist):
-		return nil, err
+		return nil, nil, err
 	case failed:
-		return nil, fmt.Errorf("the store %s cannot be opened: %w", path, err)
+		return nil, nil, fmt.Errorf("the store %s cannot be opened: %w", path, err)
 	case err != nil:
-		return nil, api.Wrap(api.StateCorrupt, err, fmt.Sprintf("the store %s cannot be opened: %v", path, err))
+		return nil, nil, api.Wrap(api.StateCorrupt, err, fmt.Sprintf("the store %s cannot be opened: %v", path, err))
 	}
 	if err := db.View(check); err != nil {
-		return nil, errors.Join(api.E(api.StateCorrupt, "the store %s is damaged: %v", path, err), db.Close())
+		return nil, nil, errors.Join(api.E(api.StateCorrupt, "the store %s is damaged: %v", path, err), db.Close())
 	}
-	// A full disk must end nothing but issuance, and a commit that finds no room ends the process. Without the room, or
-	// where a file system cannot reserve it, the commit itself will tell.
-	_ = durable.Reserve(file, reserved)
-	if err := settle(db); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	return db, nil
+	return db, file, nil
 }
 
 // reserved is the room that the file has from the start: for records many times larger than they are.
@@ -179,7 +203,19 @@ func check(tx *bbolt.Tx) error {
 	return err
 }
 
-func createBolt(path string) (err error) {
+// createBolt makes an empty store where there is none.
+func createBolt(path string) error {
+	// A link fails where a rename would replace a store that somebody else made meanwhile.
+	return makeBolt(path, func(*bbolt.Tx) error { return nil }, func(tmp string) error {
+		if err := os.Link(tmp, path); err != nil {
+			return err
+		}
+		return os.Remove(tmp)
+	})
+}
+
+// makeBolt makes a store with what fill puts into it in a temporary file, and once that is on disk has place give it its name.
+func makeBolt(path string, fill func(*bbolt.Tx) error, place func(tmp string) error) (err error) {
 	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, ".signet-*.tmp")
 	if err != nil {
@@ -203,16 +239,12 @@ func createBolt(path string) (err error) {
 				return err
 			}
 		}
-		return nil
+		return fill(tx)
 	})
 	if err := errors.Join(err, db.Sync(), db.Close()); err != nil {
 		return err
 	}
-	// A link fails where a rename would replace a store that somebody else made meanwhile.
-	if err := os.Link(tmp.Name(), path); err != nil {
-		return err
-	}
-	if err := os.Remove(tmp.Name()); err != nil {
+	if err := place(tmp.Name()); err != nil {
 		return err
 	}
 	return durable.SyncDir(dir)
@@ -273,13 +305,18 @@ func (s *boltStore) Swap(_ context.Context, old ca.Revision, j journal.Journal) 
 		if rev != old {
 			return api.E(api.StateConflict, "the record has revision %d, the change was made for %d", rev, old)
 		}
-		b := tx.Bucket(bucketJournal)
-		return errors.Join(b.Put(keyRecord, data), b.Put(keyRevision, sealRevision(next, data)), b.SetSequence(uint64(next)))
+		return put(tx, data, next)
 	})
 	if err != nil {
 		return 0, err
 	}
 	return next, nil
+}
+
+// put writes a record.
+func put(tx *bbolt.Tx, data []byte, rev ca.Revision) error {
+	b := tx.Bucket(bucketJournal)
+	return errors.Join(b.Put(keyRecord, data), b.Put(keyRevision, sealRevision(rev, data)), b.SetSequence(uint64(rev)))
 }
 
 // Replicas implements ca.Store.
@@ -306,7 +343,11 @@ func (s *boltStore) SaveReplica(_ context.Context, r ca.Replica) error {
 	if err != nil {
 		return err
 	}
-	return s.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketReplicas).Put([]byte(r.Name), data) })
+	return s.update(func(tx *bbolt.Tx) error { return putReplica(tx, r.Name, data) })
+}
+
+func putReplica(tx *bbolt.Tx, name string, data []byte) error {
+	return tx.Bucket(bucketReplicas).Put([]byte(name), data)
 }
 
 // view runs a transaction that reads. A panic of bbolt is damage.
