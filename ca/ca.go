@@ -99,6 +99,9 @@ type CA struct {
 	tickets  atomic.Pointer[ticketKeys]        // nil where there are none
 	sights   *sights                           // nil while nothing is renewed while an API server is away
 	replica  sync.Mutex                        // held while this replica's own record is changed
+	own      atomic.Pointer[Replica]           // that record as it was stored last, or is being stored; nil until then
+	keys     keyUses                           // of intermediates
+	evidence latest.Value[struct{}]            // is set when a rotation may find other evidence than before
 	asking   atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
 	vain     atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
 	told     latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record

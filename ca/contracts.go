@@ -52,6 +52,32 @@ type Replica struct {
 	Vain Vain `json:"vain,omitzero"`
 	// Clusters is how it sees each cluster, by issuer: its heartbeat, and what its grace is counted from over restarts.
 	Clusters map[string]Sight `json:"clusters,omitempty"`
+
+	// Signs is the id of the authority under which it has its next intermediate minted: the active one of the record that it
+	// goes by.
+	Signs string `json:"signs,omitempty"`
+	// Beat is when it last wrote this, to whoever has to know whether it lives.
+	Beat time.Time `json:"beat,omitzero"`
+	// Agents are those that had a session with it, until the last SVID of their node has expired: sorted by cluster and UID, at
+	// most MaxAgentsSeen.
+	Agents []AgentSeen `json:"agents,omitempty"`
+}
+
+// MaxAgentsSeen is how many agents the record of one replica holds. Where there are more, those are left out whose SVIDs expire first.
+const MaxAgentsSeen = 10_000
+
+// AgentSeen is what is kept of an agent, so that a rotation waits for it though it be away and the CA be started anew.
+type AgentSeen struct {
+	Cluster string    `json:"cluster"`
+	NodeUID string    `json:"nodeUID"`
+	Node    string    `json:"node,omitempty"`
+	Seen    time.Time `json:"seen"`
+	// Until is when the last SVID of its node has expired for certain. It may be said to be later than it is.
+	Until  time.Time `json:"until"`
+	Epoch  uint32    `json:"epoch,omitempty"` // of the bundle that it holds
+	Number uint32    `json:"number,omitempty"`
+	Hash   []byte    `json:"hash,omitempty"`
+	Root   string    `json:"root,omitempty"` // id of the authority above its own SVID
 }
 
 // Sight is how a replica sees one cluster.
@@ -79,6 +105,13 @@ type Minted struct {
 	At       time.Time `json:"at"`
 	NotAfter time.Time `json:"notAfter"`
 	Root     string    `json:"root"` // id of the authority that was asked
+	// ID is that of the request; empty in what earlier versions wrote.
+	ID string `json:"id,omitempty"`
+	// Longest is how long an SVID under it can be good that is signed now; 0 in what earlier versions wrote.
+	Longest time.Duration `json:"longest,omitempty"`
+	// Destroyed says that its key is no more, and Leaves when the last SVID under it expires then.
+	Destroyed bool      `json:"destroyed,omitempty"`
+	Leaves    time.Time `json:"leaves,omitzero"`
 }
 
 // Vain is how often in a row an upstream was asked in vain.

@@ -125,6 +125,7 @@ func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Clai
 	if err != nil {
 		return nil, err
 	}
+	defer s.leave()
 	p, err := issuance.Prepare(issuance.Profile{TTL: d.TTL}, issuance.Request{ID: d.ID, PublicKey: csr.PublicKey, DNSNames: d.DNSNames}, s.issuer, now)
 	if err != nil {
 		return nil, err
@@ -147,6 +148,7 @@ func (ca *CA) recordAndSign(ctx context.Context, s *signing, p *issuance.Prepare
 	if err := ca.refuseBanned(e.Cluster, e.NodeUID); err != nil { // since it was attested
 		return nil, err
 	}
+	s.use.note(p.NotAfter())
 	e.Serial, e.NotAfter, e.Issuer = p.Serial(), p.NotAfter(), hex.EncodeToString(s.cert.SubjectKeyId)
 	if err := ca.cfg.Ledger.Append(ctx, *e); err != nil {
 		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,6 +32,8 @@ type signing struct {
 	issuer  *issuance.Issuer
 	cert    *x509.Certificate // the intermediate
 	root    string            // id of the authority above it
+	cross   []byte            // the root's own cross certificate in its chain, DER; nil where there is none
+	use     *keyUse           // of its key
 	renewAt time.Time         // of the intermediate
 	self    *tls.Certificate  // this replica's own identity
 	selfEnd time.Time         // when self is due
@@ -45,10 +48,8 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 		ca.log.WarnContext(ctx, "how often the upstream was asked in vain is not known", "error", err)
 	}
 	for failed := 0; ; {
-		select {
-		case <-ctx.Done():
+		if !ca.restSigning(ctx, pause) {
 			return nil
-		case <-time.After(pause):
 		}
 		err := ca.refreshSigning(ctx, time.Now())
 		switch {
@@ -72,6 +73,27 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 	}
 }
 
+// restSigning waits for what is due, and no longer than until another authority is the active one. It returns false when ctx
+// has ended.
+func (ca *CA) restSigning(ctx context.Context, pause time.Duration) bool {
+	due := time.NewTimer(pause)
+	defer due.Stop()
+	under := ca.record.Load().ActiveAuthority().ID
+	for {
+		j, changed := ca.record.Get()
+		if j.ActiveAuthority().ID != under {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-due.C:
+			return true
+		case <-changed:
+		}
+	}
+}
+
 // signingLook bounds the wait for what is due: the timers of a machine that slept, or whose clock was set, are late.
 const signingLook = 20 * time.Second
 
@@ -86,7 +108,8 @@ func over(c *x509.Certificate, at, now time.Time) bool {
 func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 	j, s := ca.record.Load(), ca.signing.Load()
 	var failed error
-	if s == nil || over(s.cert, s.renewAt, now) || s.root != j.ActiveAuthority().ID {
+	active := j.ActiveAuthority()
+	if s == nil || over(s.cert, s.renewAt, now) || s.root != active.ID || !bytes.Equal(s.cross, crossOf(active, now)) {
 		fresh, err := ca.mint(ctx, now)
 		if err != nil && (s == nil || api.ReasonOf(err) == api.StateUnknown) {
 			return err
@@ -94,6 +117,9 @@ func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 		if failed = err; err == nil {
 			ca.signing.Set(fresh)
 			ca.metrics.setIntermediate(fresh.cert)
+			if s != nil {
+				ca.endKey(ctx, s.use)
+			}
 			return nil
 		}
 	}
@@ -108,10 +134,48 @@ func (ca *CA) refreshSigning(ctx context.Context, now time.Time) error {
 	return failed
 }
 
-// mint asks the root for an intermediate, and issues this replica's own identity under it: the first leaf that it signs
-// is the proof that it can. Its lifetime is in the record before it is asked for, and the record bounds how many are asked
-// for in an hour, over restarts too.
+// endKey waits until nobody signs with a key any more, whose last reference then is gone: the one to follow is in its place already.
+func (ca *CA) endKey(ctx context.Context, u *keyUse) {
+	select {
+	case <-u.close():
+		ca.evidence.Set(struct{}{})
+	case <-ctx.Done():
+	}
+}
+
+// crossOf returns what chains under an authority carry besides: itself signed by the one before it, while that is valid.
+func crossOf(a journal.Authority, now time.Time) []byte {
+	if len(a.Cross) == 0 {
+		return nil
+	}
+	if c, err := x509.ParseCertificate(a.Cross); err != nil || !now.Before(c.NotAfter) || now.Before(c.NotBefore) {
+		return nil
+	}
+	return a.Cross
+}
+
+// mintTries is how often an intermediate is asked for anew because another authority became the active one meanwhile.
+const mintTries = 3
+
+// mint is mintOnce, again where what came of it is under a root that is not the active one any more.
 func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
+	for try := 1; ; try++ {
+		s, err := ca.mintOnce(ctx, now)
+		if !errors.Is(err, errRootChanged) || try == mintTries {
+			return s, err
+		}
+		now = time.Now()
+	}
+}
+
+// errRootChanged says that another authority became the active one while an intermediate was asked for.
+var errRootChanged error = api.E(api.StateConflict, "another root became the active one while an intermediate was asked for")
+
+// mintOnce asks the root for an intermediate, and issues this replica's own identity under it: the first leaf that it signs
+// is the proof that it can. Its lifetime is in the record before it is asked for, and the record bounds how many are asked
+// for in an hour, over restarts too. Once it is booked the shared record is read again: either the root is still the active one,
+// or whoever made another the active one finds what was booked before he removes this one.
+func (ca *CA) mintOnce(ctx context.Context, now time.Time) (fresh *signing, err error) {
 	j := ca.record.Load()
 	root := j.ActiveAuthority()
 	rootCert, err := x509.ParseCertificate(root.Certificate)
@@ -123,14 +187,26 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := ca.bookMint(ctx, Minted{At: now, NotAfter: ask.NotAfter, Root: root.ID}); err != nil {
+	use := ca.keys.begin(ask.ID)
+	defer func() {
+		if err != nil && ca.asking.Load() != ask { // it is given up, and its key with it
+			use.close()
+		}
+	}()
+	if err := ca.bookMint(ctx, Minted{ID: ask.ID, At: now, NotAfter: ask.NotAfter, Root: root.ID, Longest: longest}); err != nil {
+		return nil, err
+	}
+	if err := ca.stillActive(ctx, root.ID); err != nil {
 		return nil, err
 	}
 	chain, err := ca.askRoot(ctx, ask, now)
 	if err != nil {
 		return nil, err
 	}
-	fresh, err := ca.accept(ctx, ask, chain, j, rootCert, longest, now)
+	fresh, err = ca.accept(ctx, ask, chain, j, rootCert, longest, now)
+	if err == nil && ca.record.Load().ActiveAuthority().ID != root.ID {
+		return nil, errRootChanged
+	}
 	if err != nil {
 		ca.metrics.mintRefusals.WithLabelValues(string(api.ReasonOf(err))).Inc()
 		ca.noteVain(err, now)
@@ -139,6 +215,17 @@ func (ca *CA) mint(ctx context.Context, now time.Time) (*signing, error) {
 	ca.vain.Store(nil)
 	ca.log.InfoContext(ctx, "intermediate minted", "issuer", fmt.Sprintf("%x", fresh.cert.SubjectKeyId), "root", root.ID, "not_after", fresh.cert.NotAfter)
 	return fresh, nil
+}
+
+// stillActive reads the shared record again, and fails where another authority is the active one by now.
+func (ca *CA) stillActive(ctx context.Context, root string) error {
+	if err := ca.reload(ctx); err != nil {
+		return err
+	}
+	if ca.record.Load().ActiveAuthority().ID != root {
+		return errRootChanged
+	}
+	return nil
 }
 
 // accept makes what was asked for of what the root answered, if it is that.
@@ -174,7 +261,12 @@ func (ca *CA) accept(ctx context.Context, ask *asking, chain []*x509.Certificate
 			now = good.NotBefore
 		}
 	}
-	issuer, err := issuance.NewIssuer(ca.cfg.TrustDomain, good.Chain, good.Root, ask.key)
+	cross := crossOf(j.ActiveAuthority(), now)
+	chain, err = withCross(good.Chain, cross)
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := issuance.NewIssuer(ca.cfg.TrustDomain, chain, good.Root, ask.key)
 	if err != nil {
 		return nil, err
 	}
@@ -182,12 +274,26 @@ func (ca *CA) accept(ctx context.Context, ask *asking, chain []*x509.Certificate
 		issuer:  issuer,
 		cert:    issuer.Certificate(),
 		root:    ask.Root.ID,
+		cross:   cross,
+		use:     ca.keys.begin(ask.ID),
 		renewAt: now.Add(issuer.NotAfter().Sub(now) / renewIntermediate),
 	}, now)
 	if err != nil {
 		return nil, err
 	}
 	return s, ca.proveIssuer(s, good, now)
+}
+
+// withCross returns a chain with the root's own cross certificate at its end, if there is one.
+func withCross(chain []*x509.Certificate, cross []byte) ([]*x509.Certificate, error) {
+	if cross == nil {
+		return chain, nil
+	}
+	c, err := x509.ParseCertificate(cross)
+	if err != nil {
+		return nil, api.Wrap(api.StateCorrupt, err, "the root's cross certificate does not parse")
+	}
+	return slices.Concat(chain, []*x509.Certificate{c}), nil
 }
 
 // askRoot puts the request on record and makes it. What fails is taken off the budget: a root that is away for an hour must
@@ -232,7 +338,9 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	if recent >= ca.cfg.MintBudget {
 		return api.E(api.MintBudget, "%d intermediates were minted in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
 	}
-	r.Minted, r.Vain = append(kept, m), Vain{}
+	r.Minted, r.Vain = append(ca.keys.account(kept, ca.started), m), Vain{}
+	ca.keys.forget(r.Minted)
+	ca.own.Store(&r)
 	return ca.cfg.Store.SaveReplica(ctx, r)
 }
 
@@ -248,6 +356,7 @@ func (ca *CA) unbookMint(ctx context.Context, v Vain) error {
 	if v.Reason != api.SealKeyWrong { // the right one works at once
 		r.Vain = v
 	}
+	ca.own.Store(&r)
 	return ca.cfg.Store.SaveReplica(ctx, r)
 }
 
@@ -277,14 +386,21 @@ func (ca *CA) identify(ctx context.Context, s *signing, now time.Time) (*signing
 	return &next, nil
 }
 
-// signer returns what to sign with now; SignerUnavailable when there is nothing.
+// signer returns what to sign with now, in use until leave is called on it; SignerUnavailable when there is nothing.
 func (ca *CA) signer(now time.Time) (*signing, error) {
-	s := ca.signing.Load()
-	if s == nil || !now.Before(s.cert.NotAfter) {
-		return nil, api.E(api.SignerUnavailable, "the CA has no intermediate to sign with")
+	for {
+		s := ca.signing.Load()
+		if s == nil || !now.Before(s.cert.NotAfter) {
+			return nil, api.E(api.SignerUnavailable, "the CA has no intermediate to sign with")
+		}
+		if s.use.enter() {
+			return s, nil
+		} // its successor was there before its end
 	}
-	return s, nil
 }
+
+// leave ends the use that signer began.
+func (s *signing) leave() { s.use.leave() }
 
 // ServerTLS returns the TLS configuration of the agents' port: TLS 1.3 alone, this replica's newest identity, and a
 // client certificate that, where there is one, must verify against the bundle as it is now. Session tickets are off: a

@@ -249,7 +249,7 @@ func TestMintRecord(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, nil)
 		b.upstream.set(func(_ context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
-			want := []ca.Minted{{At: time.Now(), NotAfter: r.NotAfter, Root: r.Root.ID}}
+			want := []ca.Minted{{ID: r.ID, At: time.Now(), NotAfter: r.NotAfter, Root: r.Root.ID, Longest: time.Hour}}
 			if diff := cmp.Diff(want, b.store.minted()); diff != "" {
 				t.Errorf("on record when the root is asked (-want +got):\n%s", diff)
 			}

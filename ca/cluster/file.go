@@ -191,6 +191,18 @@ func (p *FilePublisher) Published(context.Context, spiffeid.TrustDomain) (bool, 
 	return false, nil
 }
 
+// Shown returns the generation of the bundle that is published; the zero Generation where there is none that says so.
+func (p *FilePublisher) Shown(context.Context, spiffeid.TrustDomain) (api.Generation, error) {
+	data, err := os.ReadFile(filepath.Join(p.dir, BundleJSON))
+	if errors.Is(err, fs.ErrNotExist) {
+		return api.Generation{}, nil
+	}
+	if err != nil {
+		return api.Generation{}, err
+	}
+	return api.FromSequence(publishedSequence(data)), nil
+}
+
 // Publish implements ca.Publisher. Files that hold the bundle already are left alone.
 func (p *FilePublisher) Publish(_ context.Context, b *ca.Bundle) error {
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {

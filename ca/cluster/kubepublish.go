@@ -152,6 +152,21 @@ func (p *KubePublisher) Published(ctx context.Context, _ spiffeid.TrustDomain) (
 	return err == nil, err
 }
 
+// Shown returns the generation of the bundle that agents believe; the zero Generation where there is none that says so.
+func (p *KubePublisher) Shown(ctx context.Context, td spiffeid.TrustDomain) (api.Generation, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishTime)
+	defer cancel()
+	old, err := p.cfg.Client.Get(ctx, kube.ConfigMaps, p.cfg.Namespace, BundleConfigMap)
+	if errors.Is(err, kube.ErrNotFound) {
+		return api.Generation{}, nil
+	}
+	if err != nil {
+		return api.Generation{}, err
+	}
+	sequence, _, _ := parseBundle(td, old.Data)
+	return api.FromSequence(sequence), nil
+}
+
 // Publish implements ca.Publisher. An object that holds the bundle already is left alone.
 func (p *KubePublisher) Publish(ctx context.Context, b *ca.Bundle) error {
 	p.mu.Lock()

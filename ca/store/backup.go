@@ -33,7 +33,7 @@ const (
 	maxHeader     = 4 << 10
 
 	// MaxBackup bounds a backup, in bytes.
-	MaxBackup = 8 << 20
+	MaxBackup = maxStore
 )
 
 // BackupHeader is what is told of a backup without its key. What it says is proven only once the backup is opened.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -351,62 +350,16 @@ func breakFile(t *testing.T, path string) (restore func()) {
 	return nil
 }
 
-// TestMain is also the process that is killed while it makes a store.
+// TestMain is also the process that is killed.
 func TestMain(m *testing.M) {
-	if path := os.Getenv("SIGNET_TEST_CREATE"); path != "" {
-		_, closeStore, err := store.Open(context.Background(), store.Config{Path: path}, true)
-		if err == nil {
-			err = closeStore()
-		}
-		if err != nil {
+	if do := os.Getenv(childDo); do != "" {
+		if err := child(do, os.Getenv(childDir)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
-}
-
-// TestBoltCreateKilled kills a process at each call to the system with which it makes a store: afterwards there is either
-// nothing at the path, or a whole store.
-func TestBoltCreateKilled(t *testing.T) {
-	strace, err := exec.LookPath("strace")
-	if err != nil {
-		t.Skip("there is no strace here")
-	}
-	made := map[bool]int{}
-	for _, call := range []string{"openat", "pwrite64", "fdatasync", "fsync", "ftruncate", "linkat", "unlinkat", "close"} {
-		for when := 1; when <= 24; when++ {
-			path := filepath.Join(t.TempDir(), "signet.db")
-			cmd := exec.Command(strace, "-f", "-o", "/dev/null", "-e", "trace="+call, "-e",
-				fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", call, when), os.Args[0])
-			cmd.Env = append(os.Environ(), "SIGNET_TEST_CREATE="+path)
-			out, err := cmd.CombinedOutput()
-			if strings.Contains(string(out), "ptrace") {
-				t.Skipf("processes cannot be traced here: %s", out)
-			}
-			_, serr := os.Lstat(path)
-			made[serr == nil]++
-			if serr == nil {
-				_, closeStore, err := store.Open(t.Context(), store.Config{Path: path}, false)
-				if err != nil {
-					t.Fatalf("killed at %s %d: %v", call, when, err)
-				}
-				closeStore()
-			}
-			if err == nil {
-				break // it was not called that often
-			}
-			// Whoever comes next makes it, whatever was left behind.
-			open(t, store.Config{Path: path})
-			if testing.Short() {
-				when += 3
-			}
-		}
-	}
-	if made[false] == 0 || made[true] == 0 {
-		t.Errorf("killed %d times before and %d times after the store was there", made[false], made[true])
-	}
 }
 
 // TestBoltRace makes one store from many sides at once: all end up with the same one, or find it in use.
