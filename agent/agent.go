@@ -65,7 +65,8 @@ type Agent struct {
 	away      latest.Value[map[string]time.Time] // clusters that are away, by issuer: since when, as the CA said last
 	changed   latest.Value[uint64]               // counts changes that the CA should hear of
 
-	banned atomic.Bool // by the CA, as it said last
+	banned atomic.Bool    // by the CA, as it said last
+	hurry  chan time.Time // holds one order: when the own SVID is renewed at the latest
 
 	mu         sync.Mutex
 	identities map[podKey]*Identity
@@ -98,7 +99,8 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
 	}
-	a := &Agent{cfg: cfg, log: cfg.Log, metrics: cfg.Metrics, protocols: api.SpokenProtocols(), identities: map[podKey]*Identity{}}
+	a := &Agent{cfg: cfg, log: cfg.Log, metrics: cfg.Metrics, protocols: api.SpokenProtocols(), identities: map[podKey]*Identity{},
+		hurry: make(chan time.Time, 1)}
 	a.restore(time.Now())
 	if a.trust.Load() == nil {
 		return nil, api.E(api.ConfigInvalid, "there is neither a cached trust bundle nor one to begin with")

@@ -83,6 +83,9 @@ type Identity struct {
 	mu      sync.Mutex // guards what follows
 	proof   proof
 	streams map[uint64]*apiv1.Stream
+	// ended is the last stream that ended without an answer to the bundle that it was given, until a later one has acknowledged
+	// that bundle; nil while there is none.
+	ended *apiv1.Stream
 
 	volumes  int  // of its pod, each from Offer to Release: kubelet keeps bringing tokens as long as there is one
 	released bool // there were volumes, and all are gone
@@ -129,9 +132,13 @@ func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 	}
 	id.mu.Lock()
 	if s == nil {
+		id.end(id.streams[stream])
 		delete(id.streams, stream)
 	} else {
 		id.streams[stream] = s
+		if e := id.ended; e != nil && s.GetWantsBundle() && s.GetId() > e.GetId() && s.GetAckedGeneration() >= e.GetPushedGeneration() {
+			id.ended = nil
+		}
 	}
 	released := id.released
 	id.mu.Unlock()
@@ -139,6 +146,21 @@ func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 	if s == nil && released {
 		id.drop()
 	}
+}
+
+// end notes that a stream has ended. What it owes an answer to is not forgotten with it: a client that takes no bundle and
+// reconnects for ever would be one that has nothing to acknowledge. The caller holds mu.
+func (id *Identity) end(s *apiv1.Stream) {
+	if !s.GetWantsBundle() || s.GetAckedGeneration() >= s.GetPushedGeneration() {
+		return
+	}
+	for _, later := range id.streams {
+		if later.GetId() > s.GetId() && later.GetWantsBundle() && later.GetAckedGeneration() >= s.GetPushedGeneration() {
+			return
+		}
+	}
+	id.ended = proto.CloneOf(s)
+	id.ended.Ended = true
 }
 
 // offer hands over a proof; one that expires later replaces an earlier one. What was said of the earlier token is not true
@@ -439,6 +461,7 @@ func (id *Identity) holding() *apiv1.Holding {
 		p.SpiffeId, p.Serial = h.SVID.ID.String(), serial(h.SVID)
 		p.NotBefore, p.NotAfter = timestamppb.New(leaf.NotBefore), timestamppb.New(leaf.NotAfter)
 		p.RenewAt, p.IssuerKeyId = timestamppb.New(h.RenewAt), hex.EncodeToString(leaf.AuthorityKeyId)
+		p.RootKeyId = rootAbove(h.SVID.Certificates, id.agent.trust.Load().Bundle.X509Authorities())
 	}
 	if h.Refusal != nil {
 		p.LastError = string(h.Refusal.Reason)
@@ -446,8 +469,15 @@ func (id *Identity) holding() *apiv1.Holding {
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	numbers := slices.Sorted(maps.Keys(id.streams))
-	for _, n := range numbers[max(0, len(numbers)-maxReportedStreams):] {
+	room := maxReportedStreams
+	if id.ended != nil {
+		room--
+	}
+	for _, n := range numbers[max(0, len(numbers)-room):] {
 		p.Streams = append(p.Streams, id.streams[n])
+	}
+	if id.ended != nil {
+		p.Streams = append(p.Streams, id.ended)
 	}
 	return p
 }

@@ -321,6 +321,10 @@ func (a *Agent) renewSelf(ctx context.Context) bool {
 			case <-ctx.Done():
 				return false
 			case <-time.After(min(wait, maxSleep)):
+			case order := <-a.hurry:
+				if order.Before(at) {
+					at = order
+				}
 			}
 		}
 		_, err := a.attestSelf(ctx)
@@ -348,6 +352,8 @@ func (a *Agent) receive(stream apiv1.Authority_SessionClient) error {
 		case m.GetKeySets() != nil:
 			a.applyKeySets(m.GetKeySets())
 			a.applyAway(m.GetKeySets())
+		case m.GetReissue() != nil:
+			a.applyReissue(m.GetReissue())
 		}
 	}
 }

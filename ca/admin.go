@@ -82,12 +82,23 @@ func (a *admin) ListAuthorities(context.Context, *apiv1.ListAuthoritiesRequest) 
 		}
 		info := authorityInfo(c, "root", string(root.State))
 		info.Parent = info.Id
+		info.Upstream, info.KeySealed, info.Since = root.Upstream, len(root.SealedKey) > 0, root.Since
+		info.CrossBy, info.CrossCertificate, info.CrossNotAfter = root.CrossBy, root.Cross, timeProto(crossEnd(root.Cross))
+		t := root.Times
+		info.PreparedAt, info.PublishedAt, info.ActiveAt = timeProto(t.Prepared), timeProto(t.Published), timeProto(t.Active)
+		info.RetiringAt, info.TaintedAt = timeProto(t.Retiring), timeProto(t.Tainted)
 		resp.Authorities = append(resp.Authorities, info)
 	}
 	if s := a.ca.signing.Load(); s != nil {
 		info := authorityInfo(s.cert, "intermediate", "active")
 		info.Parent, info.Replica = s.root, a.ca.cfg.Replica
 		resp.Authorities = append(resp.Authorities, info)
+	}
+	for _, g := range a.ca.record.Load().Gone {
+		resp.Gone = append(resp.Gone, &apiv1.GoneAuthority{Id: g.ID, Hash: g.Hash, At: timeProto(g.At), NotAfter: timeProto(g.NotAfter), Tainted: g.Tainted})
+	}
+	for _, c := range a.ca.told.Load() {
+		resp.Announced = append(resp.Announced, authorityInfo(c, "root", "announced"))
 	}
 	return resp, nil
 }

@@ -46,11 +46,14 @@ func (ca *CA) attestAgent(ctx context.Context, e attestor.Evidence, csrDER, tick
 }
 
 // checkAgentTicket is steps (3), (6) and (7) of a known renewal for the agent who has made a connection: its certificate
-// verified against the bundle in the handshake, which proves that he holds its key, and has not expired since. A connection may
-// be older than the bundle: once a root can be distrusted at once, the chain has to be verified here again.
+// verified in the handshake, which proves that he holds its key. A connection may be older than the bundle, so the chain is
+// verified again: its root may have been distrusted since.
 func (ca *CA) checkAgentTicket(k *known, c attestor.Claims, who caller) error {
 	if who.leaf == nil || who.node != c.NodeUID {
 		return api.E(api.HeldSVIDInvalid, "the caller did not show the SVID of that node's agent on his connection")
+	}
+	if _, err := ca.verifyPeer(who.chain, time.Now()); err != nil {
+		return api.Wrap(api.HeldSVIDInvalid, err, "the SVID of the connection does not verify any more")
 	}
 	return ca.checkTicket(k, ticketAgent, c, agentVolume, who.leaf)
 }

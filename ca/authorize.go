@@ -76,6 +76,17 @@ var permissions = map[string]permission{
 	apiv1.Admin_BanNode_FullMethodName:         {adminPorts, roleEmergency},
 	apiv1.Admin_AllowNode_FullMethodName:       {adminPorts, roleEmergency},
 
+	apiv1.Admin_PlanRotation_FullMethodName:      {adminPorts, roleViewer},
+	apiv1.Admin_RotationStatus_FullMethodName:    {adminPorts, roleViewer},
+	apiv1.Admin_WatchRotation_FullMethodName:     {adminPorts, roleViewer},
+	apiv1.Admin_StartRotation_FullMethodName:     {adminPorts, roleOperator},
+	apiv1.Admin_ExcuseRotation_FullMethodName:    {adminPorts, roleOperator},
+	apiv1.Admin_UnexcuseRotation_FullMethodName:  {adminPorts, roleOperator},
+	apiv1.Admin_AbortRotation_FullMethodName:     {adminPorts, roleOperator},
+	apiv1.Admin_RollbackRotation_FullMethodName:  {adminPorts, roleOperator},
+	apiv1.Admin_EmergencyRotation_FullMethodName: {adminPorts, roleEmergency}, // nobody trusts that root again
+	apiv1.Admin_ForceStep_FullMethodName:         {adminPorts, roleEmergency}, // over somebody's head, who may lose his peers
+
 	// Probes have no identity. What would stay open is for those who have one.
 	grpc_health_v1.Health_Check_FullMethodName: {agentsOnly, roleAnyone},
 	grpc_health_v1.Health_List_FullMethodName:  {agentsOnly, roleAgent},
@@ -118,11 +129,12 @@ type LocalUser interface {
 // caller is who makes a call, as far as its connection proves it.
 type caller struct {
 	roles []role
-	found string            // what was found, for a refusal: lower case, without a name
-	id    string            // the verified SPIFFE ID, whatever it may do here; empty where there is none
-	node  string            // UID of the agent's node; empty for others
-	leaf  *x509.Certificate // the agent's; nil for others
-	asker asker             // with roleSession
+	found string              // what was found, for a refusal: lower case, without a name
+	id    string              // the verified SPIFFE ID, whatever it may do here; empty where there is none
+	node  string              // UID of the agent's node; empty for others
+	leaf  *x509.Certificate   // the agent's; nil for others
+	chain []*x509.Certificate // what he showed, leaf first; nil for others
+	asker asker               // with roleSession
 
 	name  string          // as the record tells of an operator: "uid:", a user; "sa:", NAMESPACE/NAME, the token's id and its issuer; "break-glass:", a name
 	token attestor.Claims // an operator's
@@ -219,7 +231,7 @@ func (ca *CA) callerByTLS(ctx context.Context, wanted role, now time.Time) (call
 		found := "the client certificate is not that of an agent of this trust domain"
 		return caller{roles: []role{roleAnyone}, found: found, id: id.String()}, nil
 	}
-	who := caller{roles: []role{roleAnyone, roleAgent}, id: id.String(), node: uid, leaf: leaf}
+	who := caller{roles: []role{roleAnyone, roleAgent}, id: id.String(), node: uid, leaf: leaf, chain: info.State.PeerCertificates}
 	if wanted == roleSession {
 		if err := ca.refuseBannedAgent(uid); err != nil {
 			return caller{}, err

@@ -76,6 +76,9 @@ func (ca *CA) install(j journal.Journal, bundle *Bundle, r Revision) {
 	if old := ca.bundle.Load(); old == nil || old.Generation.Sequence() < bundle.Generation.Sequence() {
 		ca.bundle.Set(bundle)
 		ca.metrics.setBundle(bundle)
+		if old != nil && withdrawn(old, bundle) {
+			ca.endDistrusted()
+		}
 	}
 	b := &banned{record: j, uids: map[string]struct{}{}}
 	for _, ban := range j.Bans {

@@ -59,6 +59,9 @@ type Config struct {
 	Queue      int              // SVIDs that may wait for their turn. Zero: 4096
 	Asking     int              // SVIDs that may wait for an API server at once, and agents as well. Zero: 32
 
+	// ManualRotation says that the root is not replaced by itself before it expires.
+	ManualRotation bool
+
 	// NotReady names what else the process lacks, for CA.NotReady. Nil: nothing.
 	NotReady func() []string
 
@@ -74,41 +77,50 @@ type AgentRule struct {
 
 // CA is one replica of the authority. It is made by New and works while Run does.
 type CA struct {
-	cfg      Config
-	log      *slog.Logger
-	metrics  *Metrics
-	started  time.Time
-	signing  latest.Value[*signing] // nil until the first intermediate
-	bundle   latest.Value[*Bundle]  // nil until the record was read
-	record   latest.Value[journal.Journal]
-	changing sync.Mutex                   // held while the record is changed and installed
-	revision Revision                     // of record; guarded by changing
-	bans     atomic.Pointer[banned]       // who is banned by record; nil until it was read
-	streams  streams                      // of agents
-	conns    conns                        // of agents
-	broken   chan error                   // gets the error of a change of the record whose outcome is unknown; of capacity 1
-	keySets  latest.Value[*apiv1.KeySets] // nil until the first was read
-	sessions sessions
-	memory   *memory
-	work     *gate // of Issue: agents that proved who they are
-	door     *gate // of AttestAgent: whoever knocks, so that a crowd there costs the others nothing
-	askWork  *gate // who has left work for as long as he waits for an API server
-	askDoor  *gate // who has left door
-	people   *operators
-	lookers  *lookers
-	tickets  atomic.Pointer[ticketKeys]        // nil where there are none
-	sights   *sights                           // nil while nothing is renewed while an API server is away
-	replica  sync.Mutex                        // held while this replica's own record is changed
-	own      atomic.Pointer[Replica]           // that record as it was stored last, or is being stored; nil until then
-	keys     keyUses                           // of intermediates
-	evidence latest.Value[struct{}]            // is set when a rotation may find other evidence than before
-	asking   atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
-	vain     atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
-	told     latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record
-	stopping chan struct{}                     // closed when Run ends: sessions end with it
-	issued   atomic.Uint64
-	refused  atomic.Uint64
-	quiet    quiet
+	cfg          Config
+	log          *slog.Logger
+	metrics      *Metrics
+	started      time.Time
+	signing      latest.Value[*signing] // nil until the first intermediate
+	bundle       latest.Value[*Bundle]  // nil until the record was read
+	record       latest.Value[journal.Journal]
+	changing     sync.Mutex                   // held while the record is changed and installed
+	revision     Revision                     // of record; guarded by changing
+	bans         atomic.Pointer[banned]       // who is banned by record; nil until it was read
+	streams      streams                      // of agents
+	conns        conns                        // of agents
+	broken       chan error                   // gets the error of a change of the record whose outcome is unknown; of capacity 1
+	keySets      latest.Value[*apiv1.KeySets] // nil until the first was read
+	sessions     sessions
+	memory       *memory
+	work         *gate // of Issue: agents that proved who they are
+	door         *gate // of AttestAgent: whoever knocks, so that a crowd there costs the others nothing
+	askWork      *gate // who has left work for as long as he waits for an API server
+	askDoor      *gate // who has left door
+	people       *operators
+	lookers      *lookers
+	tickets      atomic.Pointer[ticketKeys]   // nil where there are none
+	sights       *sights                      // nil while nothing is renewed while an API server is away
+	replica      sync.Mutex                   // held while this replica's own record is changed
+	own          atomic.Pointer[Replica]      // that record as it was stored last, or is being stored; nil until then
+	keys         keyUses                      // of intermediates
+	evidence     latest.Value[struct{}]       // is set when a rotation may find other evidence than before
+	autoAgain    time.Time                    // not before then is a rotation begun by itself; of keepRotation alone
+	toldBlockers string                       // who was logged last; of keepRotation alone
+	seen         []AgentSeen                  // as it was written down last; of keepAgents alone, once it runs
+	away         absent                       // agents
+	shown        latest.Value[journal.Copy]   // the bundle as it was published last; zero while it was not
+	reissue      latest.Value[*apiv1.Reissue] // order to agents; nil while there is none
+	trouble      latest.Value[*api.Error]     // what keeps a rotation from being decided; nil while nothing does
+	clocks       clocks
+	watchers     chan struct{}                     // holds one for each who watches a rotation
+	asking       atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
+	vain         atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
+	told         latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record
+	stopping     chan struct{}                     // closed when Run ends: sessions end with it
+	issued       atomic.Uint64
+	refused      atomic.Uint64
+	quiet        quiet
 
 	protocols api.Protocols // that it speaks with agents
 }
@@ -168,6 +180,8 @@ func New(cfg Config) (*CA, error) {
 		broken:   make(chan error, 1),
 		sights:   newSights(cfg, time.Now()),
 		stopping: make(chan struct{}),
+		clocks:   clocks{last: time.Now()},
+		watchers: make(chan struct{}, maxWatchers),
 
 		protocols: api.SpokenProtocols(),
 	}, nil
@@ -187,7 +201,10 @@ func (ca *CA) Run(ctx context.Context) error {
 		return err
 	}
 	ca.startSight(ctx)
+	ca.recallAgents(ctx)
 	return run.All(ctx,
+		run.Task{Name: "rotation", Run: ca.keepRotation},
+		run.Task{Name: "agents on record", Run: ca.keepAgents},
 		run.Task{Name: "intermediate", Run: ca.keepIntermediate},
 		run.Task{Name: "roots of the upstream", Run: ca.watchUpstream},
 		run.Task{Name: "probe of the upstream", Run: ca.probeUpstream},

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/metrics"
 )
 
@@ -29,6 +30,12 @@ type Metrics struct {
 	breakGlass      prometheus.Counter
 	known           *prometheus.CounterVec
 	away            *prometheus.GaugeVec
+
+	rotationBegun    prometheus.Gauge
+	rotationBlockers *prometheus.GaugeVec
+	rotationSteps    *prometheus.CounterVec
+	rotationFailures prometheus.Counter
+	authorities      *prometheus.GaugeVec
 }
 
 // NewMetrics returns the CA's metrics, to be registered by the caller.
@@ -69,7 +76,17 @@ func NewMetrics() *Metrics {
 	for _, kind := range []string{"workload", "agent"} {
 		m.known.WithLabelValues(kind) // so that the first is seen as a rise from 0
 	}
-	m.Collector = metrics.Group{m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced}
+	m.rotationBegun = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "signet_ca_rotation_begun_timestamp_seconds", Help: "When the rotation under way was begun; 0 while there is none."})
+	m.rotationBlockers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "signet_ca_rotation_blockers", Help: "Who stands in the way of the next step of the rotation, by kind."}, []string{"kind"})
+	m.rotationSteps = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "signet_ca_rotation_steps_total", Help: "Steps of rotations that were taken, by what they do (publish, activate, remove)."}, []string{"step"})
+	m.rotationFailures = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "signet_ca_rotation_failures_total", Help: "Times that a rotation could not be decided on or stored, or not be begun by itself."})
+	m.authorities = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "signet_ca_authorities", Help: "Roots in the record, by state."}, []string{"state"})
+	m.Collector = metrics.Group{m.rotationBegun, m.rotationBlockers, m.rotationSteps, m.rotationFailures, m.authorities, m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced}
 	return m
 }
 
@@ -113,6 +130,36 @@ func (m *Metrics) setBundle(b *Bundle) {
 func (m *Metrics) setIntermediate(c *x509.Certificate) {
 	m.authorityEnd.DeletePartialMatch(prometheus.Labels{"kind": "intermediate"})
 	m.authorityEnd.WithLabelValues("intermediate", hexID(c)).Set(float64(c.NotAfter.Unix()))
+}
+
+// blockerKinds and rootStates are what gauges are told of, so that one that is over is seen to be.
+var (
+	blockerKinds = []journal.BlockerKind{journal.ByAgent, journal.ByPod, journal.ByCopy, journal.ByReplica, journal.ByLeaves, journal.ByAuthority, journal.ByClock, journal.ByAbsence}
+	rootStates   = []journal.State{journal.Prepared, journal.Published, journal.Active, journal.Retiring, journal.Tainted}
+)
+
+// setRotation shows where a rotation stands.
+func (m *Metrics) setRotation(j journal.Journal, found []journal.Blocker) {
+	begun := 0.0
+	if j.Operation != nil {
+		begun = float64(j.Operation.Begun.Unix())
+	}
+	m.rotationBegun.Set(begun)
+	blockers, states := map[journal.BlockerKind]int{}, map[journal.State]int{}
+	for _, b := range found {
+		if b.Blocks() {
+			blockers[b.Kind]++
+		}
+	}
+	for _, a := range j.Authorities {
+		states[a.State]++
+	}
+	for _, k := range blockerKinds {
+		m.rotationBlockers.WithLabelValues(string(k)).Set(float64(blockers[k]))
+	}
+	for _, s := range rootStates {
+		m.authorities.WithLabelValues(string(s)).Set(float64(states[s]))
+	}
 }
 
 // Metrics returns the CA's metrics, for the caller to register.

@@ -19,6 +19,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/audit"
 )
 
@@ -42,22 +43,31 @@ type sessions struct {
 // session is one agent's stream.
 type session struct {
 	asker
-	leaf     *x509.Certificate // by which the agent opened it
+	leaf     *x509.Certificate   // by which the agent opened it
+	chain    []*x509.Certificate // with what came after it
+	root     string              // id of the authority above it
 	version  string
 	protocol uint32 // that both sides speak
 	began    time.Time
-	ousted   chan struct{} // closed when newer sessions of the node took its place
+	ousted   chan struct{} // closed when it has no say any more
+	why      error         // why not; nil: newer sessions of the node took its place. Set before ousted is closed
 
 	mu         sync.Mutex // guards what follows
 	generation api.Generation
+	hash       []byte    // of the bundle of that generation
+	heard      time.Time // of its last report; zero before the first
 	holdings   map[string]reported
-	held       int // bytes of holdings
+	held       int            // bytes of holdings
+	until      time.Time      // when the last SVID expires that it told of, as it says
+	told       *journal.Agent // what it is as evidence; nil where that has to be made anew
+	toldOf     api.Generation // of the record that told was made for
 }
 
 type reported struct {
 	holding *apiv1.Holding
 	size    int
 	at      time.Time
+	pushed  map[uint64]time.Time // since when streams of the Workload API have the bundle that they have, as far as is known here
 }
 
 func (s *sessions) add(x *session) {
@@ -85,6 +95,21 @@ func (s *sessions) drop(nodeUID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.byNode, nodeUID)
+}
+
+// end ends one session, if it is one still.
+func (s *sessions) end(x *session, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.byNode[x.nodeUID][x]; !ok {
+		return
+	}
+	x.why = why
+	close(x.ousted)
+	delete(s.byNode[x.nodeUID], x)
+	if len(s.byNode[x.nodeUID]) == 0 {
+		delete(s.byNode, x.nodeUID)
+	}
 }
 
 func (s *sessions) remove(x *session) {
@@ -135,7 +160,11 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	if err != nil {
 		return err
 	}
-	x.leaf = who.leaf
+	x.leaf, x.chain = who.leaf, who.chain
+	if _, err := ca.verifyPeer(x.chain, time.Now()); err != nil { // the connection may be older than the bundle
+		return err
+	}
+	x.root = rootAbove(x.chain, ca.bundle.Load().Roots)
 	ca.sessions.add(x)
 	if err := ca.refuseBanned(x.issuer, x.nodeUID); err != nil { // since it was asked for its Hello
 		ca.sessions.remove(x)
@@ -144,7 +173,9 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	ca.metrics.sessions.Inc()
 	ca.log.InfoContext(ctx, "session opened", "node", x.nodeName, "node_uid", x.nodeUID, "agent_version", x.version, "protocol", x.protocol)
 	defer func() {
+		ca.noteAway(x)
 		ca.sessions.remove(x)
+		ca.evidence.Set(struct{}{})
 		ca.metrics.sessions.Dec()
 		ca.log.InfoContext(ctx, "session ended", "node", x.nodeName, "node_uid", x.nodeUID)
 	}()
@@ -161,13 +192,20 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 	b, bundleChanged := ca.bundle.Get()
 	sets, setsChanged := ca.keySets.Get()
 	gone, goneChanged := ca.elsewhere(x.issuer)
+	order, orderChanged := ca.reissue.Get()
 	var leave <-chan time.Time
-	sendBundle, sendSets := true, true
+	sendBundle, sendSets, sendOrder := true, true, true
 	for {
 		if gone && leave == nil {
 			leave = time.After(leaveAfter())
 		} else if !gone {
 			leave = nil
+		}
+		if sendOrder && order != nil && !sendBundle { // what is issued by the order is under this bundle
+			var newer *Bundle
+			if newer, bundleChanged = ca.bundle.Get(); newer != b {
+				b, sendBundle = newer, true
+			}
 		}
 		if sendBundle {
 			if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Bundle{Bundle: bundleProto(b)}}); err != nil {
@@ -179,7 +217,12 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 				return err
 			}
 		}
-		sendBundle, sendSets = false, false
+		if sendOrder && order != nil {
+			if err := stream.Send(&apiv1.SessionResponse{Message: &apiv1.SessionResponse_Reissue{Reissue: order}}); err != nil {
+				return err
+			}
+		}
+		sendBundle, sendSets, sendOrder = false, false, false
 		select {
 		case <-stream.Context().Done():
 			return stream.Context().Err()
@@ -188,6 +231,9 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 		case <-ca.stopping:
 			return api.E(api.SessionEnded, "the CA is stopping")
 		case <-x.ousted:
+			if x.why != nil {
+				return x.why
+			}
 			return api.E(api.SessionEnded, "the agent has opened %d newer sessions", maxSessions)
 		case <-leave:
 			return api.E(api.SessionEnded, "this replica cannot see the agent's cluster, and another one does")
@@ -199,6 +245,9 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 		case <-setsChanged:
 			sets, setsChanged = ca.keySets.Get()
 			sendSets = true
+		case <-orderChanged:
+			order, orderChanged = ca.reissue.Get()
+			sendOrder = true
 		case m := <-in:
 			if m.err == io.EOF {
 				return nil // the agent is done
@@ -209,6 +258,7 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 			if err := x.apply(m.msg.GetReport()); err != nil {
 				return err
 			}
+			ca.evidence.Set(struct{}{})
 		}
 	}
 }
@@ -339,13 +389,19 @@ func (x *session) apply(r *apiv1.Report) error {
 		if size > maxHolding || len(h.GetStreams()) > maxStreams {
 			return api.E(api.SessionProtocol, "a holding above %d bytes or with more than %d streams", maxHolding, maxStreams)
 		}
-		x.held += size - x.holdings[h.GetKey()].size
-		x.holdings[h.GetKey()] = reported{h, size, now}
+		was := x.holdings[h.GetKey()]
+		x.held += size - was.size
+		x.holdings[h.GetKey()] = reported{h, size, now, pushedSince(was, h, now)}
+		// No SVID is longer valid than the longest: an agent that says so of one errs.
+		if until := h.GetNotAfter(); until.IsValid() && until.AsTime().After(x.until) {
+			x.until = earlier(until.AsTime(), now.Add(MaxTTL))
+		}
 	}
 	if len(x.holdings) > maxHoldings || x.held > maxHeld {
 		return api.E(api.SessionProtocol, "more than %d holdings or %d bytes of them on one node", maxHoldings, maxHeld)
 	}
 	x.generation = api.Generation{Epoch: r.GetBundleEpoch(), Number: r.GetBundleNumber()}
+	x.hash, x.heard, x.told = r.GetBundleHash(), now, nil
 	return nil
 }
 

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"time"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca/journal"
@@ -30,5 +31,9 @@ func (ca *CA) show(ctx context.Context, b *Bundle) (raised <-chan struct{}, err 
 	}
 	shown := *b
 	shown.RecordSchema = j.Schema
-	return raised, ca.cfg.Publisher.Publish(ctx, &shown)
+	if err := ca.cfg.Publisher.Publish(ctx, &shown); err != nil {
+		return raised, err
+	}
+	ca.noteShown(b, time.Now())
+	return raised, nil
 }

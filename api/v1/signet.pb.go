@@ -2610,7 +2610,7 @@ type AuditEntry struct {
 	Source            string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	Seq               uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"` // within the source
 	Time              *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	Kind              string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"` // "issue", "attest-agent", "mint", "refuse", "ban-node", "allow-node", "operator"; readers must expect others
+	Kind              string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"` // "issue", "attest-agent", "mint", "refuse", "ban-node", "allow-node", "rotate", "operator"; readers must expect others
 	CorrelationId     string                 `protobuf:"bytes,5,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
 	SpiffeId          string                 `protobuf:"bytes,6,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	Cluster           string                 `protobuf:"bytes,7,opt,name=cluster,proto3" json:"cluster,omitempty"` // issuer of the token that was attested
@@ -4866,7 +4866,7 @@ type StartRotationRequest struct {
 	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`       // at most 256 bytes
 	Limits    *RotationLimits        `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
 	// Begin although the new root cannot be cross-signed by the old one: then nobody is passed over for being late. Without it
-	// the call is refused with UPSTREAM_CROSS.
+	// the call is refused with UPSTREAM_CROSS_CERTIFICATE.
 	WithoutCross  bool `protobuf:"varint,4,opt,name=without_cross,json=withoutCross,proto3" json:"without_cross,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

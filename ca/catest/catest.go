@@ -51,6 +51,7 @@ const (
 // Options change what a Server is made of. The zero Options are good.
 type Options struct {
 	Policy ca.PolicyFile       // zero: all namespaces, one hour
+	Root   time.Duration       // life of each root. Zero: ten years
 	Config func(*ca.Config)    // changes the configuration last; nil: nothing
 	Server []grpc.ServerOption // of the agents' port; they come last
 	Log    io.Writer           // nil: discarded
@@ -103,7 +104,7 @@ func New(t testing.TB, o Options) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	up, err := upstream.Open(upstream.Config{}, upstream.Parts{Sealer: sealer})
+	up, err := upstream.Open(upstream.Config{TTL: o.Root}, upstream.Parts{Sealer: sealer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +184,7 @@ func (s *Server) Start() {
 }
 
 func (s *Server) config(st ca.Store, ledger *audit.Log) ca.Config {
-	up, err := upstream.Open(upstream.Config{}, upstream.Parts{Sealer: s.sealer})
+	up, err := upstream.Open(upstream.Config{TTL: s.options.Root}, upstream.Parts{Sealer: s.sealer})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -105,6 +105,22 @@ func Next(j Journal, now time.Time, acks Acks) (Step, []Blocker) {
 	return Step{}, all
 }
 
+// Gate is a step that the states of the authorities allow, and who is not ready for it.
+type Gate struct {
+	Step     Step // without those who are passed over
+	Blockers []Blocker
+}
+
+// Gates returns the steps that Next chooses from, in the order in which they are wanted: it takes the first over which nobody
+// stands in the way, and Force one of them over exactly those who do.
+func Gates(j Journal, now time.Time, acks Acks) []Gate {
+	var all []Gate
+	for _, s := range j.candidates() {
+		all = append(all, Gate{s, j.gate(s, now, acks)})
+	}
+	return all
+}
+
 // Force returns the step that is taken over exactly those who stand in its way. RotationBlocked where one of them can be
 // forced by nobody, BlockersChanged where others stand in the way than were named: what people agreed to was another list.
 func Force(j Journal, now time.Time, acks Acks, names []string, by string) (Step, error) {

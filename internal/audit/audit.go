@@ -68,6 +68,7 @@ const (
 	KindRefuse      Kind = "refuse"       // somebody was refused
 	KindBanNode     Kind = "ban-node"     // a node is about to be banned
 	KindAllowNode   Kind = "allow-node"   // the ban of a node is about to be taken back
+	KindRotate      Kind = "rotate"       // a rotation is about to be begun, taken a step further or ended, or somebody excused
 	KindOperator    Kind = "operator"     // an operator came in from elsewhere: a token's first call, each call of a break-glass certificate
 )
 

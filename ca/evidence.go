@@ -1,0 +1,429 @@
+package ca
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
+	"github.com/signet-ca/signet/ca/journal"
+)
+
+// What a rotation is decided on. Whoever is not listed is not waited for, so everybody is who may hold something: agents with a
+// session by what they report, agents without one until the last SVID of their node has expired, over restarts of the CA too, and
+// every replica that ever wrote a record.
+
+const (
+	workloadAPI  = "workload-api" // Stream.protocol
+	maxPodsTold  = 1024           // of an agent that is away
+	maxNackTold  = 512            // bytes
+	maxNameTold  = 253            // bytes
+	keepAgentsIn = time.Second    // between two writes of who was seen
+	parted       = time.Minute    // by how much the two clocks may part at once
+	partedFor    = time.Hour      // for how long nothing is decided by them after that
+)
+
+// absent are the agents that had a session and have none. The zero value is ready.
+type absent struct {
+	mu sync.Mutex
+	of map[nodeKey]journal.Agent
+}
+
+// put notes what an agent had. What was known of it before is not forgotten for a session that said nothing.
+func (a *absent) put(agent journal.Agent) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.of == nil {
+		a.of = map[nodeKey]journal.Agent{}
+	}
+	k := nodeKey{agent.Cluster, agent.NodeUID}
+	if was, ok := a.of[k]; ok {
+		if was.Until.After(agent.Until) {
+			agent.Until = was.Until
+		}
+		if agent.Held == (journal.Held{}) && len(agent.Pods) == 0 {
+			agent.Held, agent.Pods = was.Held, was.Pods
+		}
+	}
+	a.of[k] = agent
+}
+
+// live returns those whose SVIDs may not have expired, and forgets the others.
+func (a *absent) live(now time.Time) map[nodeKey]journal.Agent {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	maps.DeleteFunc(a.of, func(_ nodeKey, agent journal.Agent) bool { return !now.Before(agent.Until) })
+	return maps.Clone(a.of)
+}
+
+// gather returns the evidence for a decision about j.
+func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (journal.Acks, error) {
+	replicas, err := ca.cfg.Store.Replicas(ctx)
+	if err != nil {
+		return journal.Acks{}, err
+	}
+	acks := journal.Acks{Clock: ca.clocks.check(now)}
+	var seen []AgentSeen
+	for _, r := range replicas {
+		if r.Name == ca.cfg.Replica {
+			continue
+		}
+		acks.Replicas = append(acks.Replicas, replicaOf(r, now.Sub(r.Beat).Abs() < beatFresh, r.Signs))
+		seen = append(seen, r.Agents...)
+	}
+	own, ok := Replica{Name: ca.cfg.Replica}, false
+	if p := ca.own.Load(); p != nil {
+		own, ok = *p, true
+	}
+	if i := slices.IndexFunc(replicas, func(r Replica) bool { return r.Name == own.Name }); !ok && i >= 0 {
+		own = replicas[i]
+	}
+	own.Minted = ca.keys.account(own.Minted, ca.started)
+	acks.Replicas = append(acks.Replicas, replicaOf(own, true, ca.record.Load().ActiveAuthority().ID))
+	slices.SortFunc(acks.Replicas, func(a, b journal.Replica) int { return strings.Compare(a.Name, b.Name) })
+	acks.Agents = ca.agents(j, seen, now)
+	if shown := ca.shown.Load(); ca.cfg.Publisher != nil {
+		shown.Kind, shown.Name = "bundle", "published"
+		acks.Copies = []journal.Copy{shown}
+	}
+	return acks, nil
+}
+
+// replicaOf is a replica as evidence.
+func replicaOf(r Replica, reachable bool, signs string) journal.Replica {
+	e := journal.Replica{Name: r.Name, Reachable: reachable, Signs: signs, Leaves: map[string]time.Time{}}
+	for _, m := range r.Minted {
+		e.Intermediates = append(e.Intermediates, journal.Intermediate{Root: m.Root, NotAfter: m.NotAfter, Destroyed: m.Destroyed})
+		if m.Destroyed && m.Leaves.After(e.Leaves[m.Root]) {
+			e.Leaves[m.Root] = m.Leaves
+		}
+	}
+	return e
+}
+
+// agents returns those with a session, by the newest of their node, and those without that may still hold something. One whose
+// node is banned is no concern of a rotation: nothing is renewed there, and whoever holds up a rotation may be why it is banned.
+func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journal.Agent {
+	issued := map[nodeKey]time.Time{} // until when, by this replica
+	ca.memory.holders(now, func(k nodeKey, _ string, ids map[spiffeid.ID]time.Time) {
+		for _, until := range ids {
+			if until.After(issued[k]) {
+				issued[k] = until
+			}
+		}
+	})
+	all := map[nodeKey]journal.Agent{}
+	for _, s := range seen {
+		all[nodeKey{s.Cluster, s.NodeUID}] = s.agent()
+	}
+	maps.Copy(all, ca.away.live(now))
+	sessions := ca.sessions.all()
+	slices.SortFunc(sessions, func(a, b *session) int { return a.began.Compare(b.began) })
+	for _, x := range sessions {
+		all[nodeKey{x.issuer, x.nodeUID}] = x.agent(j)
+	}
+	var list []journal.Agent
+	for k, a := range all {
+		if issued[k].After(a.Until) {
+			a.Until = issued[k]
+		}
+		if _, banned := j.Banned(k.cluster, k.uid); !banned && (a.Connected || now.Before(a.Until)) {
+			list = append(list, a)
+		}
+	}
+	slices.SortFunc(list, func(a, b journal.Agent) int {
+		return cmp.Or(strings.Compare(a.Cluster, b.Cluster), strings.Compare(a.NodeUID, b.NodeUID))
+	})
+	return list
+}
+
+// agent is a session as evidence; what is in it must not be changed.
+func (x *session) agent(j journal.Journal) journal.Agent {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.told != nil && x.toldOf == j.Generation() {
+		return *x.told
+	}
+	a := journal.Agent{Cluster: x.issuer, Node: x.nodeName, NodeUID: x.nodeUID, Connected: true, Seen: x.heard, Until: x.leaf.NotAfter, Root: x.root}
+	if a.Seen.IsZero() {
+		a.Seen = x.began
+	} else {
+		a.Held = held(x.generation, x.hash)
+	}
+	if x.until.After(a.Until) {
+		a.Until = x.until
+	}
+	for _, key := range slices.Sorted(maps.Keys(x.holdings)) {
+		a.Pods = append(a.Pods, podOf(x.holdings[key], j))
+	}
+	x.told, x.toldOf = &a, j.Generation()
+	return a
+}
+
+// podOf is a holding as evidence. Its words are an agent's, who may be anybody that has a node.
+func podOf(r reported, j journal.Journal) journal.Pod {
+	h := r.holding
+	p := journal.Pod{Namespace: word(h.GetNamespace(), maxNameTold), Name: word(h.GetPodName(), maxNameTold), UID: word(h.GetPodUid(), maxNameTold)}
+	switch root := h.GetRootKeyId(); {
+	case h.GetSerial() == "":
+	case root != "":
+		p.Roots = []string{root}
+	default: // an agent of an earlier version: under whatever is worst
+		for _, a := range j.Authorities {
+			if a.State == journal.Tainted {
+				p.Roots = append(p.Roots, a.ID)
+			}
+		}
+	}
+	for _, s := range h.GetStreams() {
+		p.Streams = append(p.Streams, journal.Stream{
+			WorkloadAPI: s.GetProtocol() == workloadAPI,
+			Bundle:      s.GetWantsBundle(),
+			Acked:       held(api.FromSequence(s.GetAckedGeneration()), s.GetAckedHash()),
+			Pushed:      held(api.FromSequence(s.GetPushedGeneration()), s.GetPushedHash()),
+			PushedAt:    r.pushed[s.GetId()],
+			Nack:        word(s.GetNack(), maxNackTold),
+		})
+	}
+	return p
+}
+
+// word is foreign text that people may be shown.
+func word(s string, limit int) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, cut(s, limit))
+}
+
+// held is a bundle that somebody reports; none where the report makes no sense.
+func held(g api.Generation, hash []byte) journal.Held {
+	h := journal.Held{Generation: g}
+	if g == (api.Generation{}) || len(hash) != len(h.Hash) {
+		return journal.Held{}
+	}
+	copy(h.Hash[:], hash)
+	return h
+}
+
+// pushedSince says since when streams of the Workload API have what they were given last: since it was first heard of.
+func pushedSince(was reported, h *apiv1.Holding, now time.Time) map[uint64]time.Time {
+	var since map[uint64]time.Time
+	for _, s := range h.GetStreams() {
+		if s.GetProtocol() != workloadAPI {
+			continue
+		}
+		at := now
+		for _, old := range was.holding.GetStreams() {
+			if old.GetId() == s.GetId() && old.GetPushedGeneration() == s.GetPushedGeneration() && bytes.Equal(old.GetPushedHash(), s.GetPushedHash()) {
+				if t, ok := was.pushed[s.GetId()]; ok {
+					at = t
+				}
+			}
+		}
+		if since == nil {
+			since = map[uint64]time.Time{}
+		}
+		since[s.GetId()] = at
+	}
+	return since
+}
+
+// rootAbove returns the id of the root above a chain that verified: of the first certificate from the leaf upwards that one of
+// the roots has issued, by its key id.
+func rootAbove(chain, roots []*x509.Certificate) string {
+	for _, c := range chain {
+		for _, r := range roots {
+			if len(r.SubjectKeyId) > 0 && bytes.Equal(c.AuthorityKeyId, r.SubjectKeyId) {
+				return hex.EncodeToString(r.SubjectKeyId)
+			}
+		}
+	}
+	return ""
+}
+
+// noteAway keeps what an agent had whose session ends. It is called before the session is forgotten, so that at no moment the agent
+// is neither here nor away.
+func (ca *CA) noteAway(x *session) {
+	a := x.agent(ca.record.Load())
+	a.Connected, a.Seen = false, time.Now()
+	if len(a.Pods) > maxPodsTold {
+		a.Pods = a.Pods[:maxPodsTold]
+	}
+	ca.away.put(a)
+}
+
+// noteShown keeps that the bundle is published, and since when.
+func (ca *CA) noteShown(b *Bundle, now time.Time) {
+	is := journal.Held{Generation: b.Generation, Hash: b.Hash}
+	if ca.shown.Load().Held != is {
+		ca.shown.Set(journal.Copy{Held: is, At: now})
+		ca.evidence.Set(struct{}{})
+	}
+}
+
+// agent is what is left of one that was seen.
+func (s AgentSeen) agent() journal.Agent {
+	return journal.Agent{Cluster: s.Cluster, Node: s.Node, NodeUID: s.NodeUID, Seen: s.Seen, Until: s.Until, Root: s.Root,
+		Held: held(api.Generation{Epoch: s.Epoch, Number: s.Number}, s.Hash)}
+}
+
+// recallAgents reads who was seen before this process was started. Where that cannot be read it is not known, and said so.
+func (ca *CA) recallAgents(ctx context.Context) {
+	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
+	if err != nil {
+		ca.log.ErrorContext(ctx, "which agents were seen before is not known", "error", err)
+		return
+	}
+	for _, s := range r.Agents {
+		ca.away.put(s.agent())
+	}
+	ca.seen = r.Agents
+}
+
+// keepAgents writes down which agents were seen, at most once a second, where it is another list than the one on record. It
+// fails only when a write has an unknown outcome.
+func (ca *CA) keepAgents(ctx context.Context) error {
+	for {
+		_, changed := ca.evidence.Get()
+		err := ca.saveAgents(ctx, time.Now())
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case api.ReasonOf(err) == api.StateUnknown:
+			return err
+		default:
+			ca.log.WarnContext(ctx, "which agents were seen could not be written down", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(keepAgentsIn):
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// saveAgents writes the list, unless it says what was written last.
+func (ca *CA) saveAgents(ctx context.Context, now time.Time) error {
+	j := ca.record.Load()
+	list := seenOf(ca.agents(j, nil, now), ca.seen, max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL))
+	if slices.EqualFunc(list, ca.seen, sameSeen) {
+		return nil
+	}
+	ca.replica.Lock()
+	defer ca.replica.Unlock()
+	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
+	if err != nil {
+		return err
+	}
+	r.Agents, r.Signs, r.Beat = list, j.ActiveAuthority().ID, now.UTC()
+	r.Minted = ca.keys.account(r.Minted, ca.started)
+	ca.own.Store(&r)
+	if err := ca.cfg.Store.SaveReplica(ctx, r); err != nil {
+		return err
+	}
+	ca.seen = list
+	return nil
+}
+
+// seenOf is what is written down of agents. How long they may hold something is said a quarter of an SVID's life ahead, so that
+// it need not be written anew with each of them.
+func seenOf(agents []journal.Agent, was []AgentSeen, longest time.Duration) []AgentSeen {
+	before := map[nodeKey]AgentSeen{}
+	for _, s := range was {
+		before[nodeKey{s.Cluster, s.NodeUID}] = s
+	}
+	var list []AgentSeen
+	for _, a := range agents {
+		s := AgentSeen{Cluster: a.Cluster, NodeUID: a.NodeUID, Node: a.Node, Seen: a.Seen.UTC().Truncate(time.Millisecond), Until: a.Until.UTC().Truncate(time.Second).Add(time.Second),
+			Epoch: a.Held.Generation.Epoch, Number: a.Held.Generation.Number, Root: a.Root}
+		if a.Held != (journal.Held{}) {
+			s.Hash = a.Held.Hash[:]
+		}
+		old, ok := before[nodeKey{a.Cluster, a.NodeUID}]
+		if a.Connected && ok { // that it is still there is not written down again and again
+			s.Seen = old.Seen
+		}
+		switch {
+		case !a.Connected:
+		case ok && !old.Until.Before(s.Until):
+			s.Until = old.Until
+		default:
+			s.Until = s.Until.Add(longest / 4)
+		}
+		list = append(list, s)
+	}
+	if len(list) > MaxAgentsSeen {
+		slices.SortStableFunc(list, func(a, b AgentSeen) int { return b.Until.Compare(a.Until) })
+		list = list[:MaxAgentsSeen]
+		slices.SortFunc(list, func(a, b AgentSeen) int {
+			return cmp.Or(strings.Compare(a.Cluster, b.Cluster), strings.Compare(a.NodeUID, b.NodeUID))
+		})
+	}
+	return list
+}
+
+func sameSeen(a, b AgentSeen) bool {
+	return a.Cluster == b.Cluster && a.NodeUID == b.NodeUID && a.Node == b.Node && a.Seen.Equal(b.Seen) && a.Until.Equal(b.Until) &&
+		a.Epoch == b.Epoch && a.Number == b.Number && bytes.Equal(a.Hash, b.Hash) && a.Root == b.Root
+}
+
+// clocks compares what has passed by the machine's two clocks. Where they part, somebody has set the one that certificates go by.
+type clocks struct {
+	mu    sync.Mutex
+	last  time.Time     // when they were compared last
+	apart time.Duration // in all; wall clock less the other
+	since time.Time     // when they parted last; zero while they are together
+}
+
+// check says why the clock is not to be believed now; empty while it is. It is asked now and then.
+func (c *clocks) check(now time.Time) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	by := now.Round(0).Sub(c.last.Round(0)) - now.Sub(c.last)
+	c.last = now
+	if by.Abs() >= parted {
+		c.apart += by
+		c.since = now
+	}
+	if c.since.IsZero() || c.apart.Abs() < parted || now.Sub(c.since) >= partedFor {
+		c.apart, c.since = 0, time.Time{}
+		return ""
+	}
+	return fmt.Sprintf("the clock of the CA's machine was set by %s %s ago", c.apart.Round(time.Second), now.Sub(c.since).Round(time.Second))
+}
+
+// withdrawn reports whether a root of the older bundle is not in the newer.
+func withdrawn(older, newer *Bundle) bool {
+	return slices.ContainsFunc(older.Roots, func(r *x509.Certificate) bool { return !slices.ContainsFunc(newer.Roots, r.Equal) })
+}
+
+// endDistrusted ends the streams of agents whose SVID does not verify any more: the root above it was removed, and a stream that
+// is open already is not what is left of it.
+func (ca *CA) endDistrusted() {
+	now := time.Now()
+	for _, x := range ca.sessions.all() {
+		if _, err := ca.verifyPeer(x.chain, now); err != nil {
+			ca.noteAway(x)
+			ca.sessions.end(x, err)
+		}
+	}
+}
