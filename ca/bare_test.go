@@ -225,6 +225,7 @@ type memoryStore struct {
 	journal journal.Journal
 	replica ca.Replica
 	fail    error
+	saved   func(*journal.Journal) // is called once a replica was saved, and may change the record; nil: nothing
 }
 
 // Load implements ca.Store.
@@ -263,6 +264,9 @@ func (s *memoryStore) SaveReplica(_ context.Context, r ca.Replica) error {
 	}
 	r.Minted = slices.Clone(r.Minted)
 	s.replica = r
+	if s.saved != nil {
+		s.saved(&s.journal)
+	}
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/audit"
 )
 
@@ -268,6 +269,41 @@ func TestMintRecord(t *testing.T) {
 		time.Sleep(3 * day)
 		if m := b.store.minted(); len(m) != 3 {
 			t.Errorf("%d intermediates on record, want the 3 that have not expired: %v", len(m), m)
+		}
+	})
+}
+
+// TestMintReadsTheRecordAgain asks no root that is not the active one any more once the intermediate is booked: whoever removes that root
+// looks at what is booked.
+func TestMintReadsTheRecordAgain(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		b := newBare(t, nil)
+		old := b.store.journal.ActiveAuthority().ID
+		key := newKey(t)
+		root, err := issuance.NewRoot(b.td, key, 365*day, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := journal.Authority{ID: hexOf(root.SubjectKeyId), State: journal.Active, Certificate: root.Raw}
+		b.store.saved = func(j *journal.Journal) {
+			if len(j.Authorities) == 1 { // somebody rotates right after the booking
+				retiring := j.Authorities[0]
+				retiring.State = journal.Retiring
+				j.Authorities, j.Number = []journal.Authority{retiring, next}, j.Number+1
+				b.upstream.root, b.upstream.key = root, key
+			}
+		}
+		b.start()
+		if booked := b.store.minted(); len(booked) != 2 || booked[0].Root != old || !booked[0].Destroyed || booked[1].Root != next.ID || booked[1].Destroyed {
+			t.Errorf("on record: %+v", booked)
+		}
+		for _, r := range b.upstream.requests() {
+			if r.Root.ID == old {
+				t.Error("the root was asked that is not active any more")
+			}
+		}
+		if c := b.intermediate(); c == nil || hexOf(c.AuthorityKeyId) != next.ID {
+			t.Error("there is no intermediate under the active root")
 		}
 	})
 }

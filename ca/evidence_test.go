@@ -1,0 +1,115 @@
+package ca
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signet-ca/signet/ca/journal"
+)
+
+// TestKeyUse ends a key only when nobody signs with it any more, and knows what it signed last.
+func TestKeyUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, until := newKeyUse(), time.Now().Add(time.Hour)
+		if !u.enter() || !u.enter() {
+			t.Fatal("a key cannot be used")
+		}
+		u.note(until.Add(-time.Minute))
+		gone := u.close()
+		if u.enter() {
+			t.Error("a key is used after its end")
+		}
+		u.leave()
+		if _, ended := u.ended(); ended {
+			t.Error("a key is gone while somebody signs with it")
+		}
+		u.note(until) // by who took it before
+		u.leave()
+		<-gone
+		if last, ended := u.ended(); !ended || !last.Equal(until) {
+			t.Errorf("gone %t, last SVID until %s", ended, last)
+		}
+		<-u.close() // again is no harm
+	})
+}
+
+// TestAccount says of intermediates what has become of their keys: those of an earlier process are no more, and what they signed last is
+// taken at its worst.
+func TestAccount(t *testing.T) {
+	started := time.Now().UTC()
+	end := started.Add(24 * time.Hour)
+	var k keyUses
+	k.begin("live")
+	gone := k.begin("gone")
+	gone.note(started.Add(time.Minute))
+	gone.close()
+	k.begin("busy").enter()
+	k.begin("busy").close()
+	all := []Minted{
+		{ID: "live", NotAfter: end, Longest: time.Hour},
+		{ID: "gone", NotAfter: end, Longest: time.Hour},
+		{ID: "busy", NotAfter: end, Longest: time.Hour},
+		{ID: "earlier", NotAfter: end, Longest: time.Hour},
+		{ID: "earlier, ends soon", NotAfter: started.Add(time.Minute), Longest: time.Hour},
+		{NotAfter: end}, // as earlier versions wrote it
+		{ID: "told", NotAfter: end, Destroyed: true, Leaves: started},
+	}
+	want := []Minted{
+		all[0],
+		{ID: "gone", NotAfter: end, Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Minute)},
+		all[2],
+		{ID: "earlier", NotAfter: end, Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Hour)},
+		{ID: "earlier, ends soon", NotAfter: started.Add(time.Minute), Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Minute)},
+		{NotAfter: end, Destroyed: true, Leaves: end},
+		all[6],
+	}
+	if diff := cmp.Diff(want, k.account(all, started)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestClocks believes the clock while the two go together, and not for an hour after they have parted.
+func TestClocks(t *testing.T) {
+	base := time.Now()
+	c := clocks{last: base}
+	if why := c.check(base.Add(24 * time.Hour)); why != "" {
+		t.Errorf("after a day: %s", why)
+	}
+	// A test cannot set the wall clock alone: that it was set is what is kept.
+	c = clocks{last: base, apart: time.Hour, since: base}
+	if why := c.check(base.Add(59 * time.Minute)); why == "" {
+		t.Error("a clock that was set an hour ahead is believed")
+	}
+	if why := c.check(base.Add(61 * time.Minute)); why != "" {
+		t.Errorf("after an hour: %s", why)
+	}
+}
+
+// TestSeenOf bounds what is written down of agents, and does not write the same anew with each SVID.
+func TestSeenOf(t *testing.T) {
+	now := time.Now().UTC().Truncate(time.Second)
+	one := journal.Agent{Cluster: "c", NodeUID: "n", Node: "node", Connected: true, Seen: now, Until: now.Add(time.Hour), Root: "r"}
+	first := seenOf([]journal.Agent{one}, nil, time.Hour)
+	if len(first) != 1 || first[0].Until.Before(one.Until) {
+		t.Fatalf("written: %+v", first)
+	}
+	one.Seen, one.Until = now.Add(time.Minute), one.Until.Add(10*time.Minute)
+	if again := seenOf([]journal.Agent{one}, first, time.Hour); !sameSeen(again[0], first[0]) {
+		t.Errorf("ten minutes later it is written anew: %+v", again)
+	}
+	one.Until = one.Until.Add(10 * time.Minute)
+	if later := seenOf([]journal.Agent{one}, first, time.Hour); later[0].Until.Before(one.Until) {
+		t.Errorf("what may be held longer is not written: %+v", later)
+	}
+	var many []journal.Agent
+	for i := range MaxAgentsSeen + 10 {
+		many = append(many, journal.Agent{Cluster: "c", NodeUID: fmt.Sprintf("%06d", i), Until: now.Add(time.Duration(i) * time.Second)})
+	}
+	if list := seenOf(many, nil, time.Hour); len(list) != MaxAgentsSeen || list[0].NodeUID != "000010" {
+		t.Errorf("%d are written, the first is %s", len(list), list[0].NodeUID)
+	}
+}
