@@ -314,6 +314,35 @@ func TestPublished(t *testing.T) {
 	})
 }
 
+// TestShown tells which generation is published, and nothing where that cannot be told from what is there.
+//
+// threat: E05
+func TestShown(t *testing.T) {
+	dir := t.TempDir()
+	p := NewFilePublisher(filepath.Join(dir, "bundle"))
+	shows := func(want api.Generation) {
+		t.Helper()
+		if got, err := p.Shown(t.Context(), td); err != nil || got != want {
+			t.Errorf("generation %s (%v), want %s", got, err, want)
+		}
+	}
+	shows(api.Generation{})
+	g := api.Generation{Epoch: 7000, Number: 3}
+	publish(t, p, newBundle(g, newRoots(t, issuance.KeyP256)...))
+	shows(g)
+	path := filepath.Join(dir, "bundle", BundleJSON)
+	if err := os.WriteFile(path, []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	shows(api.Generation{})
+	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Shown(t.Context(), td); err == nil {
+		t.Error("what cannot be read shows nothing")
+	}
+}
+
 func TestPublishFails(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	replace(t, file, "kept")

@@ -233,7 +233,10 @@ func Put(_ context.Context, c Config, s Snapshot, replace bool) (kept string, er
 			if err := os.Link(c.Path, kept); err != nil {
 				return err
 			}
-			return os.Rename(tmp, c.Path)
+			if err := os.Rename(tmp, c.Path); err != nil {
+				return errors.Join(err, os.Remove(kept)) // it is there under its own name
+			}
+			return nil
 		}
 		if err := os.Link(tmp, c.Path); err != nil {
 			return err

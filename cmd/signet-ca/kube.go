@@ -188,10 +188,11 @@ type kubeParts struct {
 	clusters cluster.Clusters
 	publish  *publisher
 	metrics  *cluster.Metrics
+	guard    *rollbackGuard
 }
 
 func (k kubeParts) tasks() []run.Task {
-	return slices.Concat(k.reviews.tasks(), k.clusters.Tasks(), k.publish.tasks())
+	return slices.Concat(k.reviews.tasks(), k.clusters.Tasks(), k.publish.tasks(), []run.Task{k.guard.task()})
 }
 
 func (k kubeParts) notReady() []string {

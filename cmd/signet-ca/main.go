@@ -26,7 +26,7 @@ func program() daemon.Program[*loaded] {
 		RunLong:    "Serve agents until SIGTERM. It never makes a root: where there is no record it says so and ends.",
 		Check:      check,
 		CheckShort: "Check the configuration and the policy, and change nothing",
-		Others: []daemon.Command[*loaded]{initCommand(), {
+		Others: []daemon.Command[*loaded]{initCommand(), backupCommand(), restoreCommand(), {
 			Name:  "ledger",
 			Short: "Check and read what is on record, without the CA",
 			Others: []daemon.Command[*loaded]{{

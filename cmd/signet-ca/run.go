@@ -67,7 +67,11 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	watched := kubeParts{reviews, clusters, publish, metrics}
+	guard := &rollbackGuard{td: l.td, store: s, from: publish, log: log}
+	if err := guard.check(ctx); err != nil {
+		return err
+	}
+	watched := kubeParts{reviews, clusters, publish, metrics, guard}
 	authority, err := newCA(l, log, s, up, sealer, ledger, verifier, sources, watched)
 	if err != nil {
 		return err

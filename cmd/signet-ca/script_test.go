@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,8 +14,10 @@ import (
 	"fmt"
 	"math/big"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,6 +34,9 @@ func TestMain(m *testing.M) {
 	})
 }
 
+// TestScripts runs the real command. What a file is refused for is in refused.txtar, what comes of a backup in backup.txtar.
+//
+// threat: E05, E06, E07, E08
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
@@ -41,6 +47,8 @@ func TestScripts(t *testing.T) {
 			"key":       keyCommand,
 			"nosecrets": noSecretsCommand,
 			"authority": authorityCommand,
+			"refuses":   refusesCommand,
+			"flip":      flipCommand,
 		}),
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
@@ -123,6 +131,35 @@ func schemaCommand(ts *testscript.TestScript, _ bool, args []string) {
 		rev := binary.BigEndian.Uint64(b.Get([]byte("revision")))
 		return errors.Join(b.Put([]byte("record"), data), b.Put([]byte("revision"), binary.BigEndian.AppendUint64(nil, rev+1)))
 	}))
+}
+
+// refusesCommand is "refuses CONFIG STORE REASON WORDS ...": each command ends with 1 and that reason, and leaves the store as it is.
+func refusesCommand(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[1])
+	before, statErr := os.ReadFile(path)
+	for _, words := range args[3:] {
+		err := ts.Exec("signet-ca", append(strings.Fields(words), "--config", ts.MkAbs(args[0]))...)
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if said := ts.ReadFile("stderr"); !ok || exit.ExitCode() != 1 || !strings.Contains(said, args[2]+", SGN-0") || strings.Contains(said, "panic") {
+			ts.Fatalf("signet-ca %s: %v, want it refused with %s: %s", words, err, args[2], said)
+		}
+		if after, err := os.ReadFile(path); !bytes.Equal(before, after) || (err == nil) != (statErr == nil) {
+			ts.Fatalf("signet-ca %s changed the store (%v)", words, err)
+		}
+	}
+}
+
+// flipCommand is "flip FILE TEXT": it flips a bit in every place where FILE has that text.
+func flipCommand(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	data, err := os.ReadFile(path)
+	ts.Check(err)
+	flipped := []byte(args[1])
+	flipped[len(flipped)/2] ^= 1
+	if !bytes.Contains(data, []byte(args[1])) {
+		ts.Fatalf("%s is not in %s", args[1], args[0])
+	}
+	ts.Check(os.WriteFile(path, bytes.ReplaceAll(data, []byte(args[1]), flipped), 0o600))
 }
 
 // authorityCommand is "authority DIR NAME [root|below]": it writes the files of a root to DIR, or of an intermediate below it

@@ -117,6 +117,9 @@ func (w *watched) testPublisher(t *testing.T) {
 	if there, err := p.Published(t.Context(), first.TrustDomain); err != nil || !there {
 		t.Errorf("after: %t, %v", there, err)
 	}
+	if shown, err := p.Shown(t.Context(), first.TrustDomain); err != nil || shown != second.Generation {
+		t.Errorf("it shows generation %s (%v), want %s", shown, err, second.Generation)
+	}
 	if err := p.Publish(t.Context(), first); api.ReasonOf(err) != api.BundleRollback || !w.shows(t, second) {
 		t.Errorf("an older one: %v", err)
 	}

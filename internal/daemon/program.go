@@ -40,7 +40,7 @@ type Command[C any] struct {
 	Short string // one line
 	Long  string // empty: Short
 	Do    func(ctx context.Context, c C, out io.Writer) error
-	Flags func(c *cobra.Command) // adds flags of its own to Do's command; nil: there are none
+	Flags func(c *cobra.Command) // adds flags of its own; nil: there are none
 	// Look is in place of Do for a command that takes one word at most, named by Words: "[DIR]". It loads the configuration
 	// only if it needs it. Word is empty where there is none.
 	Words string
@@ -89,6 +89,9 @@ type usageError struct{ error }
 
 // Unwrap returns the error within.
 func (e usageError) Unwrap() error { return e.error }
+
+// Usage marks an error of a command as one of its command line: exit code 2.
+func Usage(err error) error { return usageError{err} }
 
 // root returns the whole command line. The daemon's log goes to stderr.
 func (p Program[C]) root(stderr io.Writer) *cobra.Command {
@@ -171,6 +174,9 @@ func (p Program[C]) other(parent string, o Command[C], load func() (C, error)) *
 			return o.Look(ctx, load, strings.Join(args, ""), cmd.OutOrStdout())
 		}
 		cmd.Example = "  " + parent + " " + cmd.Use
+		if o.Flags != nil {
+			o.Flags(cmd)
+		}
 	default:
 		cmd = p.command(o.Name, o.Short, o.Long, func(cmd *cobra.Command) error {
 			c, err := load()

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/journal"
+	"github.com/signet-ca/signet/ca/store"
+	"github.com/signet-ca/signet/internal/canary"
+)
+
+// TestRestoreOverLater: what the store that is replaced knows counts. A backup that trusts a root which was compromised since is
+// refused; bans that it does not have are kept; and its generation is passed.
+//
+// threat: E24
+func TestRestoreOverLater(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("example.org")
+	now := time.Now()
+	newRoot := func() journal.Authority {
+		key, err := canary.NewKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		root, err := issuance.NewRoot(td, key, 24*time.Hour, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return journal.Authority{State: journal.Prepared, ID: hex.EncodeToString(root.SubjectKeyId), Certificate: root.Raw, SealedKey: []byte("sealed")}
+	}
+	backup, err := journal.New(td, newRoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	l := &loaded{td: td}
+	l.Seal.KeyFile = filepath.Join(dir, "key")
+	l.Store.Path = filepath.Join(dir, "signet.db")
+	l.Publish.Dir = filepath.Join(dir, "bundle")
+	key := ca.NewSealKey()
+	sealer, err := ca.NewSealer(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := store.Snapshot{Journal: backup}.Seal(sealer, now)
+	file := filepath.Join(dir, "backup")
+	if err := errors.Join(err, os.WriteFile(l.Seal.KeyFile, key, 0o600), os.WriteFile(file, data, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	put := func(j journal.Journal) {
+		t.Helper()
+		if _, err := store.Put(t.Context(), l.Store, store.Snapshot{Journal: j}, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	banned, err := backup.WithBan(journal.Ban{Cluster: "https://issuer", NodeUID: "uid-1", Node: "node-1", By: "uid:0", Reason: "stolen", At: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	banned.Epoch, banned.Number = 1<<21, 7
+	put(banned)
+	plan, err := planRestore(t.Context(), l, restoreFlags{replace: true}, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := plan.snapshot.Journal.Banned("https://issuer", "uid-1"); !ok || !slices.Equal(plan.Bans, []string{"node-1 uid-1"}) || plan.LostBans != nil || plan.ShownGeneration != "2097152.7" || plan.Generation != "2097153.1" {
+		t.Errorf("bans %v, shown %s, restored to %s", plan.Bans, plan.ShownGeneration, plan.Generation)
+	}
+	text := ""
+	for _, row := range plan.rows("would become") {
+		text += strings.Join(row[:], ": ") + "\n"
+	}
+	for _, want := range []string{"ban kept: node-1 uid-1\n", "would become: generation 2097153.1\n", "replaces: a store of generation 2097152.7\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("people are not told %q:\n%s", want, text)
+		}
+	}
+
+	tainted, err := journal.Taint(backup, journal.TaintRequest{
+		Request: journal.Request{ID: "fire", By: "uid:0", Why: "stolen"}, Compromised: backup.Authorities[0].ID, Authority: newRoot(),
+	}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(tainted)
+	if _, err := planRestore(t.Context(), l, restoreFlags{replace: true}, file); api.ReasonOf(err) != api.AuthorityRefused {
+		t.Errorf("a root that was compromised since: %v", err)
+	}
+	if _, err := planRestore(t.Context(), l, restoreFlags{}, file); api.ReasonOf(err) != api.StateExists {
+		t.Errorf("without --replace: %v", err)
+	}
+	foreign := tainted
+	foreign.TrustDomain = "example.com"
+	put(foreign)
+	if _, err := planRestore(t.Context(), l, restoreFlags{replace: true}, file); api.ReasonOf(err) != api.StateForeign {
+		t.Errorf("over the store of another trust domain: %v", err)
+	}
+}
