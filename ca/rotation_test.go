@@ -443,6 +443,7 @@ func TestEmergencyEndsSessions(t *testing.T) {
 		if took := time.Since(began); took < 30*time.Second || took > 5*time.Minute {
 			t.Errorf("the session was ended after %s", took)
 		}
+		d.over("stolen", "done") // a moment later: the bundle is told first
 		if d.state(old) != "gone" {
 			t.Errorf("the compromised root is %s", d.state(old))
 		}
