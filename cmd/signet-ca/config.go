@@ -65,6 +65,8 @@ type config struct {
 	Key string `yaml:"key"`
 	// How many intermediates may be minted in an hour, over restarts. Default: 20.
 	MintBudget int `yaml:"mintBudget"`
+	// The root is not replaced by itself before it expires; then somebody has to, with "signet rotate start". Default: false.
+	ManualRotation bool `yaml:"manualRotation"`
 	// How long an agent's session lasts at most. Default: 1h.
 	SessionAge time.Duration `yaml:"sessionAge"`
 	// How many connections the agents' port takes.

@@ -104,6 +104,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, sealer *ca.S
 		Log:         log,
 		Metrics:     ca.NewMetrics(),
 	}
+	cfg.ManualRotation = l.ManualRotation
 	for issuer, source := range sources {
 		cfg.KeySets[issuer] = source
 	}
