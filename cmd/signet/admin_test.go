@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
@@ -52,6 +53,7 @@ type fakeAdmin struct {
 	scene  string                // guarded by mu
 	looks  int                   // listings answered; guarded by mu
 	bans   map[string]*apiv1.Ban // by UID; guarded by mu
+	rot    rotationFake
 }
 
 func newFakeAdmin(tb testing.TB) *fakeAdmin {
@@ -99,7 +101,7 @@ func fixedAuthority(tb testing.TB, name string, key ed25519.PrivateKey, parent *
 func (f *fakeAdmin) play(scene string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.scene = scene
+	f.turn(scene)
 }
 
 // waitLooks returns once n more listings were answered. A watcher asks again only when it has printed, so after two
@@ -170,7 +172,8 @@ func (f *fakeAdmin) GetBundle(ctx context.Context, _ *apiv1.GetBundleRequest) (*
 	return &apiv1.GetBundleResponse{TrustDomain: "example.org", Bundle: b}, nil
 }
 
-// ListAuthorities returns a root and an intermediate; in the scene "rotating" a second root stands beside them.
+// ListAuthorities returns a root and an intermediate; in the scene "rotating" a second root stands beside them, and in
+// "draining" one that the first has cross-signed, one that was announced and two that are gone.
 func (f *fakeAdmin) ListAuthorities(ctx context.Context, _ *apiv1.ListAuthoritiesRequest) (*apiv1.ListAuthoritiesResponse, error) {
 	scene, err := f.on(ctx)
 	if err != nil {
@@ -189,7 +192,28 @@ func (f *fakeAdmin) ListAuthorities(ctx context.Context, _ *apiv1.ListAuthoritie
 	}
 	info(f.root, "root", "active", "")
 	info(f.inter, "intermediate", "active", "ca-0")
-	if scene == "rotating" {
+	switch scene {
+	case "hostile":
+		for _, in := range resp.Authorities {
+			in.Upstream, in.CrossBy, in.State = "\x1b[31mvault", "\x1b[2J", "active\r\nforged"
+		}
+	case "draining":
+		old := resp.Authorities[0]
+		old.State, old.Upstream, old.KeySealed, old.Since = "retiring", "sealed", true, oldGeneration
+		old.PreparedAt, old.PublishedAt, old.ActiveAt, old.RetiringAt = before(9000*time.Hour), before(8999*time.Hour), before(8998*time.Hour), before(time.Hour)
+		next := proto.CloneOf(old)
+		next.Id, next.State, next.Since, next.Subject = fakeNew, "active", newGeneration, "CN=signet root 9d01"
+		next.Parent, next.CrossBy, next.CrossNotAfter, next.CrossCertificate = fakeNew, old.Id, old.NotAfter, f.inter.Raw
+		next.PreparedAt, next.PublishedAt, next.ActiveAt, next.RetiringAt = before(3*time.Hour), before(2*time.Hour), before(time.Hour), nil
+		resp.Authorities = []*apiv1.AuthorityInfo{old, next, resp.Authorities[1]}
+		announced := proto.CloneOf(next)
+		announced.Id, announced.State, announced.Since, announced.CrossBy = "75"+strings.Repeat("bb", 19), "announced", 0, ""
+		announced.PreparedAt, announced.PublishedAt, announced.ActiveAt = nil, nil, nil
+		resp.Announced = []*apiv1.AuthorityInfo{announced}
+		resp.Gone = []*apiv1.GoneAuthority{
+			{Id: strings.Repeat("6f", 20), Hash: strings.Repeat("ab", 32), At: before(9000 * time.Hour), NotAfter: before(time.Hour), Tainted: true},
+			{Id: strings.Repeat("70", 20), Hash: strings.Repeat("cd", 32), At: before(8000 * time.Hour), NotAfter: old.NotAfter}}
+	case "rotating":
 		info(f.root, "root", "prepared", "")
 		second := resp.Authorities[2]
 		second.Id = "71" + strings.Repeat("aa", 19)

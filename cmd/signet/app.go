@@ -27,6 +27,7 @@ type app struct {
 	now            func() time.Time
 	tty            func(io.Writer) bool
 	poll           time.Duration // between two looks of --watch
+	silence        time.Duration // after which a stream of the CA is given up
 	version        string        // of the link; empty: the module's
 
 	name      string        // how people call this binary: "signet" or "kubectl signet"
@@ -69,6 +70,7 @@ func (a *app) commands() []*cobra.Command {
 		inGroup(groupLook, a.auditCommand()),
 		inGroup(groupLook, a.whyCommand()),
 		inGroup(groupLook, a.explainCommand()),
+		inGroup(groupOperate, a.rotateCommand()),
 		inGroup(groupOperate, a.breakGlassCommand()),
 		inGroup(groupRun, a.completionCommand()),
 		a.versionCommand(),
@@ -118,6 +120,7 @@ func (a *app) root() *cobra.Command {
 			"  signet check --wait           # is it working in the cluster? If not, what to do?\n" +
 			"  signet svid list              # which pod holds which SVID, and who acknowledged it\n" +
 			"  signet svid inspect web.pem   # is this certificate a correct SVID?\n" +
+			"  signet rotate status          # which step the root's rotation is at, and who is waited for\n" +
 			"  signet why 4be1f0a7c2d95e38   # why was this request refused?\n" +
 			"  signet explain SGN-0106       # what an error means and what to do",
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.name},

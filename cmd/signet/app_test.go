@@ -30,7 +30,7 @@ func newTestApp(env map[string]string) (*app, *bytes.Buffer, *bytes.Buffer) {
 		getenv: func(k string) string { return env[k] },
 		now:    func() time.Time { return testNow },
 		tty:    func(io.Writer) bool { return env["TTY"] != "" },
-		poll:   time.Millisecond,
+		poll:   time.Millisecond, silence: maxSilence,
 	}, &stdout, &stderr
 }
 

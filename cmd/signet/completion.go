@@ -20,7 +20,7 @@ func (a *app) completionCommand() *cobra.Command {
 		Use:   "completion bash|zsh|fish|powershell",
 		Short: "Print a shell's completion script",
 		Long: "Print a shell's completion script. It completes commands and flags, and asks the CA for SPIFFE IDs, pods,\n" +
-			"namespaces and authorities.",
+			"namespaces, authorities, and who a rotation waits for.",
 		Example: "  source <(signet completion bash)\n" +
 			"  signet completion zsh > \"${fpath[1]}/_signet\"\n" +
 			"  signet completion fish > ~/.config/fish/completions/signet.fish",
@@ -96,7 +96,7 @@ func (a *app) completeAuthorities(c *cobra.Command, args []string, _ string) ([]
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return complete(a, c, a.listAuthorities, func(l *authorityList) (words []string) {
-		for _, v := range l.Items {
+		for _, v := range l.all() {
 			words = append(words, v.ID)
 		}
 		return words

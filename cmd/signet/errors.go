@@ -17,6 +17,8 @@ const (
 	exitUsage    = 2
 	exitFindings = 3
 	exitTimeout  = 124 // as timeout(1)
+
+	exitInterrupted = 130 // as a shell says that SIGINT ended it
 )
 
 // A failure is an error for people: what happened and its code are in the api.Error.
@@ -36,6 +38,12 @@ func (f *failure) Unwrap() error { return f.err }
 // A usageError is a command line that is wrong in a way that only the command itself can see.
 type usageError struct{ error }
 
+// A mistake is a usage error that has a better line to type than the help.
+type mistake struct {
+	error
+	next string
+}
+
 // findings is the outcome of a command that worked and found something wrong.
 type findings struct{ summary string }
 
@@ -50,6 +58,14 @@ func (a *app) exitCode(cmd *cobra.Command, err error) int {
 	if f, ok := errors.AsType[*findings](err); ok {
 		a.say("%s", f.summary)
 		return exitFindings
+	}
+	if i, ok := errors.AsType[*interrupted](err); ok {
+		a.say("%s", i.said)
+		return exitInterrupted
+	}
+	if m, ok := errors.AsType[*mistake](err); ok {
+		a.tell("usage", m.Error(), "", m.next)
+		return exitUsage
 	}
 	_, usage := errors.AsType[usageError](err)
 	if _, known := errors.AsType[*api.Error](err); usage || !known && !a.started {

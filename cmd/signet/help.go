@@ -123,8 +123,11 @@ func exitCodesTopic() *cobra.Command {
   3    findings: the command worked, and something is not as it should be
        (svid inspect: the certificate breaks a rule; svid list --check: an
        SVID has expired, its renewal fails, or a proxy rejected it; check:
-       something is bad or unknown; uninstall: pods have the volume)
+       something is bad or unknown; uninstall: pods have the volume; rotate
+       status: a step waits for somebody, or the rotation that was watched
+       ended without being done; rotate plan: something stands in the way)
   124  timed out; safe to run again
+  130  rotate --wait: Ctrl-C ended the waiting; the rotation goes on
 
 A command that a signal ends, ends by that signal. With --watch, Ctrl-C is
 how one leaves, and the exit code is 0.`,

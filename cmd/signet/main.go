@@ -30,6 +30,7 @@ func main() {
 		now:     time.Now,
 		tty:     isTerminal,
 		poll:    time.Second,
+		silence: maxSilence,
 		version: version,
 	}
 	os.Exit(a.main(os.Args))

@@ -41,6 +41,7 @@ func underTest() {
 		now:     func() time.Time { return testNow },
 		tty:     func(w io.Writer) bool { return os.Getenv("TEST_TTY") != "" || isTerminal(w) },
 		poll:    20 * time.Millisecond,
+		silence: maxSilence,
 		version: "v0.0.0-test",
 	}
 	os.Exit(a.main(os.Args))
@@ -92,6 +93,7 @@ func TestScripts(t *testing.T) {
 			"await":   cmdAwait,
 			"files":   cmdFiles,
 			"looks":   cmdLooks,
+			"told":    cmdTold,
 			"exits":   daemontest.Exit,
 			"mint":    cmdMint,
 			"tls":     cmdTLS,
@@ -122,6 +124,15 @@ func cmdLooks(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	worldOf(ts).admin.waitLooks(n)
+}
+
+// cmdTold is `told WATCHER N`: wait until the watcher of a rotation that came as number WATCHER was sent N messages.
+func cmdTold(ts *testscript.TestScript, _ bool, args []string) {
+	watcher, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	worldOf(ts).admin.waitTold(watcher, n)
 }
 
 // cmdAwait is `await FILE`: wait until it is there.
