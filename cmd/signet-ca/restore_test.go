@@ -77,13 +77,13 @@ func TestRestoreOverLater(t *testing.T) {
 	if _, ok := plan.snapshot.Journal.Banned("https://issuer", "uid-1"); !ok || !slices.Equal(plan.Bans, []string{"node-1 uid-1"}) || plan.LostBans != nil || plan.ShownGeneration != "2097152.7" || plan.Generation != "2097153.1" {
 		t.Errorf("bans %v, shown %s, restored to %s", plan.Bans, plan.ShownGeneration, plan.Generation)
 	}
-	text := ""
+	var text strings.Builder
 	for _, row := range plan.rows("would become") {
-		text += strings.Join(row[:], ": ") + "\n"
+		text.WriteString(strings.Join(row[:], ": ") + "\n")
 	}
 	for _, want := range []string{"ban kept: node-1 uid-1\n", "would become: generation 2097153.1\n", "replaces: a store of generation 2097152.7\n"} {
-		if !strings.Contains(text, want) {
-			t.Errorf("people are not told %q:\n%s", want, text)
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("people are not told %q:\n%s", want, text.String())
 		}
 	}
 
