@@ -14,6 +14,7 @@ package apiv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -1191,11 +1192,14 @@ func (x *IssueRequest) GetItems() []*IssueItem {
 }
 
 type IssueItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Evidence      *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
-	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`         // PKCS#10, DER
-	Volume        string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`   // where the token was delivered on that node; one token serves one
-	Renewal       *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"` // while kubelet cannot have a fresh token
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Evidence *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	Csr      []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`         // PKCS#10, DER
+	Volume   string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`   // where the token was delivered on that node; one token serves one
+	Renewal  *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"` // while kubelet cannot have a fresh token
+	// When what the agent holds for that workload expires, so that the most urgent is served first where there are many; the
+	// Unix epoch, or any time that has passed, where it holds nothing; unset: it does not say. It proves nothing.
+	HoldsUntil    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=holds_until,json=holdsUntil,proto3" json:"holds_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1254,6 +1258,13 @@ func (x *IssueItem) GetVolume() string {
 func (x *IssueItem) GetRenewal() *Renewal {
 	if x != nil {
 		return x.Renewal
+	}
+	return nil
+}
+
+func (x *IssueItem) GetHoldsUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HoldsUntil
 	}
 	return nil
 }
@@ -1458,6 +1469,7 @@ type Refusal struct {
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	RetryAfter    *durationpb.Duration   `protobuf:"bytes,4,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"` // when this item may be asked for again; unset: by the caller's own backoff
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1511,6 +1523,13 @@ func (x *Refusal) GetCorrelationId() string {
 		return x.CorrelationId
 	}
 	return ""
+}
+
+func (x *Refusal) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
 }
 
 type GetStatusRequest struct {
@@ -3139,7 +3158,7 @@ var File_api_v1_signet_proto protoreflect.FileDescriptor
 
 const file_api_v1_signet_proto_rawDesc = "" +
 	"\n" +
-	"\x13api/v1/signet.proto\x12\tsignet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
+	"\x13api/v1/signet.proto\x12\tsignet.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\bEvidence\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\xca\x01\n" +
@@ -3234,12 +3253,14 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\aKeySets\x12%\n" +
 	"\x04sets\x18\x01 \x03(\v2\x11.signet.v1.KeySetR\x04sets\":\n" +
 	"\fIssueRequest\x12*\n" +
-	"\x05items\x18\x01 \x03(\v2\x14.signet.v1.IssueItemR\x05items\"\x94\x01\n" +
+	"\x05items\x18\x01 \x03(\v2\x14.signet.v1.IssueItemR\x05items\"\xd1\x01\n" +
 	"\tIssueItem\x12/\n" +
 	"\bevidence\x18\x01 \x01(\v2\x13.signet.v1.EvidenceR\bevidence\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x16\n" +
 	"\x06volume\x18\x03 \x01(\tR\x06volume\x12,\n" +
-	"\arenewal\x18\x04 \x01(\v2\x12.signet.v1.RenewalR\arenewal\"A\n" +
+	"\arenewal\x18\x04 \x01(\v2\x12.signet.v1.RenewalR\arenewal\x12;\n" +
+	"\vholds_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"holdsUntil\"A\n" +
 	"\rIssueResponse\x120\n" +
 	"\aresults\x18\x01 \x03(\v2\x16.signet.v1.IssueResultR\aresults\"n\n" +
 	"\vIssueResult\x12%\n" +
@@ -3250,11 +3271,13 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x125\n" +
 	"\brenew_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12\x16\n" +
-	"\x06ticket\x18\x04 \x01(\fR\x06ticket\"b\n" +
+	"\x06ticket\x18\x04 \x01(\fR\x06ticket\"\x9e\x01\n" +
 	"\aRefusal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12%\n" +
-	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"\x12\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\x12:\n" +
+	"\vretry_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\"\x12\n" +
 	"\x10GetStatusRequest\"\xad\x03\n" +
 	"\x11GetStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
@@ -3468,6 +3491,7 @@ var file_api_v1_signet_proto_goTypes = []any{
 	(*AllowNodeRequest)(nil),        // 39: signet.v1.AllowNodeRequest
 	(*AllowNodeResponse)(nil),       // 40: signet.v1.AllowNodeResponse
 	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 42: google.protobuf.Duration
 }
 var file_api_v1_signet_proto_depIdxs = []int32{
 	0,  // 0: signet.v1.AttestAgentRequest.evidence:type_name -> signet.v1.Evidence
@@ -3490,59 +3514,61 @@ var file_api_v1_signet_proto_depIdxs = []int32{
 	15, // 17: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
 	0,  // 18: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
 	2,  // 19: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
-	17, // 20: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
-	18, // 21: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
-	19, // 22: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
-	41, // 23: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
-	41, // 24: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 25: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
-	26, // 26: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
-	41, // 27: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
-	41, // 28: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
-	29, // 29: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
-	9,  // 30: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
-	41, // 31: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
-	41, // 32: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	41, // 33: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	32, // 34: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
-	41, // 35: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	41, // 36: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
-	41, // 37: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
-	35, // 38: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
-	41, // 39: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
-	36, // 40: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
-	41, // 41: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
-	41, // 42: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
-	41, // 43: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
-	35, // 44: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
-	35, // 45: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
-	1,  // 46: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	6,  // 47: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	14, // 48: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	20, // 49: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	22, // 50: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	24, // 51: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	27, // 52: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	30, // 53: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
-	33, // 54: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
-	37, // 55: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
-	39, // 56: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
-	3,  // 57: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	11, // 58: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	16, // 59: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	21, // 60: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	23, // 61: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	25, // 62: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	28, // 63: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	31, // 64: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
-	34, // 65: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
-	38, // 66: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
-	40, // 67: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
-	57, // [57:68] is the sub-list for method output_type
-	46, // [46:57] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	41, // 20: signet.v1.IssueItem.holds_until:type_name -> google.protobuf.Timestamp
+	17, // 21: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
+	18, // 22: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
+	19, // 23: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
+	41, // 24: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
+	42, // 25: signet.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	41, // 26: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 27: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
+	26, // 28: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
+	41, // 29: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
+	41, // 30: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
+	29, // 31: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
+	9,  // 32: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
+	41, // 33: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
+	41, // 34: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	41, // 35: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	32, // 36: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
+	41, // 37: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	41, // 38: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
+	41, // 39: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
+	35, // 40: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
+	41, // 41: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
+	36, // 42: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
+	41, // 43: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
+	41, // 44: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
+	41, // 45: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
+	35, // 46: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
+	35, // 47: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
+	1,  // 48: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	6,  // 49: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	14, // 50: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	20, // 51: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	22, // 52: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	24, // 53: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	27, // 54: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	30, // 55: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	33, // 56: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
+	37, // 57: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
+	39, // 58: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
+	3,  // 59: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	11, // 60: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	16, // 61: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	21, // 62: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	23, // 63: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	25, // 64: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	28, // 65: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	31, // 66: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	34, // 67: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
+	38, // 68: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
+	40, // 69: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
+	59, // [59:70] is the sub-list for method output_type
+	48, // [48:59] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }
