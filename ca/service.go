@@ -137,7 +137,7 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
 		}
 	}()
-	turn, terr := a.ca.work.take(ctx, who.nodeUID, a.ca.askWork)
+	turn, terr := a.ca.itsTurn(ctx, who.nodeUID, item)
 	if err = terr; err != nil {
 		return nil
 	}

@@ -1,0 +1,74 @@
+package ca
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/signet-ca/signet/api"
+)
+
+const (
+	patience    = 5 * time.Second  // for which anybody waits for a turn at most: half of what an agent does
+	paceTime    = time.Second / 2  // over which it is measured how fast turns are given
+	maxReturn   = 30 * time.Second // after which whoever is sent away may come back, but for what is added so that not all come at once
+	leastReturn = time.Second
+)
+
+// pace is how fast turns are given while somebody waits for one. It does not know until that was so for a while.
+type pace struct {
+	since    time.Time // when the measure began that goes on
+	turns    int       // since then
+	rate     float64   // turns a second, by the last measure; 0: there was none
+	promised time.Time // when the last of those who were sent away and shall come back will have had his turn
+}
+
+// begin begins a measure, for somebody waits.
+func (p *pace) begin(now time.Time) { p.since, p.turns = now, 0 }
+
+// note counts a turn that was given to somebody who waited.
+func (p *pace) note(now time.Time) {
+	p.turns++
+	if took := now.Sub(p.since); took >= paceTime {
+		p.rate = float64(p.turns) / took.Seconds()
+		p.begin(now)
+	}
+}
+
+// now returns how many turns a second are given, while concurrent are held; 0 where that is not known. Where none was given
+// for long, those that are held are all that can be hoped for.
+func (p *pace) now(now time.Time, concurrent int) float64 {
+	if took := now.Sub(p.since); p.rate > 0 && took > 2*paceTime {
+		return min(p.rate, float64(p.turns+concurrent)/took.Seconds())
+	}
+	return p.rate
+}
+
+// after returns when somebody may come back who is sent away while so many wait: when those will have had their turns, and
+// those who were sent away before him, so that they come as fast as they can be served. It is after a quarter of what is left
+// until he is due, at most, and not less than a second.
+func (p *pace) after(now time.Time, waiting, concurrent int, due time.Time) time.Duration {
+	wait := leastReturn
+	if rate := p.now(now, concurrent); rate > 0 {
+		turn := time.Duration(float64(time.Second) / rate)
+		if first := now.Add(time.Duration(waiting) * turn); p.promised.Before(first) {
+			p.promised = first
+		}
+		if p.promised = p.promised.Add(turn); p.promised.Sub(now) > maxReturn {
+			p.promised = now.Add(maxReturn)
+		}
+		wait = p.promised.Sub(now)
+	}
+	most := maxReturn
+	if !due.IsZero() {
+		most = min(most, due.Sub(now)/4)
+	}
+	wait = max(leastReturn, min(wait, most))
+	return wait + rand.N(wait/2+leastReturn/2)
+}
+
+// overloaded tells whoever is sent away when to come back: not all at the same moment.
+func overloaded() error { return comeBack(leastReturn + rand.N(leastReturn)) }
+
+func comeBack(after time.Duration) error {
+	return &api.Error{Reason: api.Overloaded, Detail: "too many requests are waiting", RetryAfter: after}
+}
