@@ -58,29 +58,13 @@ func benchIssuance(ctx context.Context, b *bench) error {
 		return err
 	}
 	for _, k := range kinds {
+		b.stage("%d clients, %d CSRs a call", k.clients, k.batch)
 		if err := b.rounds(func() (quiet bool, err error) { return w.issueRound(top, k.clients, k.batch) }); err != nil {
 			return err
 		}
 	}
 	b.settle(b.options.rounds)
 	return ctx.Err()
-}
-
-// rounds runs rounds until enough of them were quiet, or too many were not.
-func (b *bench) rounds(one func() (quiet bool, err error)) error {
-	good := 0
-	for try := 0; good < b.options.rounds && try < patience*b.options.rounds; try++ {
-		quiet, err := one()
-		if err != nil {
-			return err
-		}
-		if quiet {
-			good++
-		} else {
-			time.Sleep(time.Second)
-		}
-	}
-	return nil
 }
 
 // issueRound measures one kind of load between two halves of the ceiling's.

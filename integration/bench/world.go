@@ -18,7 +18,7 @@ import (
 const (
 	trustDomain = "bench.example"
 	issuerName  = "https://kubernetes.default.svc.bench"
-	startTime   = 60 * time.Second // until a program must serve
+	startTime   = 3 * time.Minute // until a program must serve
 )
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
@@ -71,6 +71,7 @@ type world struct {
 	cluster     *process
 	ca          *process
 	agent       *process
+	streams     int // that are open
 }
 
 // pods are those that a cluster is to have: agents on so many nodes, workloads on each.

@@ -60,6 +60,7 @@ var exceptions = map[[2]string]string{
 	{"cmd/signet/demo", "attestor/attestortest"}: "the demo signs the tokens that a cluster would sign",
 
 	{"integration/nodes", "integration/controlplane"}: "the nodes of that control plane",
+	{"integration/bench", "integration/controlplane"}: "its API server reviews the tokens",
 }
 
 // isTestPackage tells the packages that put real parts in memory for the tests of others: ca/catest, attestor/attestortest.
