@@ -211,7 +211,7 @@ func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Conte
 				if err == nil {
 					b.Reset()
 				} else {
-					a.failed(id, p, err, b.NextBackOff())
+					a.failed(id, p, err, a.pause(b, err))
 				}
 				continue
 			case !final(h.Refusal):
@@ -260,6 +260,15 @@ func (a *Agent) newBackoff() *backoff.ExponentialBackOff {
 	return b
 }
 
+// pause is how long an identity waits after a failure, unless the CA says that it shall be longer. One that was sent away
+// because the CA has too much to do comes back when the CA says, and not later each time: its place is promised.
+func (a *Agent) pause(b *backoff.ExponentialBackOff, err error) time.Duration {
+	if e := api.AsError(err); e.Reason == api.Overloaded && e.RetryAfter > 0 {
+		return a.cfg.MinBackoff
+	}
+	return b.NextBackOff()
+}
+
 // maxRetryAfter bounds what the CA can ask for: it must not be able to put an agent to sleep.
 const maxRetryAfter = 5 * time.Minute
 
@@ -267,13 +276,16 @@ const maxRetryAfter = 5 * time.Minute
 // the reason, unless it is only that the CA is away: then it waits.
 func (a *Agent) failed(id *Identity, p proof, err error, wait time.Duration) {
 	e := api.AsError(err)
-	wait = max(wait, min(e.RetryAfter, maxRetryAfter))
 	a.metrics.renewals.WithLabelValues("failed").Inc()
 	left := "none"
 	id.set(func(h Held) Held {
+		asked := min(e.RetryAfter, maxRetryAfter)
 		if h.SVID != nil {
-			left = time.Until(h.SVID.Certificates[0].NotAfter).Round(time.Second).String()
+			until := time.Until(h.SVID.Certificates[0].NotAfter)
+			left = until.Round(time.Second).String()
+			asked = min(asked, until/2) // what is held must not end for it
 		}
+		wait = max(wait, asked)
 		if aboutToken(e) && id.proof.n != p.n { // there is a newer token already
 			return Held{SVID: h.SVID, ticket: h.ticket, RenewAt: time.Now()}
 		}
@@ -323,13 +335,20 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	if err != nil {
 		return err
 	}
-	item := &apiv1.IssueItem{Evidence: &apiv1.Evidence{Kind: p.evidence.Kind, Data: p.evidence.Data}, Csr: csr, Volume: p.volume}
-	if h := id.held.Load(); id.renewable(h) {
+	item := &apiv1.IssueItem{
+		Evidence: &apiv1.Evidence{Kind: p.evidence.Kind, Data: p.evidence.Data}, Csr: csr, Volume: p.volume, HoldsUntil: &timestamppb.Timestamp{},
+	}
+	h, until := id.held.Load(), time.Time{}
+	if h.SVID != nil {
+		until = h.SVID.Certificates[0].NotAfter
+		item.HoldsUntil = timestamppb.New(until)
+	}
+	if id.renewable(h) {
 		if item.Renewal, err = renewal(h.SVID, h.ticket, csr); err != nil {
 			return err
 		}
 	}
-	got, err := l.issue(ctx, item)
+	got, err := l.issue(ctx, newAsk(ctx, item, until, time.Now()))
 	if err != nil {
 		return err
 	}
@@ -340,7 +359,7 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	if api.IsReserved(svid.ID) || svid.ID.String() != got.GetSpiffeId() {
 		return api.E(api.SVIDRejected, "the CA answered with another identity than it said")
 	}
-	h := Held{SVID: svid, ticket: string(got.GetTicket()), RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
+	h = Held{SVID: svid, ticket: string(got.GetTicket()), RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
 	id.set(func(Held) Held { return h })
 	if !id.given.Swap(true) {
 		a.metrics.first.Observe(time.Since(id.began).Seconds())
