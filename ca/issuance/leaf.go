@@ -64,6 +64,7 @@ func (p Profile) resolve() (Profile, error) {
 type Request struct {
 	ID        spiffeid.ID
 	PublicKey crypto.PublicKey // any type that CheckKey knows
+	RawSPKI   []byte           // the DER of its SubjectPublicKeyInfo where that is at hand; another key's is refused
 	DNSNames  []string         // mostly none
 }
 
@@ -146,9 +147,10 @@ func checkRequest(r Request, iss *Issuer) error {
 
 // leafTemplate says everything that a leaf is; spki is the DER of its key.
 func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (template *x509.Certificate, spki []byte, err error) {
-	spki, err = x509.MarshalPKIXPublicKey(r.PublicKey)
-	if err != nil {
-		return nil, nil, api.Wrap(api.KeyType, err, "the key does not encode")
+	if spki = r.RawSPKI; spki == nil {
+		if spki, err = x509.MarshalPKIXPublicKey(r.PublicKey); err != nil {
+			return nil, nil, api.Wrap(api.KeyType, err, "the key does not encode")
+		}
 	}
 	id, err := keyID(spki)
 	if err != nil {

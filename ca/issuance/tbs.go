@@ -96,9 +96,8 @@ func (u *unsigned) signChecked(key crypto.Signer, parent *x509.Certificate) (*x5
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadSignature, err)
 	}
-	c := *u.preview
-	c.Raw, c.Signature = der, signature
-	return &c, nil
+	u.preview.Raw, u.preview.Signature = der, signature // its other parts stay what they are
+	return u.preview, nil
 }
 
 // sign asks key for the signature. Whether it is a good one is for the caller to check.
