@@ -19,6 +19,7 @@ import (
 const (
 	maxCalls    = 12                    // at once; the CA allows 16 on a connection, and the session is one of them
 	maxGathered = 4                     // of these with what is not pressing
+	firstItems  = 4                     // in the first call of several at once, in each further one twice as many
 	gatherTime  = 10 * time.Millisecond // for which a renewal that is not pressing waits for others
 	maxCallSize = 1 << 20               // bytes of all items but the first; the CA takes twice as much
 )
@@ -147,8 +148,11 @@ func (s *asks) next() []*ask {
 	if !first.pressing && (!s.gathered || s.relaxed >= maxGathered) {
 		return nil
 	}
-	n := 1
-	for size := 0; n < min(len(s.waiting), api.MaxBatch) && s.waiting[n].pressing == first.pressing; n++ {
+	n, most := 1, min(len(s.waiting), api.MaxBatch, firstItems<<s.relaxed)
+	if first.pressing {
+		most = min(len(s.waiting), 4*firstItems)
+	}
+	for size := 0; n < most && s.waiting[n].pressing == first.pressing; n++ {
 		if size += s.waiting[n].size; size > maxCallSize {
 			break
 		}

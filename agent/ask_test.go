@@ -67,7 +67,7 @@ func TestAsksOrder(t *testing.T) {
 	}
 }
 
-// A call holds as many as one may, and there are as many calls as there may be; some of them are left for what is pressing.
+// The first calls are small, for the most urgent, and there are as many calls as there may be; some of them are left for what is pressing.
 func TestAsksBounds(t *testing.T) {
 	l := &link{}
 	l.asks.gathered = true
@@ -75,8 +75,8 @@ func TestAsksBounds(t *testing.T) {
 		l.put(askFor(fmt.Sprint(i), time.Hour))
 	}
 	for i := range maxGathered {
-		if n := len(l.asks.next()); n != api.MaxBatch {
-			t.Errorf("call %d has %d requests, want %d", i, n, api.MaxBatch)
+		if n := len(l.asks.next()); n != firstItems<<i {
+			t.Errorf("call %d has %d requests, want %d", i, n, firstItems<<i)
 		}
 	}
 	if l.asks.next() != nil {
@@ -151,6 +151,7 @@ func TestAsksGiveUp(t *testing.T) {
 		t.Error("the other was answered")
 	}
 	<-left
+	l.calls.Wait()
 
 	// Who waits for a call that there may not be leaves nothing behind.
 	l.asks.mu.Lock()

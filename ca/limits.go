@@ -94,7 +94,7 @@ func (g *gate) line(ctx context.Context, who string, due time.Time) (*waiter, er
 	}
 	w := &waiter{due: due, number: math.MaxUint64} // behind who is due at the same time
 	if g.inVain(ctx, who, w, now) || g.lines.waiting >= g.places(now) && !g.makeRoom(who, w, now) {
-		return nil, comeBack(g.pace.after(now, g.lines.waiting, g.concurrent, due))
+		return nil, comeBack(g.pace.after(now, g.concurrent, due))
 	}
 	w.decided = make(chan struct{})
 	g.lines.add(who, w, now)
@@ -144,7 +144,7 @@ func (g *gate) makeRoom(who string, w *waiter, now time.Time) bool {
 		return false
 	}
 	x := g.lines.take(most, len(most.waiters)-1, now)
-	x.after = g.pace.after(now, g.lines.waiting, g.concurrent, x.due)
+	x.after = g.pace.after(now, g.concurrent, x.due)
 	close(x.decided)
 	return true
 }

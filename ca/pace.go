@@ -19,7 +19,7 @@ type pace struct {
 	since    time.Time // when the measure began that goes on
 	turns    int       // since then
 	rate     float64   // turns a second, by the last measure; 0: there was none
-	promised time.Time // when the last of those who were sent away and shall come back will have had his turn
+	promised time.Time // when there will be a place for the last of those who were sent away and shall come back
 }
 
 // begin begins a measure, for somebody waits.
@@ -43,15 +43,15 @@ func (p *pace) now(now time.Time, concurrent int) float64 {
 	return p.rate
 }
 
-// after returns when somebody may come back who is sent away while so many wait: when those will have had their turns, and
-// those who were sent away before him, so that they come as fast as they can be served. It is after a quarter of what is left
-// until he is due, at most, and not less than a second.
-func (p *pace) after(now time.Time, waiting, concurrent int, due time.Time) time.Duration {
+// after returns when somebody may come back who is sent away: each turn leaves a place, and the next goes to who was sent away
+// before him, so that they come as fast as places are left and the places are never empty. It is after a quarter of what is
+// left until he is due, at most, and not less than a second.
+func (p *pace) after(now time.Time, concurrent int, due time.Time) time.Duration {
 	wait := leastReturn
 	if rate := p.now(now, concurrent); rate > 0 {
 		turn := time.Duration(float64(time.Second) / rate)
-		if first := now.Add(time.Duration(waiting) * turn); p.promised.Before(first) {
-			p.promised = first
+		if p.promised.Before(now) {
+			p.promised = now
 		}
 		if p.promised = p.promised.Add(turn); p.promised.Sub(now) > maxReturn {
 			p.promised = now.Add(maxReturn)
@@ -63,7 +63,7 @@ func (p *pace) after(now time.Time, waiting, concurrent int, due time.Time) time
 		most = min(most, due.Sub(now)/4)
 	}
 	wait = max(leastReturn, min(wait, most))
-	return wait + rand.N(wait/2+leastReturn/2)
+	return wait + rand.N(wait/4+leastReturn/2)
 }
 
 // overloaded tells whoever is sent away when to come back: not all at the same moment.
