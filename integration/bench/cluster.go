@@ -54,6 +54,8 @@ func (c *cluster) do(ctx context.Context, what string, arg json.RawMessage) (any
 		return with(arg, func(a connect) (any, error) { return nil, c.connect(ctx, a) })
 	case "issue":
 		return with(arg, func(l load) (any, error) { return c.issue(ctx, l) })
+	case "herd":
+		return with(arg, func(seed uint64) (any, error) { return c.herd(ctx, seed) })
 	default:
 		return c.kubelet.do(ctx, c, what, arg)
 	}

@@ -56,6 +56,7 @@ var benches = []benchmark{
 	{"sds", benchSDS},
 	{"fanout", benchFanout},
 	{"svids", benchSVIDs},
+	{"herd", benchHerd},
 	{"idle", benchIdle},
 }
 
