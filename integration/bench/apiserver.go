@@ -21,10 +21,9 @@ type apiserver struct {
 	plane *controlplane.ControlPlane
 	tb    *outsideTest
 	pod   string // UID
-	next  int
 }
 
-// cluster is what its client needs to know.
+// reached is what its client needs to know.
 type reached struct {
 	Kubeconfig string // of one who may review tokens
 	JWKS       json.RawMessage

@@ -46,7 +46,7 @@ func usable() (cpus, error) {
 // pin becomes a program that uses these processors alone; Go's runtime takes their number for GOMAXPROCS.
 func pin(list string, args []string) error {
 	var set unix.CPUSet
-	for _, s := range strings.Split(list, ",") {
+	for s := range strings.SplitSeq(list, ",") {
 		n, err := strconv.Atoi(s)
 		if err != nil {
 			return err

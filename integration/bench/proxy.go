@@ -33,7 +33,7 @@ type proxy struct {
 
 // openProxy opens a stream and returns when the first secret is there and acknowledged.
 func openProxy(ctx context.Context, socket, name string) (*proxy, error) {
-	conn, err := dialUnix(socket, grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), grpc.WithSharedWriteBuffer(true))
+	conn, err := dialUnix(socket, grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ type reviewer struct {
 	at     *attestor.ServiceAccount
 }
 
-// asking is kube.Client as a attestor.TokenReviewer.
+// asking is kube.Client as an attestor.TokenReviewer.
 type asking struct{ *kube.Client }
 
 // ReviewToken implements attestor.TokenReviewer.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -179,36 +178,6 @@ func (w *world) close() {
 	w.agent.end()
 	w.ca.end()
 	_ = os.RemoveAll(w.memory)
-}
-
-// metric returns the sum of a metric of a program over all its labels.
-func metric(ctx context.Context, address, name string) (sum float64, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	found := false
-	for line := range strings.Lines(string(text)) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
-			continue
-		}
-		var v float64
-		if _, err := fmt.Sscan(rest[strings.LastIndexByte(rest, ' ')+1:], &v); err != nil {
-			return 0, err
-		}
-		sum, found = sum+v, true
-	}
-	if err == nil && !found {
-		err = fmt.Errorf("%s has no metric %s", address, name)
-	}
-	return sum, err
 }
 
 // freeAddress returns an address on loopback that was free a moment ago.
