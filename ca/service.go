@@ -37,7 +37,6 @@ func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.Creds(transport{credentials.NewTLS(ca.ServerTLS()), ca}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.NumStreamWorkers(64), // whose stacks have grown already
 	}, portOptions(), interceptors{ca, portAgents}.options(), extra)
 	s := grpc.NewServer(opts...)
 	apiv1.RegisterAuthorityServer(guarded{s, ca, portAgents}, &authority{ca: ca})
