@@ -85,7 +85,7 @@ func (ca *CA) certifyAgent(ctx context.Context, c attestor.Claims, csrDER []byte
 	if err != nil {
 		return nil, err
 	}
-	p, err := issuance.Prepare(issuance.Profile{TTL: ca.cfg.AgentTTL}, issuance.Request{ID: id, PublicKey: csr.PublicKey, RawSPKI: csr.RawSPKI}, s.issuer, now)
+	p, err := issuance.Prepare(issuance.Profile{TTL: ca.cfg.AgentTTL}, issuance.Request{ID: id, PublicKey: csr.PublicKey}, s.issuer, now)
 	if err != nil {
 		return nil, err
 	}

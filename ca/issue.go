@@ -125,7 +125,7 @@ func (ca *CA) decideAndSign(ctx context.Context, who asker, claims attestor.Clai
 	if err != nil {
 		return nil, err
 	}
-	p, err := issuance.Prepare(issuance.Profile{TTL: d.TTL}, issuance.Request{ID: d.ID, PublicKey: csr.PublicKey, RawSPKI: csr.RawSPKI, DNSNames: d.DNSNames}, s.issuer, now)
+	p, err := issuance.Prepare(issuance.Profile{TTL: d.TTL}, issuance.Request{ID: d.ID, PublicKey: csr.PublicKey, DNSNames: d.DNSNames}, s.issuer, now)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,6 @@ import (
 type CSR struct {
 	PublicKey crypto.PublicKey
 	SPKI      [sha256.Size]byte // SHA-256 of the DER of the SubjectPublicKeyInfo
-	RawSPKI   []byte            // that DER; a part of what was parsed
 
 	uri string // of the subjectAltName; empty when the request names nothing
 }
@@ -61,7 +60,7 @@ func ParseCSR(der []byte, allowed Keys) (*CSR, error) {
 	if err := checkPossession(pub, r.algorithm.FullBytes, r.info.FullBytes, r.signature); err != nil {
 		return nil, err
 	}
-	return &CSR{PublicKey: pub, SPKI: sha256.Sum256(r.spki.FullBytes), RawSPKI: r.spki.FullBytes, uri: uri}, nil
+	return &CSR{PublicKey: pub, SPKI: sha256.Sum256(r.spki.FullBytes), uri: uri}, nil
 }
 
 // checkPossession verifies the signature of a request by its own key. identifier is the DER of its AlgorithmIdentifier.

@@ -65,25 +65,6 @@ func TestChangedAfterTheLook(t *testing.T) {
 	}
 }
 
-// A key's encoding that is another key's, or no key's, is not put into a certificate.
-func TestOtherSPKI(t *testing.T) {
-	h := newHierarchy(t)
-	key := newKey(t, KeyP256).Public()
-	own := must(x509.MarshalPKIXPublicKey(key))(t)
-	for name, spki := range map[string][]byte{
-		"another key's": must(x509.MarshalPKIXPublicKey(newKey(t, KeyP256).Public()))(t),
-		"cut":           own[:len(own)-1],
-		"longer":        append(bytes.Clone(own), 0),
-		"empty":         {},
-	} {
-		_, err := Prepare(Profile{}, Request{ID: testID, PublicKey: key, RawSPKI: spki}, h.issuer, testNow)
-		if r := api.ReasonOf(err); r != api.LintFailed && r != api.Internal {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	must(Prepare(Profile{}, Request{ID: testID, PublicKey: key, RawSPKI: own}, h.issuer, testNow))(t)
-}
-
 // What Sign returns is what anybody reads who parses its bytes.
 func TestIssuedIsWhatParses(t *testing.T) {
 	leaf := newHierarchy(t).issue(t).Leaf
