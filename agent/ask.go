@@ -14,14 +14,17 @@ import (
 
 // What is due at the same moment, as after an outage, goes to the CA in as few calls as it takes, the most urgent first. What
 // is pressing waits for nothing and nobody: it does not share a call with what is not, for an answer comes when all of a
-// call's are there, and there is always a call left for it.
+// call's are there, and there is always a call left for it. A request whose last call ended without an answer shares no call
+// either: were it the one that the CA does not come to an end with, it would take its neighbours along each time.
 
 const (
 	maxCalls    = 12                    // at once; the CA allows 16 on a connection, and the session is one of them
 	maxGathered = 4                     // of these with what is not pressing
+	maxAlone    = 8                     // of these with what is pressing and shares no call
+	maxPatient  = 3                     // of maxGathered with what shares no call
 	firstItems  = 4                     // in the first call of several at once, in each further one twice as many
 	gatherTime  = 10 * time.Millisecond // for which a renewal that is not pressing waits for others
-	maxCallSize = 1 << 20               // bytes of all items but the first; the CA takes twice as much
+	maxCallSize = 1 << 20               // bytes of the items of a call that has several; the CA takes twice as much
 )
 
 // ask is one request for an SVID.
@@ -30,6 +33,7 @@ type ask struct {
 	size     int
 	due      time.Time // see api.DueBy
 	pressing bool
+	alone    bool      // shares no call
 	end      time.Time // of whoever asks
 	call     *call     // nil while it waits for one
 
@@ -51,6 +55,9 @@ type asks struct {
 	gathered bool   // what is not pressing has waited for others
 	calls    int    // at the CA now
 	relaxed  int    // of these with what is not pressing
+	alone    int    // of the others with what shares no call
+	patient  int    // of relaxed likewise
+	over     bool   // the session has ended: there will be no calls any more
 }
 
 // newAsk makes a request within ctx, which has a deadline, for somebody who holds an SVID until then; the zero time where he holds none.
@@ -88,10 +95,18 @@ func (l *link) issue(ctx context.Context, x *ask) (*apiv1.SVID, error) {
 	return x.svid, x.err
 }
 
-// put has x wait for a call.
+// put has x wait for a call. The first that is not pressing begins to wait for others.
 func (l *link) put(x *ask) {
 	l.asks.mu.Lock()
 	defer l.asks.mu.Unlock()
+	if l.asks.over {
+		x.err = errNoSession
+		close(x.answered)
+		return
+	}
+	if n := len(l.asks.waiting); !x.pressing && (n == 0 || l.asks.waiting[n-1].pressing) {
+		l.asks.gathered = false
+	}
 	i, _ := slices.BinarySearchFunc(l.asks.waiting, x, func(a, x *ask) int {
 		if a.pressing != x.pressing && x.pressing || a.pressing == x.pressing && x.due.Before(a.due) {
 			return 1
@@ -118,6 +133,33 @@ func (l *link) giveUp(x *ask) bool {
 	return true
 }
 
+// abandon answers whoever waits for a call when the session has ended, and whoever comes yet: the CA would refuse them all.
+// What it was asked already it may answer still.
+func (l *link) abandon() {
+	l.asks.mu.Lock()
+	defer l.asks.mu.Unlock()
+	l.asks.over = true
+	for _, x := range l.asks.waiting {
+		x.err = errNoSession
+		close(x.answered)
+	}
+	l.asks.waiting = nil
+}
+
+// unanswered reports whether x, to which err came, shall share no call when it is asked again: the time of its call was over.
+// Where it came to no call, or the CA has gone, that is as it was.
+func (l *link) unanswered(x *ask, err error) bool {
+	l.asks.mu.Lock()
+	defer l.asks.mu.Unlock()
+	switch {
+	case err == nil:
+		return false
+	case x.call == nil || api.ReasonOf(err) == api.CAUnavailable:
+		return x.alone
+	}
+	return api.ReasonOf(err) == api.DeadlineExceeded
+}
+
 // send makes as many calls as may be made. Gathered says that what is not pressing has waited for others.
 func (l *link) send(gathered bool) {
 	l.asks.mu.Lock()
@@ -141,30 +183,60 @@ func (l *link) send(gathered bool) {
 // next takes out what goes into one call, and counts the call; nil where there is nothing, or may be no call. The caller holds
 // mu.
 func (s *asks) next() []*ask {
-	if len(s.waiting) == 0 || s.calls >= maxCalls {
+	at := slices.IndexFunc(s.waiting, s.may)
+	if at < 0 {
 		return nil
 	}
-	first := s.waiting[0]
-	if !first.pressing && (!s.gathered || s.relaxed >= maxGathered) {
-		return nil
+	first := s.waiting[at]
+	most := min(api.MaxBatch, firstItems<<s.relaxed)
+	switch {
+	case first.alone:
+		most = 1
+	case first.pressing:
+		most = 4 * firstItems
 	}
-	n, most := 1, min(len(s.waiting), api.MaxBatch, firstItems<<s.relaxed)
-	if first.pressing {
-		most = min(len(s.waiting), 4*firstItems)
-	}
-	for size := 0; n < most && s.waiting[n].pressing == first.pressing; n++ {
-		if size += s.waiting[n].size; size > maxCallSize {
+	all, left := []*ask{first}, slices.Clone(s.waiting[:at])
+	size := first.size
+	for i, x := range s.waiting[at+1:] {
+		if len(all) == most || x.pressing != first.pressing || !x.alone && size+x.size > maxCallSize {
+			left = append(left, s.waiting[at+1+i:]...)
 			break
 		}
+		if x.alone {
+			left = append(left, x)
+			continue
+		}
+		all, size = append(all, x), size+x.size
 	}
-	all := slices.Clone(s.waiting[:n])
-	s.waiting = slices.Delete(s.waiting, 0, n)
-	s.calls++
-	if !first.pressing {
-		s.relaxed++
-		s.gathered = len(s.waiting) > 0
-	}
+	s.waiting = left
+	s.count(first, 1)
 	return all
+}
+
+// may reports whether there may be a call for x now. Some calls are always left for what has been answered so far. The caller
+// holds mu.
+func (s *asks) may(x *ask) bool {
+	switch {
+	case s.calls >= maxCalls:
+		return false
+	case x.pressing:
+		return !x.alone || s.alone < maxAlone
+	}
+	return s.gathered && s.relaxed < maxGathered && (!x.alone || s.patient < maxPatient)
+}
+
+// count adds n to the calls that are like that of x. The caller holds mu.
+func (s *asks) count(x *ask, n int) {
+	s.calls += n
+	if !x.pressing {
+		s.relaxed += n
+	}
+	switch {
+	case x.alone && x.pressing:
+		s.alone += n
+	case x.alone:
+		s.patient += n
+	}
 }
 
 // call makes one call and answers all who are in it.
@@ -185,10 +257,7 @@ func (l *link) call(ctx context.Context, all []*ask) {
 	}
 	l.asks.mu.Lock()
 	defer l.asks.mu.Unlock()
-	l.asks.calls--
-	if !all[0].pressing {
-		l.asks.relaxed--
-	}
+	l.asks.count(all[0], -1)
 	for i, x := range all {
 		if x.err = err; err == nil {
 			x.svid, x.err = svidOf(resp.GetResults()[i])

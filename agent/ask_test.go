@@ -70,10 +70,10 @@ func TestAsksOrder(t *testing.T) {
 // The first calls are small, for the most urgent, and there are as many calls as there may be; some of them are left for what is pressing.
 func TestAsksBounds(t *testing.T) {
 	l := &link{}
-	l.asks.gathered = true
 	for i := range 1000 {
 		l.put(askFor(fmt.Sprint(i), time.Hour))
 	}
+	l.asks.gathered = true
 	for i := range maxGathered {
 		if n := len(l.asks.next()); n != firstItems<<i {
 			t.Errorf("call %d has %d requests, want %d", i, n, firstItems<<i)
@@ -94,15 +94,151 @@ func TestAsksBounds(t *testing.T) {
 	}
 
 	l = &link{}
-	for range 5 {
-		x := askFor("large", 0)
-		x.size = maxCallSize/2 + 1
+	for _, size := range []int{maxCallSize / 2, maxCallSize / 2, 1, maxCallSize/2 + 1, maxCallSize / 2, 3 * maxCallSize, 1, 1} {
+		x := askFor(fmt.Sprint(size), 0)
+		x.size = size
 		l.put(x)
 	}
-	for _, want := range []int{2, 2, 1} {
-		if n := len(l.asks.next()); n != want {
-			t.Errorf("a call with %d large requests, want %d", n, want)
+	for _, want := range []int{2, 2, 1, 1, 2} {
+		if all := l.asks.next(); len(all) != want {
+			t.Errorf("a call for requests of %s bytes, want %d", names(all), want)
 		}
+	}
+}
+
+// What ended without an answer shares no call, and never has all calls that there are.
+func TestAsksAlone(t *testing.T) {
+	alone := func(name string, holds time.Duration) *ask {
+		x := askFor(name, holds)
+		x.alone = true
+		return x
+	}
+	l := &link{}
+	for _, x := range []*ask{
+		askFor("a", 5*time.Second), alone("b", 6*time.Second), askFor("c", 7*time.Second),
+		askFor("d", time.Hour), alone("e", 2*time.Hour), askFor("f", 3*time.Hour),
+	} {
+		l.put(x)
+	}
+	l.asks.gathered = true
+	for _, want := range []string{"[a c]", "[b]", "[d f]", "[e]", "[]"} {
+		if got := fmt.Sprint(names(l.asks.next())); got != want {
+			t.Errorf("a call for %s, want %s", got, want)
+		}
+	}
+
+	for _, tt := range []struct {
+		name  string
+		holds time.Duration
+		most  int
+	}{{"pressing", 0, maxAlone}, {"not pressing", time.Hour, maxPatient}} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := &link{}
+			for range maxCalls {
+				l.put(alone("suspect", tt.holds))
+			}
+			l.asks.gathered = true
+			for range tt.most {
+				if got := names(l.asks.next()); len(got) != 1 {
+					t.Errorf("a call for %s", got)
+				}
+			}
+			if got := l.asks.next(); got != nil {
+				t.Errorf("more than %d calls: %s", tt.most, names(got))
+			}
+			l.put(askFor("well", tt.holds))
+			if got := fmt.Sprint(names(l.asks.next())); got != "[well]" {
+				t.Errorf("a call for %s, behind which what is well waits", got)
+			}
+			x := alone("suspect", tt.holds)
+			l.asks.count(x, -1)
+			if got := fmt.Sprint(names(l.asks.next())); got != "[suspect]" {
+				t.Errorf("one ended, and there is a call for %s", got)
+			}
+		})
+	}
+}
+
+// What shares no call is what a call ended for without an answer, until there is one.
+func TestAsksUnanswered(t *testing.T) {
+	late, gone, refused := api.E(api.DeadlineExceeded, "late"), api.E(api.CAUnavailable, "gone"), api.E(api.PodUnknown, "no")
+	for _, tt := range []struct {
+		name        string
+		called      bool
+		err         error
+		alone, want bool
+	}{
+		{"late", true, late, false, true},
+		{"late again", true, late, true, true},
+		{"waited for a call in vain", false, late, false, false},
+		{"waited in vain, after it was late", false, late, true, true},
+		{"the CA has gone", true, gone, false, false},
+		{"the CA has gone, after it was late", true, gone, true, true},
+		{"refused", true, refused, true, false},
+		{"answered", true, nil, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			x := askFor("x", 0)
+			x.alone = tt.alone
+			if tt.called {
+				x.call = &call{}
+			}
+			if got := (&link{}).unanswered(x, tt.err); got != tt.want {
+				t.Errorf("shares no call: %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// Who comes when nobody waits any more waits for others.
+func TestAsksGatherAnew(t *testing.T) {
+	l := &link{}
+	x := askFor("gives up", time.Hour)
+	l.put(x)
+	l.asks.relaxed = maxGathered // so that there may be no call for x
+	l.send(true)
+	if !l.giveUp(x) {
+		t.Fatal("it was answered")
+	}
+	l.asks.relaxed = 0
+	l.put(askFor("later", time.Hour))
+	if got := l.asks.next(); got != nil {
+		t.Errorf("%s did not wait for others", names(got))
+	}
+}
+
+// When the session has ended nobody is asked for any more, and who waits for a call or comes for one learns it at once.
+func TestAsksAbandon(t *testing.T) {
+	for name, holds := range map[string]time.Duration{"pressing": 0, "not pressing": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			l := &link{client: stubCA{issue: func(context.Context, *apiv1.IssueRequest) (*apiv1.IssueResponse, error) {
+				t.Error("the CA was asked")
+				return nil, errors.New("broken")
+			}}}
+			l.asks.calls = maxCalls
+			waits, comes := askFor("waits", holds), askFor("comes", holds)
+			l.put(waits)
+			l.abandon()
+			l.asks.calls = 0
+			for _, x := range []*ask{waits, comes} {
+				if x == comes {
+					l.put(x)
+				}
+				select {
+				case <-x.answered:
+				default:
+					t.Fatalf("%s still waits", names([]*ask{x}))
+				}
+				if !errors.Is(x.err, errNoSession) {
+					t.Errorf("%s: %v", names([]*ask{x}), x.err)
+				}
+			}
+			l.send(true)
+			l.calls.Wait()
+			if _, err := l.issue(t.Context(), askFor("later", holds)); !errors.Is(err, errNoSession) {
+				t.Errorf("later: %v", err)
+			}
+		})
 	}
 }
 

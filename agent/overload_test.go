@@ -89,7 +89,7 @@ func TestSentAway(t *testing.T) {
 		least, most time.Duration
 	}{
 		{"as the CA says", 7 * time.Second, false, 7 * time.Second, 8 * time.Second},
-		{"at once", time.Nanosecond, false, 250 * time.Millisecond, time.Second},
+		{"at once", time.Nanosecond, false, 125 * time.Millisecond, 30 * time.Second}, // of its own backoff
 		{"never", 10000 * time.Hour, false, 5 * time.Minute, 6 * time.Minute},
 		{"never, for an SVID", 10000 * time.Hour, true, time.Second / 4, 5 * time.Minute},
 	} {

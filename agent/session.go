@@ -173,7 +173,7 @@ func (a *Agent) attestSelf(ctx context.Context) (*credential, error) {
 	if !ok {
 		return nil, api.E(api.SVIDRejected, "the CA answered with an identity that is not an agent's")
 	}
-	c := &credential{svid: svid, nodeUID: nodeUID, ticket: resp.GetTicket(), renewAt: renewAt(resp.GetRenewAt(), svid.Certificates[0], time.Now())}
+	c := &credential{svid: svid, nodeUID: nodeUID, ticket: a.ticket(resp.GetTicket(), svid.ID.String()), renewAt: renewAt(resp.GetRenewAt(), svid.Certificates[0], time.Now())}
 	a.self.Set(c)
 	a.cacheSelf(c)
 	a.metrics.selfEnd.Set(float64(svid.Certificates[0].NotAfter.Unix()))
@@ -297,6 +297,8 @@ func (a *Agent) serve(ctx context.Context, cancel context.CancelFunc, l *link, s
 		run.Task{Name: "receive", Run: func(context.Context) error {
 			defer cancel()
 			ended <- a.receive(stream)
+			a.unlink(l) // first, so that nobody who is told that there is no session finds this one
+			l.abandon()
 			return nil
 		}},
 		run.Task{Name: "report", Run: func(ctx context.Context) error {
