@@ -92,9 +92,10 @@ func (g *gate) line(ctx context.Context, who string, due time.Time) (*waiter, er
 	if g.lines.waiting == 0 {
 		g.pace.begin(now)
 	}
+	g.lines.grant(g.pace.now(now, g.concurrent))
 	w := &waiter{due: due, number: math.MaxUint64} // behind who is due at the same time
 	if g.inVain(ctx, who, w, now) || g.lines.waiting >= g.places(now) && !g.makeRoom(who, w, now) {
-		return nil, comeBack(g.pace.after(now, g.concurrent, due))
+		return nil, comeBack(g.after(who, due, now))
 	}
 	w.decided = make(chan struct{})
 	g.lines.add(who, w, now)
@@ -110,7 +111,23 @@ func (g *gate) places(now time.Time) int {
 	return min(g.room, max(g.concurrent, int(rate*patience.Seconds())))
 }
 
-// inVain reports whether a newcomer's time would be over before his turn came by the round alone.
+// after returns when who may come back with a request that is sent away. Beyond its share a node comes behind all who were
+// promised a place, as the round would serve it, and moves nobody else.
+func (g *gate) after(who string, due, now time.Time) time.Duration {
+	if g.lines.promise(who, now) {
+		return g.pace.after(now, g.concurrent, due)
+	}
+	c := g.lines.credits[who]
+	if c.promised.Before(g.pace.promised) {
+		c.promised = g.pace.promised
+	}
+	wait := g.pace.behind(&c.promised, max(1, len(g.lines.of)), now, g.concurrent, due)
+	g.lines.keep(who, c)
+	return wait
+}
+
+// inVain reports whether a newcomer's time would be over before his turn came, be it by the round or by urgency. It never is
+// where not more wait before him than are in work: a pace that is measured wrongly must not keep places empty.
 func (g *gate) inVain(ctx context.Context, who string, w *waiter, now time.Time) bool {
 	end, ok := ctx.Deadline()
 	rate := g.pace.now(now, g.concurrent)
@@ -121,7 +138,8 @@ func (g *gate) inVain(ctx context.Context, who string, w *waiter, now time.Time)
 	if own := g.lines.of[who]; own != nil {
 		ahead, others = own.ahead(w), others-1
 	}
-	return float64(min(g.lines.waiting, ahead+(ahead+1)*others)) > end.Sub(now).Seconds()*rate
+	before, turns := min(g.lines.waiting, ahead+(ahead+1)*others), end.Sub(now).Seconds()*rate
+	return before >= g.concurrent && float64(before) > turns && float64(2*g.lines.moreUrgent(who, w, now)+1) > turns
 }
 
 // makeRoom sends somebody away for the sake of a newcomer: the least urgent of whoever has most places; false where that is the
@@ -144,7 +162,7 @@ func (g *gate) makeRoom(who string, w *waiter, now time.Time) bool {
 		return false
 	}
 	x := g.lines.take(most, len(most.waiters)-1, now)
-	x.after = g.pace.after(now, g.concurrent, x.due)
+	x.after = g.after(most.who, x.due, now)
 	close(x.decided)
 	return true
 }
@@ -173,6 +191,7 @@ func (g *gate) leave() {
 	}
 	now := time.Now()
 	g.pace.note(now)
+	g.lines.grant(g.pace.now(now, g.concurrent))
 	g.lines.sweep(now)
 	var w *waiter
 	if g.urgent = !g.urgent; g.urgent {
