@@ -43,6 +43,10 @@ func serveChild(ctx context.Context, name string, in io.Reader, out io.Writer) e
 		r = new(ledger)
 	case "cluster":
 		r = new(cluster)
+	case "floor":
+		r = new(floor)
+	case "callers":
+		r = new(callers)
 	case "ca":
 		r = new(authority)
 	case "issuer":

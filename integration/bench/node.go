@@ -121,8 +121,16 @@ func benchFanout(ctx context.Context, b *bench) error {
 	f.declare("agent_rss_100_mb", "agent's resident memory with 100 identities", "MB").below(40)
 	f.declare("bytes_per_identity", "agent's memory for each further identity, from 100 to 500", "bytes").once()
 	f.declare("bytes_per_stream", "agent's memory for each further stream on a connection of its own, from 1,000 to 10,000, after fan-outs to them", "bytes").below(24576).once()
+	f.declare("bytes_per_stream_floor", "a bare gRPC server's, with the agent's options and a handler that waits, without fan-outs", "bytes").once()
+	f.declare("bytes_per_stream_of_floor", "the agent's over that", "ratio").once()
 	f.declare("agent_idle_cores", "agent's processor time with 100 identities and no stream", "processors").anySpread()
 	f.declare("agent_idle_1000_cores", "agent's processor time with 100 identities and 1,000 idle streams", "processors").anySpread()
+	b.stage("what gRPC takes for a stream")
+	b.say("%s%s", f.bench, b.now)
+	floor, err := b.floor()
+	if err != nil {
+		return err
+	}
 	w, err := b.newFanoutWorld(ctx, "fanout", podsOfAll)
 	if err != nil {
 		return err
@@ -163,7 +171,10 @@ func benchFanout(ctx context.Context, b *bench) error {
 		}
 	}
 	f.add("bytes_per_identity", float64(rss[1]-rss[0])/(podsOfAll-identities))
-	f.add("bytes_per_stream", float64(rss[2]-rss[1])/9000)
+	each := float64(rss[2]-rss[1]) / 9000
+	f.add("bytes_per_stream", each)
+	f.add("bytes_per_stream_floor", floor)
+	f.add("bytes_per_stream_of_floor", each/floor)
 	b.settle(b.options.rounds)
 	return ctx.Err()
 }

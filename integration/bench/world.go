@@ -84,9 +84,7 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 	w := &world{b: b, dir: filepath.Join(b.dir, name)}
 	err := os.Mkdir(w.dir, 0o700)
 	if err == nil {
-		if w.memory, err = os.MkdirTemp("/dev/shm", "sb"); err != nil {
-			w.memory, err = os.MkdirTemp("", "sb")
-		}
+		w.memory, err = shortFolder()
 	}
 	for _, sub := range []string{"pods", "plugins", "plugins_registry"} {
 		if err == nil {
@@ -124,6 +122,15 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// shortFolder makes a folder on a tmpfs, where there is one, whose path is short enough for sockets.
+func shortFolder() (string, error) {
+	dir, err := os.MkdirTemp("/dev/shm", "sb")
+	if err != nil {
+		return os.MkdirTemp("", "sb")
+	}
+	return dir, nil
 }
 
 func (w *world) startCA(ctx context.Context) (err error) {
