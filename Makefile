@@ -110,6 +110,30 @@ cover: need-go ## which statements the tests reach, into coverage.out
 	$(GO) test -short -coverprofile=coverage.out -coverpkg=./... ./...
 	@$(GO) tool cover -func=coverage.out | tail -1
 
+# ---- speed
+
+# For `make bench`: OUT=FILE writes the figures as JSON, ONLY=NAME,... takes some benches, ROUNDS=N each figure so often. Its TokenReviews
+# need a real API server (see e2e): REVIEW=required builds one where there is none, REVIEW=skip leaves them out; else they are refused then.
+REVIEW ?=
+OUT ?=
+ONLY ?=
+ROUNDS ?=
+bench_flags = $(ONLY:%=--only %) $(ROUNDS:%=--rounds %)
+bench_cluster = $(if $(filter skip,$(REVIEW)),,$$(GO="$(GO)" scripts/cluster.sh $(if $(filter required,$(REVIEW)),,built)))
+
+.PHONY: bench
+bench: build .cache/bench ## how fast it is, beside bare cryptography, in about 10 minutes; ends with 3 if it refused figures (noise)
+	@SIGNET_CLUSTER="$(bench_cluster)" .cache/bench $(bench_flags) $(OUT:%=--out %)
+
+.PHONY: benchmarks
+benchmarks: build .cache/bench ## the same, and docs/benchmarks.md from it; to be committed together with docs/benchmarks.json
+	@code=0; SIGNET_CLUSTER="$(bench_cluster)" .cache/bench $(bench_flags) --out docs/benchmarks.json || code=$$?; \
+	case $$code in 0|3) .cache/bench --render docs/benchmarks.json --out docs/benchmarks.md;; esac; exit $$code
+
+.PHONY: bench-guard
+bench-guard: build .cache/bench ## fails where a ratio has become worse by more than a fifth; KEEP=1 commits to those of now
+	@.cache/bench --short $(ROUNDS:%=--rounds %) --guard integration/bench/testdata/ratios.json $(if $(KEEP),--keep)
+
 # ---- checks
 
 .PHONY: lint
@@ -168,7 +192,7 @@ generate: need-go need-python ## the code of api/v1, the generated pages of docs
 
 .PHONY: clean
 clean: ## remove what was built; .cache, with what was fetched, stays
-	rm -rf bin coverage.out .cache/testsum .cache/images .cache/push .cache/helm
+	rm -rf bin coverage.out .cache/bench .cache/testsum .cache/images .cache/push .cache/helm
 
 .PHONY: need-go need-python
 need-go:
@@ -180,6 +204,11 @@ need-python:
 .cache/testsum: need-go $(wildcard scripts/testsum/*.go internal/canary/*.go)
 	@mkdir -p .cache
 	@$(GO) build -o $@ ./scripts/testsum
+
+.PHONY: .cache/bench
+.cache/bench: need-go # always: what it measures with are our own packages
+	@mkdir -p .cache
+	@$(GO) build -o $@ ./integration/bench
 
 .cache/images: need-go $(wildcard tools/images/*.go) tools/go.mod
 	@mkdir -p .cache

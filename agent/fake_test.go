@@ -147,6 +147,7 @@ type fake struct {
 
 	mu      sync.Mutex // guards what follows
 	issue   func(item *apiv1.IssueItem, pub crypto.PublicKey) (*apiv1.IssueResponse, error)
+	call    func(*apiv1.IssueRequest) error // before issue, once for each call; nil: nothing
 	attest  func(good *apiv1.AttestAgentResponse) (*apiv1.AttestAgentResponse, error)
 	refuse  error                    // of every session; nil: none
 	session []*apiv1.SessionResponse // sent in place of Welcome, bundle and key sets; nil entries wait for ever
@@ -204,20 +205,32 @@ func (f *fake) AttestAgent(_ context.Context, r *apiv1.AttestAgentRequest) (*api
 
 func (f *fake) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.IssueResponse, error) {
 	f.asked.Add(1)
-	item := r.GetItems()[0]
-	pub := publicKey(f.t, item.GetCsr())
 	f.mu.Lock()
-	issue := f.issue
+	issue, call := f.issue, f.call
 	f.mu.Unlock()
-	if issue == nil {
-		return results(f.good(pub)), nil
+	if call != nil {
+		if err := call(r); err != nil {
+			return nil, err
+		}
 	}
-	resp, err := issue(item, pub)
-	if resp == nil && err == nil { // never
-		<-ctx.Done()
-		return nil, ctx.Err()
+	all := &apiv1.IssueResponse{}
+	for _, item := range r.GetItems() {
+		pub := publicKey(f.t, item.GetCsr())
+		if issue == nil {
+			all.Results = append(all.Results, results(f.good(pub)).Results...)
+			continue
+		}
+		resp, err := issue(item, pub)
+		if resp == nil && err == nil { // never
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		all.Results = append(all.Results, resp.GetResults()...)
 	}
-	return resp, err
+	return all, nil
 }
 
 const webID = "spiffe://" + domain + "/ns/shop/sa/web"

@@ -79,6 +79,7 @@ type Identity struct {
 	began time.Time          // when it was asked for
 	given atomic.Bool        // it has held an SVID
 	stop  context.CancelFunc // ends its keeper; guarded by agent.mu, nil before Run
+	alone bool               // see link.unanswered; its keeper's
 
 	mu      sync.Mutex // guards what follows
 	proof   proof
@@ -233,7 +234,7 @@ func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Conte
 				if err == nil {
 					b.Reset()
 				} else {
-					a.failed(id, p, err, b.NextBackOff())
+					a.failed(id, p, err, a.pause(b, err))
 				}
 				continue
 			case !final(h.Refusal):
@@ -282,6 +283,16 @@ func (a *Agent) newBackoff() *backoff.ExponentialBackOff {
 	return b
 }
 
+// pause is how long an identity waits after a failure, unless the CA says that it shall be longer. One that was sent away
+// because the CA has too much to do comes back when the CA says, and not later each time: its place is promised. What is no
+// time worth a promise is none: for ever would all who are sent away ask a few times a second.
+func (a *Agent) pause(b *backoff.ExponentialBackOff, err error) time.Duration {
+	if e := api.AsError(err); e.Reason == api.Overloaded && e.RetryAfter >= time.Second {
+		return a.cfg.MinBackoff
+	}
+	return b.NextBackOff()
+}
+
 // maxRetryAfter bounds what the CA can ask for: it must not be able to put an agent to sleep.
 const maxRetryAfter = 5 * time.Minute
 
@@ -289,12 +300,14 @@ const maxRetryAfter = 5 * time.Minute
 // the reason, unless it is only that the CA is away: then it waits.
 func (a *Agent) failed(id *Identity, p proof, err error, wait time.Duration) {
 	e := api.AsError(err)
-	wait = max(wait, min(e.RetryAfter, maxRetryAfter))
 	a.metrics.renewals.WithLabelValues("failed").Inc()
 	left := "none"
 	id.set(func(h Held) Held {
+		wait = max(wait, min(e.RetryAfter, maxRetryAfter))
 		if h.SVID != nil {
-			left = time.Until(h.SVID.Certificates[0].NotAfter).Round(time.Second).String()
+			until := time.Until(h.SVID.Certificates[0].NotAfter)
+			left = until.Round(time.Second).String()
+			wait = min(wait, max(a.cfg.MinBackoff, until/2)) // what is held must not end for it, whoever chose it
 		}
 		if aboutToken(e) && id.proof.n != p.n { // there is a newer token already
 			return Held{SVID: h.SVID, ticket: h.ticket, RenewAt: time.Now()}
@@ -345,13 +358,23 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	if err != nil {
 		return err
 	}
-	item := &apiv1.IssueItem{Evidence: &apiv1.Evidence{Kind: p.evidence.Kind, Data: p.evidence.Data}, Csr: csr, Volume: p.volume}
-	if h := id.held.Load(); id.renewable(h) {
+	item := &apiv1.IssueItem{
+		Evidence: &apiv1.Evidence{Kind: p.evidence.Kind, Data: p.evidence.Data}, Csr: csr, Volume: p.volume, HoldsUntil: &timestamppb.Timestamp{},
+	}
+	h, until := id.held.Load(), time.Time{}
+	if h.SVID != nil {
+		until = h.SVID.Certificates[0].NotAfter
+		item.HoldsUntil = timestamppb.New(until)
+	}
+	if id.renewable(h) {
 		if item.Renewal, err = renewal(h.SVID, h.ticket, csr); err != nil {
 			return err
 		}
 	}
-	got, err := l.issue(ctx, item)
+	x := newAsk(ctx, item, until, time.Now())
+	x.alone = id.alone
+	got, err := l.issue(ctx, x)
+	id.alone = l.unanswered(x, err)
 	if err != nil {
 		return err
 	}
@@ -362,7 +385,7 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	if api.IsReserved(svid.ID) || svid.ID.String() != got.GetSpiffeId() {
 		return api.E(api.SVIDRejected, "the CA answered with another identity than it said")
 	}
-	h := Held{SVID: svid, ticket: string(got.GetTicket()), RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
+	h = Held{SVID: svid, ticket: string(a.ticket(got.GetTicket(), svid.ID.String())), RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
 	id.set(func(Held) Held { return h })
 	if !id.given.Swap(true) {
 		a.metrics.first.Observe(time.Since(id.began).Seconds())
@@ -372,6 +395,16 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	a.touch()
 	a.log.Info("identity renewed", "pod", id.pod.Namespace+"/"+id.pod.Name, "spiffe_id", svid.ID.String(),
 		"serial", serial(svid), "not_after", svid.Certificates[0].NotAfter, "renew_at", h.RenewAt)
+	return nil
+}
+
+// ticket returns what came with an SVID of that ID, or nil where it is larger than any CA reads: all requests that it goes with
+// would fail for it.
+func (a *Agent) ticket(came []byte, id string) []byte {
+	if len(came) <= api.MaxTicketBytes {
+		return came
+	}
+	a.log.Warn("the CA's ticket is too large, doing without", "spiffe_id", id, "bytes", len(came), "most", api.MaxTicketBytes)
 	return nil
 }
 

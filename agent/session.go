@@ -37,7 +37,8 @@ func (c *credential) good(now time.Time) bool {
 // link is one connection with a live session on it.
 type link struct {
 	client apiv1.AuthorityClient
-	calls  sync.WaitGroup // Issue calls in flight: the connection is closed after them
+	calls  sync.WaitGroup // Issue calls in flight, and who waits for their answers: the connection is closed after them
+	asks   asks
 
 	mu    sync.Mutex
 	ended bool // no new calls
@@ -172,7 +173,7 @@ func (a *Agent) attestSelf(ctx context.Context) (*credential, error) {
 	if !ok {
 		return nil, api.E(api.SVIDRejected, "the CA answered with an identity that is not an agent's")
 	}
-	c := &credential{svid: svid, nodeUID: nodeUID, ticket: resp.GetTicket(), renewAt: renewAt(resp.GetRenewAt(), svid.Certificates[0], time.Now())}
+	c := &credential{svid: svid, nodeUID: nodeUID, ticket: a.ticket(resp.GetTicket(), svid.ID.String()), renewAt: renewAt(resp.GetRenewAt(), svid.Certificates[0], time.Now())}
 	a.self.Set(c)
 	a.cacheSelf(c)
 	a.metrics.selfEnd.Set(float64(svid.Certificates[0].NotAfter.Unix()))
@@ -193,6 +194,12 @@ func (a *Agent) callAttest(ctx context.Context, svid *x509svid.SVID, r *apiv1.At
 	}
 	return resp, nil
 }
+
+// What the CA may send ahead of its reader: more than a full batch of SVIDs.
+const (
+	streamWindow = 512 << 10
+	connWindow   = 1 << 20
+)
 
 // dial makes a connection to the CA, which is known by its SPIFFE ID under the newest bundle; with an SVID the agent
 // shows who it is.
@@ -218,6 +225,9 @@ func (a *Agent) dial(svid *x509svid.SVID) (conn, error) {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return a.cfg.Dial(ctx) }),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: a.cfg.Keepalive, Timeout: 10 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)),
+		// Without an estimate of the network's width, for which each answer would cost the CA a ping and its echo.
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithDisableServiceConfig(),
 	)
 	return conn{c, skew}, err
@@ -287,6 +297,8 @@ func (a *Agent) serve(ctx context.Context, cancel context.CancelFunc, l *link, s
 		run.Task{Name: "receive", Run: func(context.Context) error {
 			defer cancel()
 			ended <- a.receive(stream)
+			a.unlink(l) // first, so that nobody who is told that there is no session finds this one
+			l.abandon()
 			return nil
 		}},
 		run.Task{Name: "report", Run: func(ctx context.Context) error {
@@ -372,35 +384,6 @@ func (a *Agent) applyKeySets(p *apiv1.KeySets) {
 	}
 	a.verifier.Set(v)
 	a.cacheKeySets(sets)
-}
-
-// issue obtains one SVID. What the CA says of the request is the workload's, and returned as its *api.Error; what fails with
-// the call is between agent and CA, and no workload is refused for it.
-func (l *link) issue(ctx context.Context, item *apiv1.IssueItem) (*apiv1.SVID, error) {
-	resp, err := l.client.Issue(ctx, &apiv1.IssueRequest{Items: []*apiv1.IssueItem{item}})
-	if err != nil {
-		if e := api.AsError(api.FromStatus(err)); !final(e) {
-			return nil, e
-		}
-		return nil, api.Wrap(api.CAUnavailable, err, "the CA refused the agent's call")
-	}
-	if len(resp.GetResults()) != 1 {
-		return nil, api.E(api.SVIDRejected, "the CA answered one request with %d results", len(resp.GetResults()))
-	}
-	switch r := resp.GetResults()[0]; {
-	case r.GetSvid() != nil:
-		return r.GetSvid(), nil
-	case r.GetRefusal() != nil:
-		reason := api.Reason(r.GetRefusal().GetReason())
-		if reason == api.NodeBanned { // the session's end comes after it; no workload is refused for it
-			return nil, api.E(api.CAUnavailable, "the node is banned")
-		}
-		if !reason.Known() {
-			return nil, api.E(api.Internal, "the CA refused with a reason that this agent does not know")
-		}
-		return nil, &api.Error{Reason: reason, Detail: r.GetRefusal().GetMessage(), CorrelationID: r.GetRefusal().GetCorrelationId()}
-	}
-	return nil, api.E(api.SVIDRejected, "the CA's result is empty")
 }
 
 // errNoSession is that of acquire: it says nothing of the workload, nor of the CA's answer to it.

@@ -20,6 +20,11 @@ type frames interface {
 	Read(n int) (mem.BufferSlice, error)
 }
 
+// ending is the part of it that ends the call.
+type ending interface {
+	WriteStatus(st *status.Status) error
+}
+
 // Receive reads the next message of a call into m, a proto.Message, as a server's RecvMsg does. RecvMsg answers what is not
 // framed as a message itself, before it returns: as an internal error of ours, without a reason. So the frame is read here,
 // and its faults are refusals like any other: MessageTooLarge above limit bytes, MessageMalformed for all else. It returns
@@ -28,23 +33,62 @@ type frames interface {
 // Next is the RecvMsg of the call. It is asked where gRPC does not offer its frames: then the answer is gRPC's own, and the
 // error only says which refusal it was.
 func Receive(ctx context.Context, m any, limit int, next func(any) error) error {
-	f, ok := grpc.ServerTransportStreamFromContext(ctx).(frames)
-	msg, isProto := m.(proto.Message)
-	if !ok || !isProto {
-		return received(m, next(m))
+	var r Receiver
+	if _, ok := m.(proto.Message); ok {
+		r.frames, _ = grpc.ServerTransportStreamFromContext(ctx).(frames)
 	}
-	var header [5]byte // flag, length (gRPC over HTTP/2, "Length-Prefixed-Message")
-	if err := f.ReadMessageHeader(header[:]); err != nil {
+	if err := r.Wait(); err != nil {
+		return err
+	}
+	return r.Receive(m, limit, next)
+}
+
+// A Receiver is Receive in two halves, for a call on which nothing comes for hours: a goroutine that waits needs little of a
+// stack, one that reads a message needs more and keeps it as long as it lives. The zero Receiver asks RecvMsg alone. It is for
+// one goroutine at a time, but for End.
+type Receiver struct {
+	frames frames // nil where gRPC does not offer them
+	ending ending // nil where frames is
+	header [5]byte
+}
+
+// NewReceiver returns a Receiver for the call of ctx.
+func NewReceiver(ctx context.Context) Receiver {
+	stream := grpc.ServerTransportStreamFromContext(ctx)
+	f, ok := stream.(frames)
+	e, can := stream.(ending)
+	if !ok || !can { // nobody waits where nobody could end it
+		return Receiver{}
+	}
+	return Receiver{frames: f, ending: e}
+}
+
+// Wait returns when a message has begun, which Receive is called for next, or with the error with which Receive would. Where
+// gRPC does not offer its frames it returns at once, and Receive waits.
+func (r *Receiver) Wait() error {
+	if r.frames == nil {
+		return nil
+	}
+	if err := r.frames.ReadMessageHeader(r.header[:]); err != nil { // flag, length (gRPC over HTTP/2, "Length-Prefixed-Message")
 		return cutShort(err, io.EOF)
 	}
-	if header[0] != 0 { // 1 is compressed, which nobody may be here; there is no other
+	return nil
+}
+
+// Receive reads the message that Wait has waited for, as the function of that name does.
+func (r *Receiver) Receive(m any, limit int, next func(any) error) error {
+	msg, isProto := m.(proto.Message)
+	if r.frames == nil || !isProto {
+		return received(m, next(m))
+	}
+	if r.header[0] != 0 { // 1 is compressed, which nobody may be here; there is no other
 		return E(MessageMalformed, "the message is compressed, or not framed as gRPC frames one")
 	}
-	size := binary.BigEndian.Uint32(header[1:])
+	size := binary.BigEndian.Uint32(r.header[1:])
 	if uint64(size) > uint64(max(limit, 0)) {
 		return tooLarge()
 	}
-	data, err := f.Read(int(size))
+	data, err := r.frames.Read(int(size))
 	if err != nil {
 		return cutShort(err, errCut())
 	}
@@ -54,6 +98,15 @@ func Receive(ctx context.Context, m any, limit int, next func(any) error) error 
 		return errUnread()
 	}
 	return nil
+}
+
+// End ends the call with the status that err is, before its handler returns, and so ends a Wait: nothing else does. The handler
+// returns the same status; gRPC sends one. Where gRPC does not offer its frames it does nothing. It may be called from any
+// goroutine.
+func (r *Receiver) End(err error) {
+	if r.ending != nil {
+		_ = r.ending.WriteStatus(status.Convert(err)) // it fails where the caller is gone
+	}
 }
 
 // ReceiveOnly is Receive for a call whose caller sends one message: none and a second are MessageMalformed.

@@ -18,4 +18,6 @@ func (e Evidence) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(e))
 func (e Evidence) MarshalText() ([]byte, error) { return fmt.Append(nil, e), nil }
 
 // Format implements fmt.Formatter: nothing of a token is shown.
-func (c *compact) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "a token of %d bytes", len(c.whole)) }
+func (c *compact) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "a token of %d signed bytes", len(c.signed))
+}

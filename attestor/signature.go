@@ -1,15 +1,18 @@
 package attestor
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/sha512"
+	"math/big"
 	"slices"
 
-	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // The algorithms that an issuer may sign with (RFC 7518 section 3.1, RFC 8037 section 3.1), by type of key. Only
@@ -46,33 +49,55 @@ func algorithmsOf(key crypto.PublicKey) []string {
 	return nil
 }
 
-// verify reports whether a compact JWS is signed by key with alg (RFC 7515 section 5.2). The key decides about the
-// algorithm, never the token alone.
-func verify(key crypto.PublicKey, alg string, token []byte) bool {
+// verify reports whether a compact JWS is signed by key with alg (RFC 7515 section 5.2, RFC 7518 section 3, RFC 8037 section
+// 3.1). The key decides about the algorithm, never the token alone.
+func verify(key crypto.PublicKey, alg string, signed, signature []byte) bool {
 	if !slices.Contains(algorithmsOf(key), alg) {
 		return false
 	}
-	jws, err := jose.ParseSignedCompact(string(token), []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
-	if err != nil {
-		return false
+	hash, digest := hashOf(alg, signed)
+	switch key := key.(type) {
+	case *rsa.PublicKey:
+		if alg[0] == 'P' { // its salt is as long as the hash
+			return rsa.VerifyPSS(key, hash, digest, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		}
+		return rsa.VerifyPKCS1v15(key, hash, digest, signature) == nil
+	case *ecdsa.PublicKey:
+		return verifyPair(key, digest, signature)
+	case ed25519.PublicKey:
+		return ed25519.Verify(key, signed, signature)
 	}
-	if _, err = jws.Verify(key); err != nil {
-		return false
-	}
-	k, ok := key.(*rsa.PublicKey)
-	return !ok || alg[0] != 'P' || verifySalt(k, alg, token)
+	return false
 }
 
-// verifySalt reports whether the salt of an RSA-PSS signature is as long as the hash, as RFC 7518 section 3.5 has it: the
-// library takes any length.
-func verifySalt(key *rsa.PublicKey, alg string, token []byte) bool {
-	hash := map[string]crypto.Hash{"PS256": crypto.SHA256, "PS384": crypto.SHA384, "PS512": crypto.SHA512}[alg]
-	end := bytes.LastIndexByte(token, '.')
-	signature, err := strictBase64.AppendDecode(nil, token[end+1:])
-	if err != nil || hash == 0 {
+// hashOf returns the hash of an algorithm, and what is signed under it; nothing for EdDSA, which has its own.
+func hashOf(alg string, signed []byte) (crypto.Hash, []byte) {
+	switch alg[len(alg)-3:] {
+	case "256":
+		d := sha256.Sum256(signed)
+		return crypto.SHA256, d[:]
+	case "384":
+		d := sha512.Sum384(signed)
+		return crypto.SHA384, d[:]
+	case "512":
+		d := sha512.Sum512(signed)
+		return crypto.SHA512, d[:]
+	}
+	return 0, nil
+}
+
+// verifyPair verifies an ECDSA signature as a JWS has it: two numbers, each exactly as long as the curve's order, without any
+// encoding (RFC 7518 section 3.4).
+func verifyPair(key *ecdsa.PublicKey, digest, signature []byte) bool {
+	size := (key.Curve.Params().N.BitLen() + 7) / 8
+	if len(signature) != 2*size {
 		return false
 	}
-	h := hash.New()
-	h.Write(token[:end])
-	return rsa.VerifyPSS(key, hash, h.Sum(nil), signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1BigInt(new(big.Int).SetBytes(signature[:size]))
+		b.AddASN1BigInt(new(big.Int).SetBytes(signature[size:]))
+	})
+	der, err := b.Bytes()
+	return err == nil && ecdsa.VerifyASN1(key, digest, der)
 }

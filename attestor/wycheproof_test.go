@@ -1,6 +1,7 @@
 package attestor
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rsa"
 	"encoding/base64"
@@ -80,7 +81,7 @@ func judge(t *testing.T, set *KeySet, keyErr error, jws string) (accepted bool, 
 		}
 		alg, _ := h["alg"].(string)
 		key, ok := set.Find(wycheproofKid, alg)
-		return ok && len(h) == 1 && verify(key, alg, []byte(jws)), "kid"
+		return ok && len(h) == 1 && verifyText(t, key, alg, []byte(jws)), "kid"
 	}
 	c, err := parseCompact([]byte(jws))
 	if err != nil {
@@ -90,7 +91,15 @@ func judge(t *testing.T, set *KeySet, keyErr error, jws string) (accepted bool, 
 	if !ok {
 		return false, "no such key"
 	}
-	return verify(key, c.alg, c.whole), ""
+	return verify(key, c.alg, c.signed, c.signature), ""
+}
+
+// verifyText verifies a token that is not taken apart by our rules.
+func verifyText(t *testing.T, key crypto.PublicKey, alg string, token []byte) bool {
+	t.Helper()
+	at := bytes.LastIndexByte(token, '.')
+	signature, err := strictBase64.DecodeString(string(token[at+1:]))
+	return at > 0 && err == nil && verify(key, alg, token[:at], signature)
 }
 
 // TestWycheproofKeys reads the JWKs of every file of signatures: what we verify with is of a kind and size of ours, and
@@ -124,7 +133,7 @@ func TestWycheproofKeys(t *testing.T) {
 							continue // one in four: they are slow, and of one kind
 						}
 						forged++
-						if verify(key, alg, forgedToken(alg, v.Sig)) {
+						if verifyText(t, key, alg, forgedToken(alg, v.Sig)) {
 							t.Errorf("%s, vector %d (%s): its signature is right for another message", f.Name, v.ID, v.Comment)
 						}
 					}

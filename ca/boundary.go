@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
@@ -18,10 +19,15 @@ import (
 // refusal is what the caller learns of an error; the cause stays in our log under the same correlation id.
 func (ca *CA) refusal(ctx context.Context, err error, attrs ...any) *apiv1.Refusal {
 	e := ca.logRefusal(ctx, err, attrs...)
-	return &apiv1.Refusal{Reason: string(e.Reason), Message: e.Detail, CorrelationId: e.CorrelationID}
+	r := &apiv1.Refusal{Reason: string(e.Reason), Message: e.Detail, CorrelationId: e.CorrelationID}
+	if e.RetryAfter > 0 {
+		r.RetryAfter = durationpb.New(e.RetryAfter)
+	}
+	return r
 }
 
-// logRefusal leaves a refusal in the log. Of callers whom nobody knows only some are: see quiet.
+// logRefusal leaves a refusal in the log. Of callers whom nobody knows only some are, and of those that are refused because
+// there is too much to do: see quiet.
 func (ca *CA) logRefusal(ctx context.Context, err error, attrs ...any) *api.Error {
 	e := *api.AsError(err)
 	if e.CorrelationID == "" {
@@ -32,7 +38,7 @@ func (ca *CA) logRefusal(ctx context.Context, err error, attrs ...any) *api.Erro
 		level = slog.LevelError
 	}
 	ca.refused.Add(1)
-	if !ca.knows(ctx) {
+	if e.Reason == api.Overloaded || !ca.knows(ctx) {
 		left, ok := ca.quiet.mayLog(e.Reason, time.Now())
 		if !ok {
 			return &e
@@ -86,11 +92,11 @@ func (ca *CA) knows(ctx context.Context) bool {
 	return err == nil && c.node != ""
 }
 
-// quietTime is the least time between two lines about callers whom nobody knows and the same reason: nobody fills the disk
-// by knocking.
+// quietTime is the least time between two such lines about the same reason: nobody fills the disk by knocking, and who has too
+// much to do has no time to say so to each.
 const quietTime = 10 * time.Second
 
-// quiet says which refusals of unknown callers are logged. The zero value is ready.
+// quiet says which refusals are logged that anybody can cause as many of as he likes. The zero value is ready.
 type quiet struct {
 	mu sync.Mutex
 	of map[api.Reason]*quietReason

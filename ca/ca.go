@@ -55,7 +55,7 @@ type Config struct {
 	Sealer     *Sealer          // of the keys of renewal tickets in the record. Nil: no tickets, so nothing is renewed while an API server is away
 	Grace      time.Duration    // for which known workloads are renewed while the API server is away; at most MaxGrace. Zero: not at all
 	SessionAge time.Duration    // of an agent's session, drawn from 3/4 of it up. Zero: 1 h
-	Concurrent int              // SVIDs of workloads in work at once. Zero: 4 for each CPU
+	Concurrent int              // SVIDs of workloads in work at once. Zero: 4 for each CPU, 64 at least
 	Queue      int              // SVIDs that may wait for their turn. Zero: 4096
 	Asking     int              // SVIDs that may wait for an API server at once, and agents as well. Zero: 32
 
@@ -171,8 +171,8 @@ func New(cfg Config) (*CA, error) {
 		metrics:  cfg.Metrics,
 		started:  time.Now(),
 		memory:   newMemory(),
-		work:     newGate(cfg.Concurrent, cfg.Queue),
-		door:     newGate(runtime.GOMAXPROCS(0), doorQueue),
+		work:     newPacedGate(cfg.Concurrent, cfg.Queue),
+		door:     newPacedGate(runtime.GOMAXPROCS(0), doorQueue),
 		askWork:  newGate(cfg.Asking, cfg.Queue),
 		askDoor:  newGate(cfg.Asking, doorQueue),
 		people:   newOperators(),

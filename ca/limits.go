@@ -2,9 +2,8 @@ package ca
 
 import (
 	"context"
-	"math/rand/v2"
+	"math"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -17,31 +16,54 @@ import (
 )
 
 // gate bounds how many are in work and how many wait for their turn. Turns go round among those who wait, whoever they
-// are, and when all places are taken whoever has most of them gives one up; so a crowd waits behind itself.
+// are; who is due first goes first within his own line and, at every second turn, among all, for as many turns as urgency may
+// give one (see lines). When all places are taken whoever has most of them gives one up, his least urgent; so a crowd waits
+// behind itself.
+//
+// It holds before anything of a request is looked at. What one says of his urgency is believed, for a lie gains next to
+// nothing: docs/decisions/0020-urgency.md.
 type gate struct {
-	mu      sync.Mutex
-	free    int // turns that nobody has
-	room    int // places to wait
-	waiting int
-	lines   map[string][]*waiter // by who waits
-	round   []string             // those who wait, whose turn is next first
+	mu         sync.Mutex
+	concurrent int
+	free       int  // turns that nobody has
+	room       int  // places to wait
+	paced      bool // there are not more places than can be served while one waits
+	pace       pace
+	lines      lines
+	urgent     bool // the next turn goes to who is due first
 
 	returning []*waiter // those who gave a turn back for a while, the first first; before all others
 }
 
 // waiter is one who waits for a turn.
 type waiter struct {
+	due    time.Time     // when he should have been served; zero: he does not say, and comes after who does
+	number uint64        // in the order in which they came
+	turn   bool          // false: sent away
+	after  time.Duration // when he may come back; while he was sent away
+
 	decided chan struct{} // closed when turn is known
-	turn    bool          // false: sent away
 }
 
+// newGate returns a gate with so many turns and places.
 func newGate(concurrent, queue int) *gate {
-	return &gate{free: concurrent, room: queue, lines: map[string][]*waiter{}}
+	return &gate{concurrent: concurrent, free: concurrent, room: queue, lines: newLines()}
+}
+
+// newPacedGate returns one that sends away early who would wait for too long: see patience. It is for work that takes no longer
+// than it must.
+func newPacedGate(concurrent, queue int) *gate {
+	g := newGate(concurrent, queue)
+	g.paced = true
+	return g
 }
 
 // enter waits for a turn of who; Overloaded when too many wait. After a nil error leave must be called.
-func (g *gate) enter(ctx context.Context, who string) error {
-	w, err := g.line(who)
+func (g *gate) enter(ctx context.Context, who string) error { return g.enterBy(ctx, who, time.Time{}) }
+
+// enterBy is enter for somebody who is due at some time.
+func (g *gate) enterBy(ctx context.Context, who string, due time.Time) error {
+	w, err := g.line(ctx, who, due)
 	if w == nil {
 		return err
 	}
@@ -53,62 +75,103 @@ func (g *gate) enter(ctx context.Context, who string) error {
 		}
 	}
 	if !w.turn {
-		return overloaded()
+		return comeBack(w.after)
 	}
 	return nil
 }
 
 // line takes a turn where one is free, or else a place in who's line. It returns neither waiter nor error for a turn.
-func (g *gate) line(who string) (*waiter, error) {
+func (g *gate) line(ctx context.Context, who string, due time.Time) (*waiter, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.free > 0 {
 		g.free--
 		return nil, nil
 	}
-	if g.waiting >= g.room {
-		longest, most := "", len(g.lines[who])
-		for k, l := range g.lines {
-			if len(l) > most {
-				longest, most = k, len(l)
-			}
-		}
-		if longest == "" {
-			return nil, overloaded()
-		}
-		last := g.lines[longest][most-1]
-		g.drop(longest, last)
-		close(last.decided)
+	now := time.Now()
+	if g.lines.waiting == 0 {
+		g.pace.begin(now)
 	}
-	w := &waiter{decided: make(chan struct{})}
-	if len(g.lines[who]) == 0 {
-		g.round = append(g.round, who)
+	g.lines.grant(g.pace.now(now, g.concurrent))
+	w := &waiter{due: due, number: math.MaxUint64} // behind who is due at the same time
+	if g.inVain(ctx, who, w, now) || g.lines.waiting >= g.places(now) && !g.makeRoom(who, w, now) {
+		return nil, comeBack(g.after(who, due, now))
 	}
-	g.lines[who] = append(g.lines[who], w)
-	g.waiting++
+	w.decided = make(chan struct{})
+	g.lines.add(who, w, now)
 	return w, nil
+}
+
+// places returns how many may wait now.
+func (g *gate) places(now time.Time) int {
+	rate := g.pace.now(now, g.concurrent)
+	if !g.paced || rate == 0 {
+		return g.room
+	}
+	return min(g.room, max(g.concurrent, int(rate*patience.Seconds())))
+}
+
+// after returns when who may come back with a request that is sent away. Beyond its share a node comes behind all who were
+// promised a place, as the round would serve it, and moves nobody else.
+func (g *gate) after(who string, due, now time.Time) time.Duration {
+	if g.lines.promise(who, now) {
+		return g.pace.after(now, g.concurrent, due)
+	}
+	c := g.lines.credits[who]
+	if c.promised.Before(g.pace.promised) {
+		c.promised = g.pace.promised
+	}
+	wait := g.pace.behind(&c.promised, max(1, len(g.lines.of)), now, g.concurrent, due)
+	g.lines.keep(who, c)
+	return wait
+}
+
+// inVain reports whether a newcomer's time would be over before his turn came, be it by the round or by urgency. It never is
+// where not more wait before him than are in work: a pace that is measured wrongly must not keep places empty.
+func (g *gate) inVain(ctx context.Context, who string, w *waiter, now time.Time) bool {
+	end, ok := ctx.Deadline()
+	rate := g.pace.now(now, g.concurrent)
+	if !ok || !g.paced || rate == 0 {
+		return false
+	}
+	ahead, others := 0, len(g.lines.of)
+	if own := g.lines.of[who]; own != nil {
+		ahead, others = own.ahead(w), others-1
+	}
+	before, turns := min(g.lines.waiting, ahead+(ahead+1)*others), end.Sub(now).Seconds()*rate
+	return before >= g.concurrent && float64(before) > turns && float64(2*g.lines.moreUrgent(who, w, now)+1) > turns
+}
+
+// makeRoom sends somebody away for the sake of a newcomer: the least urgent of whoever has most places; false where that is the
+// newcomer himself. Of two lines that would only change their lengths the more urgent is preferred.
+func (g *gate) makeRoom(who string, w *waiter, now time.Time) bool {
+	if g.lines.waiting == 0 {
+		return false
+	}
+	own, most := g.lines.of[who], g.lines.crowded.list[0]
+	have := 0
+	if own != nil {
+		have = len(own.waiters)
+	}
+	switch has := len(most.waiters); {
+	case has > have+1:
+	case has == have+1 && w.before(most.last()):
+	case has == have && have > 0 && w.before(own.last()):
+		most = own
+	default:
+		return false
+	}
+	x := g.lines.take(most, len(most.waiters)-1, now)
+	x.after = g.after(most.who, x.due, now)
+	close(x.decided)
+	return true
 }
 
 // withdraw takes w out of its line; false where it was decided meanwhile.
 func (g *gate) withdraw(who string, w *waiter) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	select {
-	case <-w.decided:
-		return false
-	default:
-		g.drop(who, w)
-		return true
-	}
-}
-
-// drop takes w out of who's line, and who out of the round where nobody is left; the caller holds the lock.
-func (g *gate) drop(who string, w *waiter) {
-	g.waiting--
-	if g.lines[who] = slices.DeleteFunc(g.lines[who], func(x *waiter) bool { return x == w }); len(g.lines[who]) == 0 {
-		delete(g.lines, who)
-		g.round = slices.DeleteFunc(g.round, func(k string) bool { return k == who })
-	}
+	return g.lines.remove(who, w, time.Now())
 }
 
 // leave gives the turn to the next.
@@ -122,27 +185,23 @@ func (g *gate) leave() {
 		close(w.decided)
 		return
 	}
-	if len(g.round) == 0 {
+	if g.lines.waiting == 0 {
 		g.free++
 		return
 	}
-	who := g.round[0]
-	w, rest := g.lines[who][0], g.lines[who][1:]
-	g.waiting--
-	if g.round = g.round[1:]; len(rest) > 0 {
-		g.lines[who] = rest
-		g.round = append(g.round, who)
-	} else {
-		delete(g.lines, who)
+	now := time.Now()
+	g.pace.note(now)
+	g.lines.grant(g.pace.now(now, g.concurrent))
+	g.lines.sweep(now)
+	var w *waiter
+	if g.urgent = !g.urgent; g.urgent {
+		w = g.lines.nextUrgent(now)
+	}
+	if w == nil {
+		w = g.lines.next(now)
 	}
 	w.turn = true
 	close(w.decided)
-}
-
-// overloaded tells whoever is sent away when to come back: not all at the same moment.
-func overloaded() error {
-	after := time.Second + rand.N(time.Second)
-	return &api.Error{Reason: api.Overloaded, Detail: "too many requests are waiting", RetryAfter: after}
 }
 
 // whence tells apart where unattested callers come from: by the address of the other side, without its port.

@@ -18,8 +18,9 @@ import (
 
 func (g *gate) empty(t *testing.T, turns int) {
 	t.Helper()
-	if g.free != turns || g.waiting != 0 || len(g.lines)+len(g.round)+len(g.returning) != 0 {
-		t.Errorf("%d of %d turns are free, %d wait in %d lines, %d in the round", g.free, turns, g.waiting, len(g.lines), len(g.round))
+	l := &g.lines
+	if g.free != turns || l.waiting != 0 || len(l.of)+l.round.Len()+len(l.urgent.list)+len(l.crowded.list)+l.broke.Len()+len(g.returning) != 0 {
+		t.Errorf("%d of %d turns are free, %d wait in %d lines, %d in the round", g.free, turns, l.waiting, len(l.of), l.round.Len())
 	}
 }
 

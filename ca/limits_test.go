@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -58,6 +59,41 @@ func TestBatch(t *testing.T) {
 			t.Errorf("result %d is %q (%v), want %q", i, r.GetSvid().GetSpiffeId(), refusal(r), want)
 		}
 	}
+}
+
+// TestBatchWithOneThatHangs: what one item of a call waits for costs the others nothing, though nobody answers within the call's
+// time.
+func TestBatchWithOneThatHangs(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		var s *catest.Server
+		s = start(t, catest.Options{Config: func(cfg *ca.Config) {
+			cfg.Directory = directoryFunc(func(ctx context.Context, id ca.PodID) (ca.Pod, error) {
+				if id.Name == "hung" {
+					<-ctx.Done()
+					return ca.Pod{}, ctx.Err()
+				}
+				return s.Pods.Pod(ctx, id)
+			})
+		}})
+		n := newNode(t, s, "node-1")
+		l := n.session()
+		good, hung := n.item(s.Pod("shop", "web", "web", "node-1")), n.item(s.Pod("shop", "hung", "hung", "node-1"))
+		for _, items := range [][]*apiv1.IssueItem{{good, hung}, {hung, good}, {hung}} {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			resp, err := l.client.Issue(ctx, &apiv1.IssueRequest{Items: items})
+			cancel()
+			if err != nil || len(resp.GetResults()) != len(items) {
+				t.Fatalf("%d results, %v", len(resp.GetResults()), err)
+			}
+			for i, r := range resp.GetResults() {
+				if items[i] == hung {
+					wantReason(t, refusal(r), api.DeadlineExceeded)
+				} else if r.GetSvid() == nil {
+					t.Errorf("the neighbour of one that hangs: %v", refusal(r))
+				}
+			}
+		}
+	})
 }
 
 // TestPanic contains a panic to the request that caused it.

@@ -181,7 +181,7 @@ func (o *lookers) claim(m proto.Message) *look {
 func (g *gate) crowded() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.waiting > 0
+	return g.lines.waiting > 0
 }
 
 // lookConn is a connection to the operators' port, which knows the turns of its calls: they end with it at the latest.

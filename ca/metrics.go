@@ -36,6 +36,9 @@ type Metrics struct {
 	rotationSteps    *prometheus.CounterVec
 	rotationFailures prometheus.Counter
 	authorities      *prometheus.GaugeVec
+	waiting          prometheus.Gauge
+	waitSeconds      prometheus.Histogram
+	turnedAway       *prometheus.CounterVec
 }
 
 // NewMetrics returns the CA's metrics, to be registered by the caller.
@@ -73,6 +76,16 @@ func NewMetrics() *Metrics {
 		Name: "signet_ca_upstream_roots_announced", Help: "Roots that the upstream signs under and that are not in the record: a rotation is wanted."})
 	m.away = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "signet_ca_cluster_away_seconds", Help: "For how long the API server of a cluster has been away for this replica; 0 while it is there."}, []string{"cluster"})
+	m.waiting = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "signet_ca_admission_waiting", Help: "Workloads' requests that wait for their turn now."})
+	m.waitSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "signet_ca_admission_wait_seconds", Help: "Time that a workload's request waited for its turn, where it had one.",
+		Buckets: []float64{.0001, .001, .005, .025, .1, .25, .5, 1, 2.5, 5}})
+	m.turnedAway = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "signet_ca_admission_refused_total", Help: "Workloads' requests that were sent away to come back later, unread, by what the agent says that it holds for them (nothing, minute: less than one is left, longer, unsaid)."}, []string{"holds"})
+	for _, u := range []urgency{holdsNothing, holdsMinute, holdsLonger, holdsUnsaid} {
+		m.turnedAway.WithLabelValues(string(u))
+	}
 	for _, kind := range []string{"workload", "agent"} {
 		m.known.WithLabelValues(kind) // so that the first is seen as a rise from 0
 	}
@@ -86,7 +99,8 @@ func NewMetrics() *Metrics {
 		Name: "signet_ca_rotation_failures_total", Help: "Times that a rotation could not be decided on or stored, or not be begun by itself."})
 	m.authorities = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "signet_ca_authorities", Help: "Roots in the record, by state."}, []string{"state"})
-	m.Collector = metrics.Group{m.rotationBegun, m.rotationBlockers, m.rotationSteps, m.rotationFailures, m.authorities, m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced}
+	m.Collector = metrics.Group{m.rotationBegun, m.rotationBlockers, m.rotationSteps, m.rotationFailures, m.authorities, m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced,
+		m.waiting, m.waitSeconds, m.turnedAway}
 	return m
 }
 

@@ -37,7 +37,6 @@ func (ca *CA) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.Creds(transport{credentials.NewTLS(ca.ServerTLS()), ca}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.NumStreamWorkers(64), // whose stacks have grown already
 	}, portOptions(), interceptors{ca, portAgents}.options(), extra)
 	s := grpc.NewServer(opts...)
 	apiv1.RegisterAuthorityServer(guarded{s, ca, portAgents}, &authority{ca: ca})
@@ -103,13 +102,16 @@ func (a *authority) attestInTurn(ctx context.Context, r *apiv1.AttestAgentReques
 	return a.ca.attestAgent(ctx, evidence, r.GetCsr(), r.GetRenewal().GetTicket(), time.Now(), e)
 }
 
-// Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing.
+// Issue implements the call of that name: each item has its own result, so one refusal costs its neighbours nothing, and
+// neither does one that waits for somebody who does not answer: its time ends before the call's.
 func (a *authority) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.IssueResponse, error) {
 	who := admitted(ctx).asker
 	items := r.GetItems()
 	if len(items) == 0 || len(items) > api.MaxBatch {
 		return nil, api.E(api.BatchSize, "%d requests in one call, want 1 to %d", len(items), api.MaxBatch)
 	}
+	ctx, cancel := itemTime(ctx)
+	defer cancel()
 	results := make([]*apiv1.IssueResult, len(items))
 	var wg sync.WaitGroup
 	for i, item := range items {
@@ -121,6 +123,19 @@ func (a *authority) Issue(ctx context.Context, r *apiv1.IssueRequest) (*apiv1.Is
 	}
 	wg.Wait()
 	return &apiv1.IssueResponse{Results: results}, nil
+}
+
+// answerTime is what is left of a call for its answer when the time of its items ends: a tenth, and no more than that.
+const answerTime = time.Second
+
+// itemTime returns the context of the items of a call. A call whose own time is over is lost with all SVIDs that it would have
+// brought, and its agent asks for all of them again.
+func itemTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, end.Add(-min(answerTime, time.Until(end)/10)))
 }
 
 func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueItem) (result *apiv1.IssueResult) {
@@ -137,7 +152,7 @@ func (a *authority) issueItem(ctx context.Context, who asker, item *apiv1.IssueI
 			result = &apiv1.IssueResult{Result: &apiv1.IssueResult_Refusal{Refusal: a.ca.refusal(ctx, err, "node", who.nodeName)}}
 		}
 	}()
-	turn, terr := a.ca.work.take(ctx, who.nodeUID, a.ca.askWork)
+	turn, terr := a.ca.itsTurn(ctx, who.nodeUID, item)
 	if err = terr; err != nil {
 		return nil
 	}

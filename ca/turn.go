@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/signet-ca/signet/api"
 )
@@ -12,15 +13,21 @@ type turn struct {
 	gate   *gate
 	asking *gate // bounds who waits for somebody else at once
 	who    string
+	due    time.Time // zero: he does not say
 	held   bool
 }
 
 // take waits for a turn of who at g; Overloaded when too many wait. After a nil error end must be called.
 func (g *gate) take(ctx context.Context, who string, asking *gate) (*turn, error) {
-	if err := g.enter(ctx, who); err != nil {
+	return g.takeBy(ctx, who, time.Time{}, asking)
+}
+
+// takeBy is take for somebody who is due at some time.
+func (g *gate) takeBy(ctx context.Context, who string, due time.Time, asking *gate) (*turn, error) {
+	if err := g.enterBy(ctx, who, due); err != nil {
 		return nil, err
 	}
-	return &turn{gate: g, asking: asking, who: who, held: true}, nil
+	return &turn{gate: g, asking: asking, who: who, due: due, held: true}, nil
 }
 
 // end gives the turn to the next.
@@ -35,7 +42,7 @@ func (t *turn) end() {
 // begun. It fails with Overloaded where wait was not run, and with the caller's own end.
 func (t *turn) aside(ctx context.Context, wait func()) error {
 	t.end()
-	if err := t.asking.enter(ctx, t.who); err != nil {
+	if err := t.asking.enterBy(ctx, t.who, t.due); err != nil {
 		return api.AsError(err)
 	}
 	func() {

@@ -4,7 +4,7 @@
 # build takes 10 to 15 minutes on two cores and about 4 GB of Go's cache; it runs at low priority. Called by `make e2e`.
 #
 # With an argument, "nodes", it also sees to what containers need of the system: where packages are missing, root on a
-# Debian gets them by apt, and anybody else is told their names.
+# Debian gets them by apt, and anybody else is told their names. With "built" nothing is built: it prints nothing where nothing is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,6 +42,11 @@ if [ "${1:-}" = nodes ]; then nodes; fi
 go=${GO:-go}
 key=$(cat integration/cluster/{,dns/}{*.go,go.mod,go.sum} | sha256sum | cut -c 1-16)
 dir=$PWD/.cache/cluster/$key
+
+if [ "${1:-}" = built ]; then
+  if [ -x "$dir/cluster" ]; then echo "$dir/cluster"; fi
+  exit
+fi
 
 build() { # FOLDER NAME [FLAG ...]
   local folder=$1 out=$dir/$2

@@ -10,28 +10,34 @@ import (
 	"github.com/signet-ca/signet/api"
 )
 
-// admit lets a stream or fetch in, once the Source has said whose it is; release must be called when its handler
-// returns. An error is a status, as it goes to the client.
-func (s *Server) admit(ctx context.Context, protocol string) (w *Workload, release func(), err error) {
-	leave, err := s.enter()
+// admit lets a stream or fetch in, once the Source has said whose it is; dismiss must be called when it has ended. An error is
+// a status, as it goes to the client.
+func (s *Server) admit(ctx context.Context, protocol string) (*Workload, error) {
+	if err := s.enter(); err != nil {
+		return nil, s.refuse(protocol, "", err)
+	}
+	w, err := s.open(ctx)
 	if err != nil {
-		return nil, nil, s.refuse(protocol, "", err)
+		s.leave()
+		return nil, s.refuse(protocol, "", err)
 	}
-	if w, err = s.open(ctx); err != nil {
-		leave()
-		return nil, nil, s.refuse(protocol, "", err)
-	}
-	disown, err := s.own(w)
-	if err != nil {
+	if err := s.own(w); err != nil {
 		s.release(w)
-		leave()
-		return nil, nil, s.refuse(protocol, w.Name, err)
+		s.leave()
+		return nil, s.refuse(protocol, w.Name, err)
 	}
-	return w, func() {
-		disown()
-		s.release(w)
-		leave()
-	}, nil
+	return w, nil
+}
+
+// dismiss gives back what admit took.
+func (s *Server) dismiss(w *Workload) {
+	s.mu.Lock()
+	if s.owned[w.Material]--; s.owned[w.Material] == 0 {
+		delete(s.owned, w.Material)
+	}
+	s.mu.Unlock()
+	s.release(w)
+	s.leave()
 }
 
 // release tells the Source that a Workload is no longer used. A panic there must not keep the stream's place for ever.
@@ -45,41 +51,37 @@ func (s *Server) release(w *Workload) {
 }
 
 // enter counts one stream or fetch against the whole Server.
-func (s *Server) enter() (leave func(), err error) {
+func (s *Server) enter() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing.Err() != nil {
-		return nil, errStopping()
+		return errStopping()
 	}
 	if s.streams >= s.cfg.MaxStreams {
-		return nil, api.E(api.StreamLimit, "the agent has reached its limit of %d streams", s.cfg.MaxStreams)
+		return api.E(api.StreamLimit, "the agent has reached its limit of %d streams", s.cfg.MaxStreams)
 	}
 	s.streams++
 	s.wg.Add(1)
-	return func() {
-		s.mu.Lock()
-		s.streams--
-		s.mu.Unlock()
-		s.wg.Done()
-	}, nil
+	return nil
+}
+
+func (s *Server) leave() {
+	s.mu.Lock()
+	s.streams--
+	s.mu.Unlock()
+	s.wg.Done()
 }
 
 // own counts a stream against its workload. Workloads are told apart by their Material, which the Source shares among
 // the streams of one, and not by a name that two could have.
-func (s *Server) own(w *Workload) (disown func(), err error) {
+func (s *Server) own(w *Workload) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owned[w.Material] >= s.cfg.MaxStreamsPerWorkload {
-		return nil, api.E(api.StreamLimit, "the workload has reached its limit of %d streams", s.cfg.MaxStreamsPerWorkload)
+		return api.E(api.StreamLimit, "the workload has reached its limit of %d streams", s.cfg.MaxStreamsPerWorkload)
 	}
 	s.owned[w.Material]++
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.owned[w.Material]--; s.owned[w.Material] == 0 {
-			delete(s.owned, w.Material)
-		}
-	}, nil
+	return nil
 }
 
 // open asks the Source who speaks.

@@ -70,14 +70,24 @@ func clientError(err error) error {
 	return err
 }
 
-// expiry returns a channel that fires in time before at: see Workload.ExpireAt.
-func expiry(at, now time.Time) (<-chan time.Time, func() bool) {
+// expiry returns the time before at when a stream ends, zero for never: see Workload.ExpireAt.
+func expiry(at, now time.Time) time.Time {
 	if at.IsZero() {
-		return nil, func() bool { return false }
+		return time.Time{}
 	}
 	left := at.Sub(now)
-	t := time.NewTimer(left - time.Duration((0.05+0.15*rand.Float64())*float64(left)))
-	return t.C, t.Stop
+	return now.Add(left - time.Duration((0.05+0.15*rand.Float64())*float64(left)))
+}
+
+// aside calls f in a goroutine of its own and waits: the stack that f needs ends with it, and the caller's stays small.
+func aside[T any](f func() (T, error)) (v T, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		v, err = f()
+	}()
+	<-done
+	return v, err
 }
 
 // contain turns a panic into an error with its stack, so that it ends one stream and not the agent.

@@ -11,11 +11,11 @@ import (
 
 // fetch answers a unary request.
 func fetch(ctx context.Context, s *Server, req *discovery.DiscoveryRequest) (*discovery.DiscoveryResponse, error) {
-	w, release, err := s.admit(ctx, protocolFetch)
+	w, err := s.admit(ctx, protocolFetch)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer s.dismiss(w)
 	var resp *discovery.DiscoveryResponse
 	err = contain(func() (err error) {
 		call(s.cfg.Hooks.Opened, protocolFetch)
@@ -41,8 +41,12 @@ func (s *Server) await(ctx context.Context, w *Workload, req *discovery.Discover
 	if _, err := session.handle(a); err != nil {
 		return nil, err
 	}
-	expire, stop := expiry(w.ExpireAt, time.Now())
-	defer stop()
+	var expire <-chan time.Time
+	if now := time.Now(); !w.ExpireAt.IsZero() {
+		t := time.NewTimer(expiry(w.ExpireAt, now).Sub(now))
+		defer t.Stop()
+		expire = t.C
+	}
 	patience := time.NewTimer(s.cfg.AnswerTimeout)
 	defer patience.Stop()
 	for {

@@ -49,6 +49,34 @@ func parseName(name string) (spiffeid.ID, error) {
 	return spiffeid.ID{}, nil
 }
 
+// parseNames checks and collapses names.
+func parseNames(names []string) (subs []subscription, wild bool, err error) {
+	seen := make(map[string]bool, min(len(names), MaxNames))
+	for _, name := range names {
+		if name == wildcard {
+			wild = true
+			continue
+		}
+		if seen[name] {
+			continue
+		}
+		if len(subs) == MaxNames {
+			return nil, false, errTooMany()
+		}
+		id, err := parseName(name)
+		if err != nil {
+			return nil, false, err
+		}
+		seen[name] = true
+		subs = append(subs, subscription{name: name, id: id})
+	}
+	return subs, wild, nil
+}
+
+func errTooMany() error {
+	return api.E(api.TooManyResources, "a stream may subscribe to %d names", MaxNames)
+}
+
 // wantsTrust reports whether the secret that a well-formed name asks for would be a bundle.
 func wantsTrust(name string, id spiffeid.ID) bool {
 	return name == NameRootCA || name == NameAll || !id.IsZero() && id.Path() == ""

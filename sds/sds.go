@@ -127,6 +127,7 @@ type Server struct {
 	mu      sync.Mutex // guards what follows
 	streams int
 	owned   map[*latest.Value[*Material]]int // streams of each workload
+	flocks  map[flockKey]*flock
 	opening opening
 
 	quietUntil time.Time // until then no fetch without a request is logged
@@ -150,7 +151,7 @@ func New(cfg Config) *Server {
 	if cfg.Peer == nil {
 		cfg.Peer = func(context.Context) string { return "" }
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, owned: map[*latest.Value[*Material]]int{}}
+	s := &Server{cfg: cfg, log: cfg.Log, owned: map[*latest.Value[*Material]]int{}, flocks: map[flockKey]*flock{}}
 	s.opening = opening{of: map[string][]*opener{}, paces: map[string]*pace{}}
 	s.closing, s.close = context.WithCancel(context.Background())
 	return s
@@ -183,12 +184,12 @@ type service struct{ *Server }
 
 // StreamSecrets implements the state-of-the-world protocol.
 func (s service) StreamSecrets(wire grpc.BidiStreamingServer[discovery.DiscoveryRequest, discovery.DiscoveryResponse]) error {
-	return s.shield(ProtocolSotW, func() error { return serve(s.Server, wire, sotw) })
+	return serve(s.Server, wire, &sotw)
 }
 
 // DeltaSecrets implements the incremental protocol.
 func (s service) DeltaSecrets(wire grpc.BidiStreamingServer[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]) error {
-	return s.shield(ProtocolDelta, func() error { return serve(s.Server, wire, delta) })
+	return serve(s.Server, wire, &delta)
 }
 
 // FetchSecrets answers once, when everything that was asked for and may be had is ready.
@@ -201,7 +202,7 @@ func (s service) FetchSecrets(ctx context.Context, req *discovery.DiscoveryReque
 }
 
 // shield contains what panics outside of a stream's own life, in a hook say.
-func (s service) shield(protocol string, f func() error) error {
+func (s *Server) shield(protocol string, f func() error) error {
 	err := contain(f)
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		return api.ToStatus(s.explain(s.log.With("protocol", protocol), "stream ended", e)).Err()

@@ -28,6 +28,7 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(64),
 		grpc.StaticStreamWindowSize(64 << 10), // gRPC would let it grow to 16 MiB for whoever sends fast
 		grpc.StaticConnWindowSize(256 << 10),
+		grpc.HeaderTableSize(0), // Envoy opens one stream on a connection: what is remembered of its header serves nobody
 		grpc.ReadBufferSize(8 << 10),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),

@@ -36,11 +36,12 @@ type session struct {
 	id spiffeid.ID
 	td spiffeid.TrustDomain
 
-	subs     map[string]*subscription // by name; at most MaxNames
-	wild     bool                     // default and ROOTCA besides
-	asked    bool                     // there was a request
-	named    bool                     // state of the world: a request named something, so an empty list now means nothing
-	holdings map[string]*holding      // by name; only names that were served or claimed, so at most five or MaxNames
+	// Lists, not maps: mostly they hold one, and a node has thousands of sessions.
+	subs     []subscription // by name; at most MaxNames
+	wild     bool           // default and ROOTCA besides
+	asked    bool           // there was a request
+	named    bool           // state of the world: a request named something, so an empty list now means nothing
+	holdings []holding      // by name; only names that were served or claimed, so at most five or MaxNames
 
 	nonce string    // of the last response; empty before the first
 	out   *response // unanswered; nil when none is
@@ -55,12 +56,14 @@ type session struct {
 
 // A subscription is one name that the client asked for.
 type subscription struct {
+	name    string
 	id      spiffeid.ID // the name, if it is one
 	foreign bool        // it belongs to somebody else
 }
 
 // A holding is what is known of the client's copy of one secret.
 type holding struct {
+	name    string
 	sent    string // digest that was sent, and not refused, since it was asked for
 	acked   stamp  // that it acknowledged; only the digest is set where it is the client's claim
 	refused string // digest that it refused last, until it acknowledges another
@@ -74,7 +77,7 @@ type response struct {
 }
 
 func newSession(id spiffeid.ID) *session {
-	return &session{id: id, td: id.TrustDomain(), subs: map[string]*subscription{}, holdings: map[string]*holding{}, dirty: true}
+	return &session{id: id, td: id.TrustDomain(), dirty: true}
 }
 
 // An outcome is what a request meant.
@@ -151,9 +154,9 @@ func (s *session) replace(names []string) error {
 		wild = true
 	}
 	before := s.effective()
-	for name, sub := range subs {
-		if old := s.subs[name]; old != nil {
-			sub.foreign = old.foreign
+	for i := range subs {
+		if old := s.subscription(subs[i].name); old != nil {
+			subs[i].foreign = old.foreign
 		}
 	}
 	s.subs, s.wild = subs, wild
@@ -180,9 +183,13 @@ func (s *session) change(a ask, first bool) error {
 	if first && len(a.subscribe) == 0 {
 		wild = true
 	}
-	for name, sub := range subs {
-		s.subs[name] = sub
-		s.forget(name)
+	for _, sub := range subs {
+		if old := s.subscription(sub.name); old != nil {
+			*old = sub
+		} else {
+			s.subs = append(s.subs, sub)
+		}
+		s.forget(sub.name)
 		s.dirty = true
 	}
 	if wild {
@@ -190,15 +197,7 @@ func (s *session) change(a ask, first bool) error {
 		s.forget(NameDefault)
 		s.forget(NameRootCA)
 	}
-	for _, name := range a.drop {
-		if name == wildcard && s.wild {
-			s.wild, s.dirty = false, true
-		}
-		if s.subs[name] != nil {
-			delete(s.subs, name)
-			s.dirty = true
-		}
-	}
+	s.drop(a.drop)
 	if len(s.subs) > MaxNames {
 		return errTooMany()
 	}
@@ -216,6 +215,27 @@ func (s *session) change(a ask, first bool) error {
 		}
 	}
 	return nil
+}
+
+// drop removes names (delta). There may be many more than are subscribed to.
+func (s *session) drop(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	mine := make(map[string]bool, len(s.subs))
+	for _, sub := range s.subs {
+		mine[sub.name] = true
+	}
+	for _, name := range names {
+		if name == wildcard && s.wild {
+			s.wild, s.dirty = false, true
+		}
+		if mine[name] {
+			delete(mine, name)
+			s.dirty = true
+		}
+	}
+	s.subs = slices.DeleteFunc(s.subs, func(sub subscription) bool { return !mine[sub.name] })
 }
 
 // next returns the response that is due, or nil. m is the newest material, nil while there is none. An error ends the
@@ -285,7 +305,7 @@ func (s *session) resolve(m *Material, now time.Time) (ready []*encoded, waiting
 	foreign := 0
 	names := s.effective()
 	for _, name := range names {
-		sub := s.subs[name]
+		sub := s.subscription(name)
 		if sub == nil { // of the wildcard
 			sub = &subscription{}
 		}
@@ -370,8 +390,8 @@ func (s *session) find(m *Material, name string, id spiffeid.ID, now time.Time) 
 // effective returns the names that are subscribed to, sorted.
 func (s *session) effective() []string {
 	names := make([]string, 0, len(s.subs)+2)
-	for name := range s.subs {
-		names = append(names, name)
+	for _, sub := range s.subs {
+		names = append(names, sub.name)
 	}
 	if s.wild {
 		names = append(names, NameDefault, NameRootCA)
@@ -380,18 +400,38 @@ func (s *session) effective() []string {
 	return slices.Compact(names)
 }
 
-func (s *session) holding(name string) *holding {
-	h := s.holdings[name]
-	if h == nil {
-		h = &holding{}
-		s.holdings[name] = h
+// subscription returns that of a name, nil where there is none. It is good until the next is added.
+func (s *session) subscription(name string) *subscription {
+	for i := range s.subs {
+		if s.subs[i].name == name {
+			return &s.subs[i]
+		}
 	}
-	return h
+	return nil
+}
+
+// held returns what is known of the client's copy of a name, nil where nothing is. It is good until the next is added.
+func (s *session) held(name string) *holding {
+	for i := range s.holdings {
+		if s.holdings[i].name == name {
+			return &s.holdings[i]
+		}
+	}
+	return nil
+}
+
+// holding is held, added where nothing is known.
+func (s *session) holding(name string) *holding {
+	if h := s.held(name); h != nil {
+		return h
+	}
+	s.holdings = append(s.holdings, holding{name: name})
+	return &s.holdings[len(s.holdings)-1]
 }
 
 // forget drops what the client had of a name. What it refused stays refused.
 func (s *session) forget(name string) {
-	if h := s.holdings[name]; h != nil {
+	if h := s.held(name); h != nil {
 		h.sent, h.acked = "", stamp{}
 	}
 }
@@ -400,7 +440,7 @@ func (s *session) forget(name string) {
 func (s *session) report(r *Report) {
 	r.Names, r.WantsBundle, r.AckedGeneration, r.AckedHash = nil, false, 0, nil
 	for _, name := range s.effective() {
-		sub, h := s.subs[name], s.holdings[name]
+		sub, h := s.subscription(name), s.held(name)
 		if sub == nil {
 			sub = &subscription{}
 		}
@@ -425,33 +465,6 @@ func (s *session) report(r *Report) {
 	}
 	r.AckedSerial, r.PushedGeneration = s.serial, s.pushed
 	r.Nack, r.Acks, r.Nacks = s.nack, s.acks, s.nacks
-}
-
-// parseNames checks and collapses names.
-func parseNames(names []string) (subs map[string]*subscription, wild bool, err error) {
-	subs = make(map[string]*subscription, min(len(names), MaxNames))
-	for _, name := range names {
-		if name == wildcard {
-			wild = true
-			continue
-		}
-		if subs[name] != nil {
-			continue
-		}
-		if len(subs) == MaxNames {
-			return nil, false, errTooMany()
-		}
-		id, err := parseName(name)
-		if err != nil {
-			return nil, false, err
-		}
-		subs[name] = &subscription{id: id}
-	}
-	return subs, wild, nil
-}
-
-func errTooMany() error {
-	return api.E(api.TooManyResources, "a stream may subscribe to %d names", MaxNames)
 }
 
 // newNonce returns 16 hex digits that nobody can guess: an answer proves that its response was read.

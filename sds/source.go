@@ -48,7 +48,7 @@ type Workload struct {
 	Err func() error
 
 	// Report tells of the stream when it opens, when its subscription changes, on each push and each answer, and when it
-	// closes. It is called from one goroutine for each stream and must not block. Nil: nobody listens. Fetches, which
+	// closes. It is not called twice at once for a stream, and must not block. Nil: nobody listens. Fetches, which
 	// acknowledge nothing, are not reported.
 	Report func(Report)
 }

@@ -1,7 +1,10 @@
 package sds
 
 import (
+	"cmp"
+	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -12,102 +15,243 @@ import (
 // maxProxyBytes bounds what is kept of a client's name for itself.
 const maxProxyBytes = 128
 
-// serve runs one stream from its opening to its end. The handler's goroutine owns the session and does everything but
-// reading and sending, which block; those two live in goroutines of their own, which end when gRPC ends the stream
-// because the handler has returned. The Server waits for them.
-func serve[Req, Resp any](s *Server, wire grpc.BidiStreamingServer[Req, Resp], c codec[Req, Resp]) error {
-	w, release, err := s.admit(wire.Context(), c.protocol)
+// serve runs one stream from its opening to its end.
+//
+// A node has thousands of streams on which nothing happens for hours, and a goroutine keeps the stack that it once needed for
+// as long as it lives. So a stream has one goroutine, gRPC's own, which waits for requests and needs little. Whatever happens
+// (a request, new material, the end of somebody's patience) is dealt with in a goroutine that ends with it: see act.
+func serve[Req, Resp any](s *Server, wire grpc.BidiStreamingServer[Req, Resp], c *codec[Req, Resp]) error {
+	st, err := aside(func() (st *stream[Req, Resp], err error) {
+		err = s.shield(c.protocol, func() (err error) {
+			st, err = open(s, wire, c)
+			return err
+		})
+		return st, err
+	})
 	if err != nil {
 		return err
 	}
-	defer release()
-	st := &stream[Req, Resp]{
-		srv: s, wire: wire, codec: c, workload: w, session: newSession(w.ID),
-		requests: make(chan received[Req]), sent: make(chan error, 1), stop: make(chan struct{}),
-		report: Report{Stream: s.ids.Add(1), Protocol: c.protocol, Open: true},
-	}
-	defer close(st.stop)
-	err = contain(st.run)
-	st.report.Open = false
-	if perr := contain(func() error { st.tell(); return nil }); err == nil {
-		err = perr
-	}
-	return s.end(c.protocol, st.logger(), err)
+	defer s.wg.Done()
+	st.read()
+	<-st.over
+	return st.status
 }
 
 // A stream is one client's conversation.
 type stream[Req, Resp any] struct {
 	srv      *Server
 	wire     grpc.BidiStreamingServer[Req, Resp]
-	codec    codec[Req, Resp]
+	in       api.Receiver
+	codec    *codec[Req, Resp]
 	workload *Workload
-	session  *session
-	report   Report // the last one
+	number   uint64        // by which it is reported
+	over     chan struct{} // closed when the stream has ended: all that is left is for the handler to return
+	status   error         // what the client is told; set before over is closed
 
-	requests chan received[Req]
-	sent     chan error    // the result of the Send that is under way; room for one, so that it never blocks
-	stop     chan struct{} // closed when the handler returns
-
+	mu      sync.Mutex // guards what follows; nothing blocks under it
+	ended   bool       // whoever set it ends the stream, and nobody else does anything with it
+	session session
+	proxy   string // what the client calls itself
+	flock   *flock
 	sending bool
 	pushed  time.Time // when the outstanding response was handed over
+
+	patience time.Time   // when the client has owed us something for too long: its first request, or an answer; zero: nothing
+	expire   time.Time   // when the stream ends because its evidence does; zero: never
+	timer    *time.Timer // for the earlier of the two; nil where there is neither
+	armed    time.Time   // when it fires
 }
 
-type received[Req any] struct {
-	req *Req
-	err error
+// open lets a stream in. The Server waits for its handler from here on.
+func open[Req, Resp any](s *Server, wire grpc.BidiStreamingServer[Req, Resp], c *codec[Req, Resp]) (*stream[Req, Resp], error) {
+	w, err := s.admit(wire.Context(), c.protocol)
+	if err != nil {
+		return nil, err
+	}
+	s.wg.Add(1)
+	st := &stream[Req, Resp]{
+		srv: s, wire: wire, in: api.NewReceiver(wire.Context()), codec: c, workload: w, number: s.ids.Add(1),
+		over: make(chan struct{}), session: *newSession(w.ID),
+	}
+	st.act(func() error {
+		now := time.Now()
+		st.patience, st.expire = now.Add(s.cfg.AnswerTimeout), expiry(w.ExpireAt, now)
+		st.flock = s.join(w, st) // before it looks at the material for the first time: it misses nothing
+		call(s.cfg.Hooks.Opened, c.protocol)
+		return nil
+	}, func() {})
+	return st, nil
 }
 
-// run is the life of a stream. It returns nil when the client ended it.
-func (st *stream[Req, Resp]) run() error {
-	call(st.srv.cfg.Hooks.Opened, st.codec.protocol)
-	expire, stopExpire := expiry(st.workload.ExpireAt, time.Now())
-	defer stopExpire()
-	st.srv.wg.Go(st.read)
-	// patience ends when the client owes us something: its first request, or an answer.
-	patience := time.NewTimer(st.srv.cfg.AnswerTimeout)
-	defer patience.Stop()
-	for {
+// errGone ends a stream whose client went away, which it may.
+var errGone = errors.New("the client went away")
+
+// act takes what has happened and does what is due then. It calls turned when it has, before anything that may block: Send does
+// while the client's window is closed, and nothing but the end of the stream stops it then.
+func (st *stream[Req, Resp]) act(event func() error, turned func()) {
+	resp, err := st.turn(event)
+	turned()
+	for resp != nil && err == nil {
+		sent := contain(func() error { return st.wire.Send(resp) })
+		resp, err = st.turn(func() error {
+			st.sending = false
+			return clientGone(sent)
+		})
+	}
+	if err != nil {
+		st.finish(err)
+	}
+}
+
+// turn takes one event and returns the response that is due then, if any. Turns of one stream come one after the other. An
+// error ends the stream, and is returned once: whoever gets it calls finish.
+func (st *stream[Req, Resp]) turn(event func() error) (resp *Resp, err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.ended {
+		return nil, nil
+	}
+	err = contain(func() (err error) {
+		if err := event(); err != nil {
+			return err
+		}
 		if err := st.srv.over(st.workload); err != nil {
 			return err
 		}
-		material, changed := st.workload.Material.Get()
-		pushed, err := st.push(material)
-		if err != nil {
+		if resp, err = st.push(st.workload.Material.Load()); err != nil {
 			return err
 		}
-		if pushed {
-			patience.Reset(st.srv.cfg.AnswerTimeout)
-		}
 		if st.session.dirty {
-			st.tell()
+			st.tell(true)
 		}
-		select {
-		case r := <-st.requests:
-			if r.err != nil {
-				return clientError(r.err)
-			}
-			if err := st.take(r.req); err != nil {
-				return err
-			}
-		case err := <-st.sent:
-			if err != nil {
-				return clientError(err)
-			}
-			st.sending = false
-		case <-changed:
-		case <-patience.C:
-			return st.impatient()
-		case <-expire:
+		return nil
+	})
+	if err != nil {
+		st.ended = true
+		return nil, err
+	}
+	now := time.Now()
+	switch {
+	case resp != nil:
+		st.patience = now.Add(st.srv.cfg.AnswerTimeout)
+	case st.session.asked && st.session.out == nil && !st.sending:
+		st.patience = time.Time{}
+	}
+	st.arm(now)
+	return resp, nil
+}
+
+// finish is the end of a stream. Its place is free before the client hears of it, who may come back at once.
+func (st *stream[Req, Resp]) finish(err error) {
+	if st.timer != nil {
+		st.timer.Stop()
+	}
+	if st.flock != nil {
+		st.srv.part(st.flock, st)
+	}
+	if errors.Is(err, errGone) {
+		err = nil
+	}
+	if perr := contain(func() error { st.tell(false); return nil }); err == nil {
+		err = perr
+	}
+	st.status = st.srv.shield(st.codec.protocol, func() error { return st.srv.end(st.codec.protocol, st.logger(), err) })
+	st.srv.dismiss(st.workload)
+	st.in.End(st.status)
+	close(st.over)
+}
+
+// arm sets the timer for what ends the stream next, if anything does.
+func (st *stream[Req, Resp]) arm(now time.Time) {
+	next := st.patience
+	if next.IsZero() || !st.expire.IsZero() && st.expire.Before(next) {
+		next = st.expire
+	}
+	if st.timer != nil && next.Equal(st.armed) {
+		return
+	}
+	if st.timer != nil {
+		st.timer.Stop()
+	}
+	st.timer, st.armed = nil, next
+	if !next.IsZero() {
+		st.timer = time.AfterFunc(next.Sub(now), st.late)
+	}
+}
+
+// late is called by the timer, perhaps by one that was stopped too late.
+func (st *stream[Req, Resp]) late() {
+	st.mu.Lock()
+	if st.ended {
+		st.mu.Unlock()
+		return
+	}
+	st.srv.wg.Add(1) // the handler is still there
+	st.mu.Unlock()
+	defer st.srv.wg.Done()
+	st.act(func() error {
+		now := time.Now()
+		switch {
+		case !st.expire.IsZero() && !now.Before(st.expire):
 			return api.E(api.ReauthRequired, "the token of this stream is about to expire")
-		case <-st.workload.Done:
-		case <-st.srv.closing.Done():
-		case <-st.wire.Context().Done():
-			return clientError(st.wire.Context().Err())
+		case !st.patience.IsZero() && !now.Before(st.patience):
+			return st.impatient()
 		}
-		if st.session.asked && st.session.out == nil && !st.sending {
-			patience.Stop()
+		st.armed = time.Time{}
+		return nil
+	}, func() {})
+}
+
+// read waits for requests until the stream is over, and takes them no faster than the client may ask.
+func (st *stream[Req, Resp]) read() {
+	p := newPace(st.srv.cfg.RequestRate, requestBurst, time.Now())
+	for {
+		err := st.in.Wait()
+		taken := make(chan struct{})
+		st.srv.wg.Go(func() { st.request(err, taken) })
+		select {
+		case <-taken:
+		case <-st.over:
+			return
+		}
+		if err != nil {
+			return
+		}
+		if d := p.take(time.Now()); d > 0 {
+			select {
+			case <-time.After(d):
+			case <-st.over:
+				return
+			}
 		}
 	}
+}
+
+// request takes the request that has begun, unless waiting for it failed.
+func (st *stream[Req, Resp]) request(err error, taken chan<- struct{}) {
+	req := new(Req)
+	if err == nil {
+		err = contain(func() error { return st.in.Receive(req, MaxRequestBytes, st.wire.RecvMsg) })
+	}
+	st.act(func() error {
+		if err != nil {
+			return clientGone(err)
+		}
+		return st.take(req)
+	}, func() { close(taken) })
+}
+
+// woken implements member.
+func (st *stream[Req, Resp]) woken(turned func()) {
+	st.act(func() error { return nil }, turned)
+}
+
+// clientGone is clientError for the middle of a stream: what ends it there is an error in any case.
+func clientGone(err error) error {
+	if err == nil {
+		return nil
+	}
+	return cmp.Or(clientError(err), errGone)
 }
 
 // take handles one request.
@@ -116,8 +260,8 @@ func (st *stream[Req, Resp]) take(req *Req) error {
 	if err := checkNode(node); err != nil {
 		return err
 	}
-	if node != nil && st.report.Proxy == "" {
-		st.report.Proxy = printable(node.GetId(), maxProxyBytes)
+	if node != nil && st.proxy == "" {
+		st.proxy = printable(node.GetId(), maxProxyBytes)
 	}
 	a, err := st.codec.decode(req)
 	if err != nil {
@@ -138,10 +282,10 @@ func (st *stream[Req, Resp]) take(req *Req) error {
 	return err
 }
 
-// push hands over the response that is due, if any and if the last one is on its way.
-func (st *stream[Req, Resp]) push(m *Material) (bool, error) {
+// push returns the response that is due, if any and if the last one is on its way.
+func (st *stream[Req, Resp]) push(m *Material) (*Resp, error) {
 	if st.sending {
-		return false, nil
+		return nil, nil
 	}
 	r, err := st.session.next(m, time.Now())
 	if n := st.session.leftOut; n > 0 {
@@ -152,56 +296,26 @@ func (st *stream[Req, Resp]) push(m *Material) (bool, error) {
 		}
 	}
 	if err != nil || r == nil {
-		return false, err
+		return nil, err
 	}
-	resp := st.codec.encode(r)
 	st.sending, st.pushed = true, time.Now()
-	// Send blocks while the client's window is closed; nothing but the end of the stream stops it then.
-	st.srv.wg.Go(func() {
-		st.sent <- contain(func() error { return st.wire.Send(resp) })
-	})
 	for _, e := range r.secrets {
 		if f := st.srv.cfg.Hooks.Pushed; f != nil {
 			f(st.codec.protocol, e.kind())
 		}
 	}
-	return true, nil
-}
-
-// read hands requests to the handler, no faster than the client may ask.
-func (st *stream[Req, Resp]) read() {
-	p := newPace(st.srv.cfg.RequestRate, requestBurst, time.Now())
-	for {
-		var r received[Req]
-		r.err = contain(func() error {
-			r.req = new(Req)
-			return api.Receive(st.wire.Context(), r.req, MaxRequestBytes, st.wire.RecvMsg)
-		})
-		select {
-		case st.requests <- r:
-		case <-st.stop:
-			return
-		}
-		if r.err != nil {
-			return
-		}
-		if d := p.take(time.Now()); d > 0 {
-			select {
-			case <-time.After(d):
-			case <-st.stop:
-				return
-			}
-		}
-	}
+	return st.codec.encode(r), nil
 }
 
 // tell reports the stream as it is now.
-func (st *stream[Req, Resp]) tell() {
+func (st *stream[Req, Resp]) tell(open bool) {
 	st.session.dirty = false
-	st.session.report(&st.report)
-	if st.workload.Report != nil {
-		st.workload.Report(st.report)
+	if st.workload.Report == nil {
+		return
 	}
+	r := Report{Stream: st.number, Proxy: st.proxy, Protocol: st.codec.protocol, Open: open}
+	st.session.report(&r)
+	st.workload.Report(r)
 }
 
 func (st *stream[Req, Resp]) impatient() error {
@@ -212,5 +326,5 @@ func (st *stream[Req, Resp]) impatient() error {
 }
 
 func (st *stream[Req, Resp]) logger() *slog.Logger {
-	return st.srv.log.With("workload", st.workload.Name, "stream", st.report.Stream, "protocol", st.codec.protocol, "proxy", st.report.Proxy)
+	return st.srv.log.With("workload", st.workload.Name, "stream", st.number, "protocol", st.codec.protocol, "proxy", st.proxy)
 }

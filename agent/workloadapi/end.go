@@ -107,6 +107,13 @@ func (s *Server) mayLog(r api.Reason, now time.Time) (left int, ok bool) {
 	return left, true
 }
 
+// aside calls f in a goroutine of its own and waits: the stack that f needs ends with it, and the caller's stays small.
+func aside(f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- contain(f) }()
+	return <-done
+}
+
 // contain turns a panic into an error with its stack, so that it ends one stream and not the agent.
 func contain(f func() error) (err error) {
 	defer func() {

@@ -4,6 +4,10 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc/mem"
+
+	"github.com/signet-ca/signet/internal/ready"
 )
 
 const (
@@ -43,7 +47,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		l.mu.Unlock()
 		if room {
-			return &conn{Conn: c, l: l}, nil
+			return &conn{Conn: c, l: l, ready: ready.NewReader(c)}, nil
 		}
 		c.Close()
 	}
@@ -76,8 +80,9 @@ func (l *listener) wait(n int) {
 // conn is a connection of a listener.
 type conn struct {
 	net.Conn
-	l    *listener
-	once sync.Once
+	l     *listener
+	ready *ready.Reader
+	once  sync.Once
 }
 
 // Read implements net.Conn, no faster than the socket may be read.
@@ -85,6 +90,13 @@ func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.l.wait(n)
 	return n, err
+}
+
+// ReadOnReady is Read without a buffer meanwhile, which is how gRPC reads: see package ready.
+func (c *conn) ReadOnReady(size int, pool mem.BufferPool) (*[]byte, int, error) {
+	buf, n, err := c.ready.ReadOnReady(size, pool)
+	c.l.wait(n)
+	return buf, n, err
 }
 
 // Close implements net.Conn.

@@ -47,6 +47,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, beside ...Service) e
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingTime, PermitWithoutStream: true}),
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
+		grpc.HeaderTableSize(0), // there is one call on most connections: what is remembered of its header serves nobody
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.Creds(plain{insecure.NewCredentials()}),

@@ -12,7 +12,8 @@ import (
 
 // A stream is one call that is open. What blocks (sending, waiting for news) happens in a goroutine of its own, which
 // ends when gRPC ends the stream because the handler has returned; the handler waits for that goroutine, for the client's
-// patience to run out and for the end of the Server. The Server waits for both.
+// patience to run out and for the end of the Server. The Server waits for both. Neither does more than wait: a goroutine keeps
+// the stack that it once needed, so what needs much of one is done aside.
 type stream struct {
 	srv      *Server
 	wire     grpc.ServerStream
@@ -59,10 +60,16 @@ func (s *Server) supervise(wire grpc.ServerStream, call string, work func(*strea
 }
 
 func (st *stream) run(work func(*stream) error) error {
-	if f := st.srv.cfg.Hooks.Opened; f != nil {
-		f(st.call)
+	err := aside(func() error {
+		if f := st.srv.cfg.Hooks.Opened; f != nil {
+			f(st.call)
+		}
+		st.tell(func(*Delivery) {})
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	st.tell(func(*Delivery) {})
 	return work(st)
 }
 
@@ -105,23 +112,13 @@ type passed struct{ error }
 func (st *stream) follow(pick func(*material) *response) error {
 	var last *response
 	for {
-		m, changed := st.srv.current()
-		if m.refused != nil {
-			return denied{m.refused}
-		}
-		r := pick(&m)
-		switch {
-		case r == nil || r == last || !r.notAfter.IsZero() && !time.Now().Before(r.notAfter):
-		case last != nil && r.digest == last.digest: // a new generation of the same roots: the client holds it already
-			last = r
-			st.delivered(r)
-		default:
-			if err := st.send(r); err != nil {
-				return err
-			}
-			last = r
-			st.delivered(r)
-			continue // what changed meanwhile is merged
+		var changed <-chan struct{}
+		err := aside(func() (err error) {
+			last, changed, err = st.offer(pick, last)
+			return err
+		})
+		if err != nil {
+			return err
 		}
 		select {
 		case <-changed:
@@ -130,6 +127,30 @@ func (st *stream) follow(pick func(*material) *response) error {
 		case <-st.srv.closing.Done():
 			return errStopping()
 		}
+	}
+}
+
+// offer sends what is newer than last until nothing is. It returns what the client holds then, and what is closed by the next
+// change.
+func (st *stream) offer(pick func(*material) *response, last *response) (*response, <-chan struct{}, error) {
+	for {
+		m, changed := st.srv.current()
+		if m.refused != nil {
+			return nil, nil, denied{m.refused}
+		}
+		r := pick(&m)
+		switch {
+		case r == nil || r == last || !r.notAfter.IsZero() && !time.Now().Before(r.notAfter):
+			return last, changed, nil
+		case last != nil && r.digest == last.digest: // a new generation of the same roots: the client holds it already
+			st.delivered(r)
+			return r, changed, nil
+		}
+		if err := st.send(r); err != nil {
+			return nil, nil, err
+		}
+		last = r
+		st.delivered(r) // what changed meanwhile is merged
 	}
 }
 

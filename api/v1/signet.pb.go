@@ -1280,11 +1280,14 @@ func (x *IssueRequest) GetItems() []*IssueItem {
 }
 
 type IssueItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Evidence      *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
-	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`         // PKCS#10, DER
-	Volume        string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`   // where the token was delivered on that node; one token serves one
-	Renewal       *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"` // while kubelet cannot have a fresh token
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Evidence *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	Csr      []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`         // PKCS#10, DER
+	Volume   string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`   // where the token was delivered on that node; one token serves one
+	Renewal  *Renewal               `protobuf:"bytes,4,opt,name=renewal,proto3" json:"renewal,omitempty"` // while kubelet cannot have a fresh token
+	// When what the agent holds for that workload expires, so that the most urgent is served first where there are many; the
+	// Unix epoch, or any time that has passed, where it holds nothing; unset: it does not say. It proves nothing.
+	HoldsUntil    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=holds_until,json=holdsUntil,proto3" json:"holds_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1343,6 +1346,13 @@ func (x *IssueItem) GetVolume() string {
 func (x *IssueItem) GetRenewal() *Renewal {
 	if x != nil {
 		return x.Renewal
+	}
+	return nil
+}
+
+func (x *IssueItem) GetHoldsUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HoldsUntil
 	}
 	return nil
 }
@@ -1547,6 +1557,7 @@ type Refusal struct {
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	RetryAfter    *durationpb.Duration   `protobuf:"bytes,4,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"` // when this item may be asked for again; unset: by the caller's own backoff
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1600,6 +1611,13 @@ func (x *Refusal) GetCorrelationId() string {
 		return x.CorrelationId
 	}
 	return ""
+}
+
+func (x *Refusal) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
 }
 
 type GetStatusRequest struct {
@@ -6025,12 +6043,14 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\aKeySets\x12%\n" +
 	"\x04sets\x18\x01 \x03(\v2\x11.signet.v1.KeySetR\x04sets\":\n" +
 	"\fIssueRequest\x12*\n" +
-	"\x05items\x18\x01 \x03(\v2\x14.signet.v1.IssueItemR\x05items\"\x94\x01\n" +
+	"\x05items\x18\x01 \x03(\v2\x14.signet.v1.IssueItemR\x05items\"\xd1\x01\n" +
 	"\tIssueItem\x12/\n" +
 	"\bevidence\x18\x01 \x01(\v2\x13.signet.v1.EvidenceR\bevidence\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x16\n" +
 	"\x06volume\x18\x03 \x01(\tR\x06volume\x12,\n" +
-	"\arenewal\x18\x04 \x01(\v2\x12.signet.v1.RenewalR\arenewal\"A\n" +
+	"\arenewal\x18\x04 \x01(\v2\x12.signet.v1.RenewalR\arenewal\x12;\n" +
+	"\vholds_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"holdsUntil\"A\n" +
 	"\rIssueResponse\x120\n" +
 	"\aresults\x18\x01 \x03(\v2\x16.signet.v1.IssueResultR\aresults\"n\n" +
 	"\vIssueResult\x12%\n" +
@@ -6041,11 +6061,13 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x125\n" +
 	"\brenew_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12\x16\n" +
-	"\x06ticket\x18\x04 \x01(\fR\x06ticket\"b\n" +
+	"\x06ticket\x18\x04 \x01(\fR\x06ticket\"\x9e\x01\n" +
 	"\aRefusal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12%\n" +
-	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"\x12\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\x12:\n" +
+	"\vretry_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\"\x12\n" +
 	"\x10GetStatusRequest\"\xad\x03\n" +
 	"\x11GetStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
@@ -6554,138 +6576,140 @@ var file_api_v1_signet_proto_depIdxs = []int32{
 	16,  // 19: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
 	0,   // 20: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
 	2,   // 21: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
-	18,  // 22: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
-	19,  // 23: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
-	20,  // 24: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
-	76,  // 25: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
-	76,  // 26: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	4,   // 27: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
-	27,  // 28: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
-	28,  // 29: signet.v1.ListAuthoritiesResponse.gone:type_name -> signet.v1.GoneAuthority
-	27,  // 30: signet.v1.ListAuthoritiesResponse.announced:type_name -> signet.v1.AuthorityInfo
-	76,  // 31: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
-	76,  // 32: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
-	76,  // 33: signet.v1.AuthorityInfo.cross_not_after:type_name -> google.protobuf.Timestamp
-	76,  // 34: signet.v1.AuthorityInfo.prepared_at:type_name -> google.protobuf.Timestamp
-	76,  // 35: signet.v1.AuthorityInfo.published_at:type_name -> google.protobuf.Timestamp
-	76,  // 36: signet.v1.AuthorityInfo.active_at:type_name -> google.protobuf.Timestamp
-	76,  // 37: signet.v1.AuthorityInfo.retiring_at:type_name -> google.protobuf.Timestamp
-	76,  // 38: signet.v1.AuthorityInfo.tainted_at:type_name -> google.protobuf.Timestamp
-	76,  // 39: signet.v1.GoneAuthority.at:type_name -> google.protobuf.Timestamp
-	76,  // 40: signet.v1.GoneAuthority.not_after:type_name -> google.protobuf.Timestamp
-	31,  // 41: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
-	9,   // 42: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
-	76,  // 43: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
-	76,  // 44: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	76,  // 45: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	34,  // 46: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
-	76,  // 47: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	76,  // 48: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
-	76,  // 49: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
-	37,  // 50: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
-	76,  // 51: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
-	38,  // 52: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
-	76,  // 53: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
-	76,  // 54: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
-	76,  // 55: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
-	37,  // 56: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
-	37,  // 57: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
-	77,  // 58: signet.v1.RotationLimits.straggler:type_name -> google.protobuf.Duration
-	77,  // 59: signet.v1.RotationLimits.soak:type_name -> google.protobuf.Duration
-	76,  // 60: signet.v1.RotationBlocker.until:type_name -> google.protobuf.Timestamp
-	44,  // 61: signet.v1.RotationGate.blockers:type_name -> signet.v1.RotationBlocker
-	76,  // 62: signet.v1.RotationRoot.not_after:type_name -> google.protobuf.Timestamp
-	76,  // 63: signet.v1.RotationOperation.begun:type_name -> google.protobuf.Timestamp
-	43,  // 64: signet.v1.RotationOperation.limits:type_name -> signet.v1.RotationLimits
-	76,  // 65: signet.v1.RotationOperation.latest:type_name -> google.protobuf.Timestamp
-	48,  // 66: signet.v1.RotationOperation.rolled_back:type_name -> signet.v1.RotationWord
-	49,  // 67: signet.v1.RotationOperation.forced:type_name -> signet.v1.RotationOverride
-	76,  // 68: signet.v1.RotationOperation.ended:type_name -> google.protobuf.Timestamp
-	76,  // 69: signet.v1.RotationWord.at:type_name -> google.protobuf.Timestamp
-	76,  // 70: signet.v1.RotationOverride.at:type_name -> google.protobuf.Timestamp
-	76,  // 71: signet.v1.RotationExcuse.at:type_name -> google.protobuf.Timestamp
-	76,  // 72: signet.v1.RotationExcuse.until:type_name -> google.protobuf.Timestamp
-	76,  // 73: signet.v1.RotationSchedule.prepare:type_name -> google.protobuf.Timestamp
-	76,  // 74: signet.v1.RotationSchedule.latest:type_name -> google.protobuf.Timestamp
-	76,  // 75: signet.v1.RotationSchedule.expires:type_name -> google.protobuf.Timestamp
-	46,  // 76: signet.v1.RotationForecast.active:type_name -> signet.v1.RotationRoot
-	46,  // 77: signet.v1.RotationForecast.next:type_name -> signet.v1.RotationRoot
-	44,  // 78: signet.v1.RotationForecast.missing:type_name -> signet.v1.RotationBlocker
-	44,  // 79: signet.v1.RotationForecast.unproven:type_name -> signet.v1.RotationBlocker
-	54,  // 80: signet.v1.RotationForecast.steps:type_name -> signet.v1.RotationForecastStep
-	76,  // 81: signet.v1.RotationForecastStep.earliest:type_name -> google.protobuf.Timestamp
-	76,  // 82: signet.v1.RotationForecastStep.latest:type_name -> google.protobuf.Timestamp
-	76,  // 83: signet.v1.Rotation.now:type_name -> google.protobuf.Timestamp
-	47,  // 84: signet.v1.Rotation.operation:type_name -> signet.v1.RotationOperation
-	45,  // 85: signet.v1.Rotation.gates:type_name -> signet.v1.RotationGate
-	53,  // 86: signet.v1.Rotation.forecast:type_name -> signet.v1.RotationForecast
-	46,  // 87: signet.v1.Rotation.authorities:type_name -> signet.v1.RotationRoot
-	51,  // 88: signet.v1.Rotation.replicas:type_name -> signet.v1.RotationReplica
-	50,  // 89: signet.v1.Rotation.excuses:type_name -> signet.v1.RotationExcuse
-	47,  // 90: signet.v1.Rotation.past:type_name -> signet.v1.RotationOperation
-	52,  // 91: signet.v1.Rotation.schedule:type_name -> signet.v1.RotationSchedule
-	43,  // 92: signet.v1.PlanRotationRequest.limits:type_name -> signet.v1.RotationLimits
-	76,  // 93: signet.v1.PlanRotationResponse.now:type_name -> google.protobuf.Timestamp
-	53,  // 94: signet.v1.PlanRotationResponse.forecast:type_name -> signet.v1.RotationForecast
-	43,  // 95: signet.v1.StartRotationRequest.limits:type_name -> signet.v1.RotationLimits
-	55,  // 96: signet.v1.StartRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 97: signet.v1.RotationStatusResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 98: signet.v1.WatchRotationResponse.rotation:type_name -> signet.v1.Rotation
-	77,  // 99: signet.v1.ExcuseRotationRequest.lasting:type_name -> google.protobuf.Duration
-	55,  // 100: signet.v1.ExcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 101: signet.v1.UnexcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 102: signet.v1.AbortRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 103: signet.v1.RollbackRotationResponse.rotation:type_name -> signet.v1.Rotation
-	43,  // 104: signet.v1.EmergencyRotationRequest.limits:type_name -> signet.v1.RotationLimits
-	55,  // 105: signet.v1.EmergencyRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 106: signet.v1.ForceStepResponse.rotation:type_name -> signet.v1.Rotation
-	1,   // 107: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	6,   // 108: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	15,  // 109: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	21,  // 110: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	23,  // 111: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	25,  // 112: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	29,  // 113: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	32,  // 114: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
-	35,  // 115: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
-	39,  // 116: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
-	41,  // 117: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
-	56,  // 118: signet.v1.Admin.PlanRotation:input_type -> signet.v1.PlanRotationRequest
-	58,  // 119: signet.v1.Admin.StartRotation:input_type -> signet.v1.StartRotationRequest
-	60,  // 120: signet.v1.Admin.RotationStatus:input_type -> signet.v1.RotationStatusRequest
-	62,  // 121: signet.v1.Admin.WatchRotation:input_type -> signet.v1.WatchRotationRequest
-	64,  // 122: signet.v1.Admin.ExcuseRotation:input_type -> signet.v1.ExcuseRotationRequest
-	66,  // 123: signet.v1.Admin.UnexcuseRotation:input_type -> signet.v1.UnexcuseRotationRequest
-	68,  // 124: signet.v1.Admin.AbortRotation:input_type -> signet.v1.AbortRotationRequest
-	70,  // 125: signet.v1.Admin.RollbackRotation:input_type -> signet.v1.RollbackRotationRequest
-	72,  // 126: signet.v1.Admin.EmergencyRotation:input_type -> signet.v1.EmergencyRotationRequest
-	74,  // 127: signet.v1.Admin.ForceStep:input_type -> signet.v1.ForceStepRequest
-	3,   // 128: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	11,  // 129: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	17,  // 130: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	22,  // 131: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	24,  // 132: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	26,  // 133: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	30,  // 134: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	33,  // 135: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
-	36,  // 136: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
-	40,  // 137: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
-	42,  // 138: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
-	57,  // 139: signet.v1.Admin.PlanRotation:output_type -> signet.v1.PlanRotationResponse
-	59,  // 140: signet.v1.Admin.StartRotation:output_type -> signet.v1.StartRotationResponse
-	61,  // 141: signet.v1.Admin.RotationStatus:output_type -> signet.v1.RotationStatusResponse
-	63,  // 142: signet.v1.Admin.WatchRotation:output_type -> signet.v1.WatchRotationResponse
-	65,  // 143: signet.v1.Admin.ExcuseRotation:output_type -> signet.v1.ExcuseRotationResponse
-	67,  // 144: signet.v1.Admin.UnexcuseRotation:output_type -> signet.v1.UnexcuseRotationResponse
-	69,  // 145: signet.v1.Admin.AbortRotation:output_type -> signet.v1.AbortRotationResponse
-	71,  // 146: signet.v1.Admin.RollbackRotation:output_type -> signet.v1.RollbackRotationResponse
-	73,  // 147: signet.v1.Admin.EmergencyRotation:output_type -> signet.v1.EmergencyRotationResponse
-	75,  // 148: signet.v1.Admin.ForceStep:output_type -> signet.v1.ForceStepResponse
-	128, // [128:149] is the sub-list for method output_type
-	107, // [107:128] is the sub-list for method input_type
-	107, // [107:107] is the sub-list for extension type_name
-	107, // [107:107] is the sub-list for extension extendee
-	0,   // [0:107] is the sub-list for field type_name
+	76,  // 22: signet.v1.IssueItem.holds_until:type_name -> google.protobuf.Timestamp
+	18,  // 23: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
+	19,  // 24: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
+	20,  // 25: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
+	76,  // 26: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
+	77,  // 27: signet.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	76,  // 28: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	4,   // 29: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
+	27,  // 30: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
+	28,  // 31: signet.v1.ListAuthoritiesResponse.gone:type_name -> signet.v1.GoneAuthority
+	27,  // 32: signet.v1.ListAuthoritiesResponse.announced:type_name -> signet.v1.AuthorityInfo
+	76,  // 33: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
+	76,  // 34: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
+	76,  // 35: signet.v1.AuthorityInfo.cross_not_after:type_name -> google.protobuf.Timestamp
+	76,  // 36: signet.v1.AuthorityInfo.prepared_at:type_name -> google.protobuf.Timestamp
+	76,  // 37: signet.v1.AuthorityInfo.published_at:type_name -> google.protobuf.Timestamp
+	76,  // 38: signet.v1.AuthorityInfo.active_at:type_name -> google.protobuf.Timestamp
+	76,  // 39: signet.v1.AuthorityInfo.retiring_at:type_name -> google.protobuf.Timestamp
+	76,  // 40: signet.v1.AuthorityInfo.tainted_at:type_name -> google.protobuf.Timestamp
+	76,  // 41: signet.v1.GoneAuthority.at:type_name -> google.protobuf.Timestamp
+	76,  // 42: signet.v1.GoneAuthority.not_after:type_name -> google.protobuf.Timestamp
+	31,  // 43: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
+	9,   // 44: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
+	76,  // 45: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
+	76,  // 46: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	76,  // 47: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	34,  // 48: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
+	76,  // 49: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	76,  // 50: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
+	76,  // 51: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
+	37,  // 52: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
+	76,  // 53: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
+	38,  // 54: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
+	76,  // 55: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
+	76,  // 56: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
+	76,  // 57: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
+	37,  // 58: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
+	37,  // 59: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
+	77,  // 60: signet.v1.RotationLimits.straggler:type_name -> google.protobuf.Duration
+	77,  // 61: signet.v1.RotationLimits.soak:type_name -> google.protobuf.Duration
+	76,  // 62: signet.v1.RotationBlocker.until:type_name -> google.protobuf.Timestamp
+	44,  // 63: signet.v1.RotationGate.blockers:type_name -> signet.v1.RotationBlocker
+	76,  // 64: signet.v1.RotationRoot.not_after:type_name -> google.protobuf.Timestamp
+	76,  // 65: signet.v1.RotationOperation.begun:type_name -> google.protobuf.Timestamp
+	43,  // 66: signet.v1.RotationOperation.limits:type_name -> signet.v1.RotationLimits
+	76,  // 67: signet.v1.RotationOperation.latest:type_name -> google.protobuf.Timestamp
+	48,  // 68: signet.v1.RotationOperation.rolled_back:type_name -> signet.v1.RotationWord
+	49,  // 69: signet.v1.RotationOperation.forced:type_name -> signet.v1.RotationOverride
+	76,  // 70: signet.v1.RotationOperation.ended:type_name -> google.protobuf.Timestamp
+	76,  // 71: signet.v1.RotationWord.at:type_name -> google.protobuf.Timestamp
+	76,  // 72: signet.v1.RotationOverride.at:type_name -> google.protobuf.Timestamp
+	76,  // 73: signet.v1.RotationExcuse.at:type_name -> google.protobuf.Timestamp
+	76,  // 74: signet.v1.RotationExcuse.until:type_name -> google.protobuf.Timestamp
+	76,  // 75: signet.v1.RotationSchedule.prepare:type_name -> google.protobuf.Timestamp
+	76,  // 76: signet.v1.RotationSchedule.latest:type_name -> google.protobuf.Timestamp
+	76,  // 77: signet.v1.RotationSchedule.expires:type_name -> google.protobuf.Timestamp
+	46,  // 78: signet.v1.RotationForecast.active:type_name -> signet.v1.RotationRoot
+	46,  // 79: signet.v1.RotationForecast.next:type_name -> signet.v1.RotationRoot
+	44,  // 80: signet.v1.RotationForecast.missing:type_name -> signet.v1.RotationBlocker
+	44,  // 81: signet.v1.RotationForecast.unproven:type_name -> signet.v1.RotationBlocker
+	54,  // 82: signet.v1.RotationForecast.steps:type_name -> signet.v1.RotationForecastStep
+	76,  // 83: signet.v1.RotationForecastStep.earliest:type_name -> google.protobuf.Timestamp
+	76,  // 84: signet.v1.RotationForecastStep.latest:type_name -> google.protobuf.Timestamp
+	76,  // 85: signet.v1.Rotation.now:type_name -> google.protobuf.Timestamp
+	47,  // 86: signet.v1.Rotation.operation:type_name -> signet.v1.RotationOperation
+	45,  // 87: signet.v1.Rotation.gates:type_name -> signet.v1.RotationGate
+	53,  // 88: signet.v1.Rotation.forecast:type_name -> signet.v1.RotationForecast
+	46,  // 89: signet.v1.Rotation.authorities:type_name -> signet.v1.RotationRoot
+	51,  // 90: signet.v1.Rotation.replicas:type_name -> signet.v1.RotationReplica
+	50,  // 91: signet.v1.Rotation.excuses:type_name -> signet.v1.RotationExcuse
+	47,  // 92: signet.v1.Rotation.past:type_name -> signet.v1.RotationOperation
+	52,  // 93: signet.v1.Rotation.schedule:type_name -> signet.v1.RotationSchedule
+	43,  // 94: signet.v1.PlanRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	76,  // 95: signet.v1.PlanRotationResponse.now:type_name -> google.protobuf.Timestamp
+	53,  // 96: signet.v1.PlanRotationResponse.forecast:type_name -> signet.v1.RotationForecast
+	43,  // 97: signet.v1.StartRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	55,  // 98: signet.v1.StartRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 99: signet.v1.RotationStatusResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 100: signet.v1.WatchRotationResponse.rotation:type_name -> signet.v1.Rotation
+	77,  // 101: signet.v1.ExcuseRotationRequest.lasting:type_name -> google.protobuf.Duration
+	55,  // 102: signet.v1.ExcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 103: signet.v1.UnexcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 104: signet.v1.AbortRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 105: signet.v1.RollbackRotationResponse.rotation:type_name -> signet.v1.Rotation
+	43,  // 106: signet.v1.EmergencyRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	55,  // 107: signet.v1.EmergencyRotationResponse.rotation:type_name -> signet.v1.Rotation
+	55,  // 108: signet.v1.ForceStepResponse.rotation:type_name -> signet.v1.Rotation
+	1,   // 109: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	6,   // 110: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	15,  // 111: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	21,  // 112: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	23,  // 113: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	25,  // 114: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	29,  // 115: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	32,  // 116: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	35,  // 117: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
+	39,  // 118: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
+	41,  // 119: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
+	56,  // 120: signet.v1.Admin.PlanRotation:input_type -> signet.v1.PlanRotationRequest
+	58,  // 121: signet.v1.Admin.StartRotation:input_type -> signet.v1.StartRotationRequest
+	60,  // 122: signet.v1.Admin.RotationStatus:input_type -> signet.v1.RotationStatusRequest
+	62,  // 123: signet.v1.Admin.WatchRotation:input_type -> signet.v1.WatchRotationRequest
+	64,  // 124: signet.v1.Admin.ExcuseRotation:input_type -> signet.v1.ExcuseRotationRequest
+	66,  // 125: signet.v1.Admin.UnexcuseRotation:input_type -> signet.v1.UnexcuseRotationRequest
+	68,  // 126: signet.v1.Admin.AbortRotation:input_type -> signet.v1.AbortRotationRequest
+	70,  // 127: signet.v1.Admin.RollbackRotation:input_type -> signet.v1.RollbackRotationRequest
+	72,  // 128: signet.v1.Admin.EmergencyRotation:input_type -> signet.v1.EmergencyRotationRequest
+	74,  // 129: signet.v1.Admin.ForceStep:input_type -> signet.v1.ForceStepRequest
+	3,   // 130: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	11,  // 131: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	17,  // 132: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	22,  // 133: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	24,  // 134: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	26,  // 135: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	30,  // 136: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	33,  // 137: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	36,  // 138: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
+	40,  // 139: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
+	42,  // 140: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
+	57,  // 141: signet.v1.Admin.PlanRotation:output_type -> signet.v1.PlanRotationResponse
+	59,  // 142: signet.v1.Admin.StartRotation:output_type -> signet.v1.StartRotationResponse
+	61,  // 143: signet.v1.Admin.RotationStatus:output_type -> signet.v1.RotationStatusResponse
+	63,  // 144: signet.v1.Admin.WatchRotation:output_type -> signet.v1.WatchRotationResponse
+	65,  // 145: signet.v1.Admin.ExcuseRotation:output_type -> signet.v1.ExcuseRotationResponse
+	67,  // 146: signet.v1.Admin.UnexcuseRotation:output_type -> signet.v1.UnexcuseRotationResponse
+	69,  // 147: signet.v1.Admin.AbortRotation:output_type -> signet.v1.AbortRotationResponse
+	71,  // 148: signet.v1.Admin.RollbackRotation:output_type -> signet.v1.RollbackRotationResponse
+	73,  // 149: signet.v1.Admin.EmergencyRotation:output_type -> signet.v1.EmergencyRotationResponse
+	75,  // 150: signet.v1.Admin.ForceStep:output_type -> signet.v1.ForceStepResponse
+	130, // [130:151] is the sub-list for method output_type
+	109, // [109:130] is the sub-list for method input_type
+	109, // [109:109] is the sub-list for extension type_name
+	109, // [109:109] is the sub-list for extension extendee
+	0,   // [0:109] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }

@@ -72,7 +72,6 @@ type Prepared struct {
 	issuer   *Issuer
 	unsigned *unsigned
 	id       spiffeid.ID
-	now      time.Time
 	renewAt  time.Time
 	spent    atomic.Bool // Sign was called
 }
@@ -114,11 +113,11 @@ func Prepare(p Profile, r Request, iss *Issuer, now time.Time) (*Prepared, error
 	if err != nil {
 		return nil, api.Wrap(api.LintFailed, err, "the certificate could not be built")
 	}
-	if err := checkLeaf(u.preview, r, iss); err != nil {
+	if err := checkLeaf(u.preview, r, iss, now); err != nil {
 		return nil, err
 	}
 	lifetime := template.NotAfter.Sub(now)
-	return &Prepared{issuer: iss, unsigned: u, id: r.ID, now: now, renewAt: now.Add(p.DrawRenewal(lifetime))}, nil
+	return &Prepared{issuer: iss, unsigned: u, id: r.ID, renewAt: now.Add(p.DrawRenewal(lifetime))}, nil
 }
 
 // checkRequest refuses what must not be built at all.
@@ -146,7 +145,7 @@ func checkRequest(r Request, iss *Issuer) error {
 
 // leafTemplate says everything that a leaf is; spki is the DER of its key.
 func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (template *x509.Certificate, spki []byte, err error) {
-	spki, err = x509.MarshalPKIXPublicKey(r.PublicKey)
+	spki, err = x509.MarshalPKIXPublicKey(r.PublicKey) // not as it came: what else came with it would be signed, too
 	if err != nil {
 		return nil, nil, api.Wrap(api.KeyType, err, "the key does not encode")
 	}
@@ -173,8 +172,8 @@ func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (template *x
 	return template, spki, nil
 }
 
-// checkLeaf compares a leaf with what was asked for and with its issuer, and lints it.
-func checkLeaf(c *x509.Certificate, r Request, iss *Issuer) error {
+// checkLeaf compares a leaf with what was asked for, with its issuer and with the clock, and lints it.
+func checkLeaf(c *x509.Certificate, r Request, iss *Issuer, now time.Time) error {
 	parent := iss.chain[0]
 	id, err := workloadID(c)
 	switch {
@@ -186,6 +185,8 @@ func checkLeaf(c *x509.Certificate, r Request, iss *Issuer) error {
 		return api.E(api.LintFailed, "the certificate has other DNS names")
 	case !bytes.Equal(c.RawIssuer, parent.RawSubject) || !bytes.Equal(c.AuthorityKeyId, parent.SubjectKeyId):
 		return api.E(api.LintFailed, "the certificate names another issuer")
+	case now.Before(c.NotBefore) || !now.Before(c.NotAfter):
+		return api.E(api.LintFailed, "the certificate is not valid now")
 	case c.NotBefore.Before(iss.notBefore) || c.NotAfter.After(iss.notAfter):
 		return api.E(api.LintFailed, "the certificate outlives its issuer")
 	}
@@ -217,9 +218,9 @@ func (p *Prepared) NotBefore() time.Time { return p.unsigned.preview.NotBefore }
 // NotAfter is the last moment of the leaf's validity, in whole seconds, UTC.
 func (p *Prepared) NotAfter() time.Time { return p.unsigned.preview.NotAfter }
 
-// Sign signs what was prepared, and releases it only if it is that and its signature verifies under the issuer, whose path was
-// verified when the Issuer was made (RFC 5280 section 6.1). It works once, also when called concurrently and whatever the outcome: a second signature would
-// be a second certificate of which the ledger has no record. The error is api.SignerUnavailable when the key failed,
+// Sign signs what was prepared, and releases it only if it is that and its signature verifies under the issuer, whose path
+// was verified when the Issuer was made (RFC 5280 section 6.1). It works once, also when called concurrently and whatever
+// the outcome: a second signature would be a second certificate of which the ledger has no record. The error is api.SignerUnavailable when the key failed,
 // api.LintFailed when what came back is not good, api.Internal for a second call.
 func (p *Prepared) Sign() (*Issued, error) {
 	if p.spent.Swap(true) {

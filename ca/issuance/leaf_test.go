@@ -186,12 +186,14 @@ func TestCheckLeaf(t *testing.T) {
 		{"issuer", other.leaf(t, func(*x509.Certificate) {}), func(*Request) {}, "another issuer"},
 		{"too late", h.leaf(t, func(c *x509.Certificate) { c.NotAfter = h.cert.NotAfter.Add(time.Second) }), func(*Request) {}, "outlives"},
 		{"too early", h.leaf(t, func(c *x509.Certificate) { c.NotBefore = h.cert.NotBefore.Add(-time.Second) }), func(*Request) {}, "outlives"},
+		{"expired", h.leaf(t, func(c *x509.Certificate) { c.NotAfter = testNow }), func(*Request) {}, "not valid now"},
+		{"not valid yet", h.leaf(t, func(c *x509.Certificate) { c.NotBefore = testNow.Add(time.Second) }), func(*Request) {}, "not valid now"},
 		{"rule", h.leaf(t, func(c *x509.Certificate) { c.Subject.CommonName = "x" }), func(*Request) {}, "empty-subject"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := Request{ID: testID, PublicKey: tt.c.PublicKey}
 			tt.edit(&r)
-			err := checkLeaf(tt.c, r, h.issuer)
+			err := checkLeaf(tt.c, r, h.issuer, testNow)
 			if tt.want == "" {
 				wantReason(t, err, "")
 				return
@@ -234,8 +236,8 @@ func TestLifetimeProperty(t *testing.T) {
 			t.Fatalf("the leaf lives longer than %s", profile.TTL)
 		case p.NotBefore().After(now):
 			t.Fatal("the leaf is not valid yet")
-		case p.renewAt.Before(p.now), p.renewAt.Sub(p.now) > p.NotAfter().Sub(p.now)/2:
-			t.Fatalf("renewal at %s of a leaf from %s to %s", p.renewAt, p.now, p.NotAfter())
+		case p.renewAt.Before(now.Truncate(time.Second)), p.renewAt.Sub(now) > p.NotAfter().Sub(now.Truncate(time.Second))/2:
+			t.Fatalf("renewal at %s of a leaf from %s to %s", p.renewAt, now, p.NotAfter())
 		}
 	}
 	if issued < 1000 {

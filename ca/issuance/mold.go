@@ -30,6 +30,9 @@ type extensionOf struct {
 	der []byte // whole; nil where each leaf has its own
 }
 
+// moldBytes is room for most leaves.
+const moldBytes = 640
+
 var errMold = errors.New("a leaf is not encoded as it should be")
 
 // newMold takes a mold from a leaf that is never signed: of the issuer's own key, with a name that is no workload's.
@@ -89,7 +92,7 @@ func ofEveryLeaf(template *x509.Certificate) {
 // cast makes the leaf that template and spki, the DER of its SubjectPublicKeyInfo, say. Of the template it takes what differs
 // between leaves: serial number, times, key identifier, DNS names and the one URI.
 func (m *mold) cast(template *x509.Certificate, spki []byte) (*unsigned, error) {
-	var b cryptobyte.Builder
+	b := cryptobyte.NewBuilder(make([]byte, 0, moldBytes))
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes(m.version)
 		b.AddASN1BigInt(template.SerialNumber)

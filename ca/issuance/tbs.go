@@ -80,25 +80,27 @@ func (u *unsigned) encode(signature []byte) ([]byte, error) {
 var errBadSignature = errors.New("the signature is not good")
 
 // signChecked is sign for a certificate whose preview was checked: nothing is parsed or looked at again but the signature,
-// under the parent's key, and that what was signed is still what was looked at. The error is errBadSignature, or the key's.
+// under the parent's key. It is over the bytes that were looked at, and these are what is released: no signer ever had them.
+// The error is errBadSignature, or the key's.
 func (u *unsigned) signChecked(key crypto.Signer, parent *x509.Certificate) (*x509.Certificate, error) {
 	signature, err := crypto.SignMessage(key, rand.Reader, u.tbs, u.opts)
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(u.preview.RawTBSCertificate, u.tbs) {
-		return nil, fmt.Errorf("%w: what was signed is not what was to be signed", errBadSignature)
+	looked := u.preview.RawTBSCertificate
+	if !bytes.Equal(looked, u.tbs) {
+		return nil, fmt.Errorf("%w: what was signed is not what was looked at", errBadSignature)
 	}
-	if err := parent.CheckSignature(u.preview.SignatureAlgorithm, u.tbs, signature); err != nil {
+	if err := parent.CheckSignature(u.preview.SignatureAlgorithm, looked, signature); err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadSignature, err)
 	}
+	u.tbs = looked
 	der, err := u.encode(signature)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadSignature, err)
 	}
-	c := *u.preview
-	c.Raw, c.Signature = der, signature
-	return &c, nil
+	u.preview.Raw, u.preview.Signature = der, signature // its other parts stay what they are
+	return u.preview, nil
 }
 
 // sign asks key for the signature. Whether it is a good one is for the caller to check.

@@ -68,8 +68,12 @@ func (d *door) serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// follow keeps the snapshot in step with what the agent holds, until ctx ends or the socket is served no more.
+// follow keeps the snapshot in step with what the agent holds, until ctx ends or the socket is served no more. Meanwhile it
+// has the identity followed, so that its secrets are checked and encoded once, when they come, and not for each connection
+// that finds no other.
 func (d *door) follow(ctx context.Context, ended <-chan struct{}) {
+	var f *follower // nil while there is nothing to follow
+	defer func() { d.leave(f) }()
 	for {
 		held, heldChanged := d.id.Held().Get()
 		trust, trustChanged := d.pods.src.agent.Trust().Get() // after what is held, which was checked under it or an earlier one
@@ -81,6 +85,10 @@ func (d *door) follow(ctx context.Context, ended <-chan struct{}) {
 			next.Refused = refused
 		}
 		d.snapshot.Set(next)
+		var over <-chan struct{}
+		if f = d.keep(f, next.Refused == nil); f != nil {
+			over = f.done
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -88,7 +96,33 @@ func (d *door) follow(ctx context.Context, ended <-chan struct{}) {
 			return
 		case <-heldChanged:
 		case <-trustChanged:
+		case <-over:
 		}
+	}
+}
+
+// keep returns the follower to keep, which is f as long as it follows; nil where the identity is refused.
+func (d *door) keep(f *follower, wanted bool) *follower {
+	if f != nil {
+		select {
+		case <-f.done:
+		default:
+			if wanted {
+				return f
+			}
+		}
+		d.leave(f)
+	}
+	if !wanted {
+		return nil
+	}
+	f, _ = d.pods.src.follow(d.id) // an error is the agent's end
+	return f
+}
+
+func (d *door) leave(f *follower) {
+	if f != nil {
+		d.pods.src.leave(d.id, f)
 	}
 }
 

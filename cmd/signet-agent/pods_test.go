@@ -279,3 +279,53 @@ func TestServiceAccountMadeAnew(t *testing.T) {
 		x.end(csi.ErrUnpublished)
 	})
 }
+
+// The secrets of a pod with a socket are encoded before a stream asks for them, and stay so between streams; of an identity
+// that is refused nothing is kept.
+func TestPodEncodedBefore(t *testing.T) {
+	withRig(t, catest.Options{Policy: ca.PolicyFile{Namespaces: []string{"shop"}}}, func(t *testing.T, r *rig) {
+		p := newPods(r.src, nodeName, r.src.log)
+		pod := r.pod("web-1")
+		x := r.publish(p, pod, r.token(pod, tokenLife))
+		encoded := func() *sds.Identity {
+			t.Helper()
+			time.Sleep(time.Second) // the bubble's: all that goes on has come to its end
+			r.src.mu.Lock()
+			defer r.src.mu.Unlock()
+			if len(r.src.followers) != 1 {
+				t.Fatalf("%d identities are followed", len(r.src.followers))
+			}
+			for _, f := range r.src.followers {
+				return f.material.Load().Identity
+			}
+			return nil
+		}
+		first := encoded()
+		if first == nil {
+			t.Fatal("there is an SVID, and nobody has encoded it")
+		}
+		own := r.conn
+		r.conn = x.conn
+		envoy := r.open(nil, sds.NameDefault)
+		r.conn = own
+		m, _ := envoy.next(time.Second)
+		envoy.answer(m, "", sds.NameDefault)
+		envoy.end()
+		if encoded() != first {
+			t.Error("the SVID was encoded anew for a stream")
+		}
+		time.Sleep(31 * time.Minute)
+		if encoded().Serial() == first.Serial() {
+			t.Error("a renewal was not encoded")
+		}
+		x.end(csi.ErrUnpublished)
+
+		attic := r.Pod("attic", "web-0", "web", nodeName)
+		x = r.publish(p, attic, r.token(attic, tokenLife))
+		time.Sleep(5 * time.Second)
+		if n := r.followers(); n != 0 {
+			t.Errorf("%d identities are followed, and the only one is refused", n)
+		}
+		x.end(csi.ErrUnpublished)
+	})
+}

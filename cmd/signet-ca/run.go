@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"time"
 
@@ -32,6 +33,8 @@ import (
 
 // serve wires the CA and runs it until ctx ends. Everything that was opened is closed in reverse order.
 func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
+	kept := spare()
+	defer runtime.KeepAlive(kept)
 	s, closeStore, err := store.Open(ctx, l.Store, false)
 	if err != nil {
 		return err

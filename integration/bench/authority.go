@@ -12,11 +12,15 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/ca"
 	directory "github.com/signet-ca/signet/ca/cluster"
@@ -33,8 +37,9 @@ type authority struct {
 	shared *shared
 	up     ca.Founder
 	td     spiffeid.TrustDomain
-	file   *os.File // of a profile that goes on
-	extra  string   // id of the root that was added last and is still there
+	file   *os.File     // of a profile that goes on
+	every  atomic.Int64 // nanoseconds: all SVIDs are renewed at the multiples of it; zero: as the CA says
+	extra  string       // id of the root that was added last and is still there
 }
 
 // shared is a store to which somebody else writes as well.
@@ -91,6 +96,8 @@ func (a *authority) do(ctx context.Context, what string, arg json.RawMessage) (a
 		return with(arg, func(s serving) (any, error) { return nil, a.serve(ctx, s) })
 	case "bundle":
 		return a.bundle(ctx)
+	case "renew":
+		return with(arg, func(every time.Duration) (any, error) { a.every.Store(int64(every)); return nil, nil })
 	case "profile":
 		return with(arg, func(path string) (any, error) { return nil, a.profile(path) })
 	default:
@@ -157,13 +164,33 @@ func (a *authority) serve(ctx context.Context, s serving) error {
 			}
 		}()
 	}
-	go authority.NewServer().Serve(daemon.Limit(l, daemon.Limits{Port: "agents", Log: log}))
+	go authority.NewServer(grpc.ChainUnaryInterceptor(a.together)).Serve(daemon.Limit(l, daemon.Limits{Port: "agents", Log: log}))
 	for until := time.Now().Add(startTime); len(authority.NotReady()) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(until) {
 			return errors.New("the CA is not ready")
 		}
 	}
 	return nil
+}
+
+// together has agents renew all at once what is issued from now on: a real CA spreads that over a fifth of a lifetime.
+func (a *authority) together(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	resp, err := handle(ctx, req)
+	if r, ok := resp.(*apiv1.IssueResponse); ok {
+		if every := time.Duration(a.every.Load()); every > 0 {
+			for _, x := range r.GetResults() {
+				if s := x.GetSvid(); s != nil {
+					s.RenewAt = timestamppb.New(nextWave(time.Now(), every))
+				}
+			}
+		}
+	}
+	return resp, err
+}
+
+// nextWave is when all are renewed that were issued now: never at once.
+func nextWave(now time.Time, every time.Duration) time.Time {
+	return now.Add(every / 4).Truncate(every).Add(every)
 }
 
 // bundle adds a root, or takes the last one away, and returns when that was written down, in microseconds since 1970.

@@ -43,14 +43,29 @@ func serveChild(ctx context.Context, name string, in io.Reader, out io.Writer) e
 		r = new(ledger)
 	case "cluster":
 		r = new(cluster)
+	case "floor":
+		r = new(floor)
+	case "callers":
+		r = new(callers)
 	case "ca":
 		r = new(authority)
+	case "issuer":
+		r = new(issuer)
+	case "attestor":
+		r = new(tokens)
+	case "apiserver":
+		r = new(apiserver)
+	case "reviewer":
+		r = new(reviewer)
 	default:
 		return fmt.Errorf("there is no role %q", name)
 	}
 	// A child ends with the standard input that its parent holds.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if c, ok := r.(io.Closer); ok {
+		defer c.Close()
+	}
 	dec, enc := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
 	for {
 		var q request
@@ -93,7 +108,7 @@ func (b *bench) start(dir, name string, on cpus, child bool, args ...string) (*p
 	defer log.Close()
 	p := &process{done: make(chan struct{})}
 	p.cmd = exec.Command(b.self, append([]string{"pin", on.String()}, args...)...)
-	p.cmd.Stderr, p.cmd.Env = log, append(os.Environ(), "NODE_NAME="+nodeName(0))
+	p.cmd.Stderr, p.cmd.Env = log, append(os.Environ(), "NODE_NAME="+nodeName(0), "TMPDIR="+dir)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if child {
 		var out io.ReadCloser
@@ -105,9 +120,15 @@ func (b *bench) start(dir, name string, on cpus, child bool, args ...string) (*p
 		}
 		p.enc, p.dec = json.NewEncoder(p.in), json.NewDecoder(bufio.NewReader(out))
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.abandoned {
+		return nil, errors.New("interrupted")
+	}
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
+	b.children = append(b.children, p)
 	go func() {
 		defer close(p.done)
 		if !child { // Wait would close what a child's last answer is read from

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,7 +11,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -54,6 +54,8 @@ func (c *cluster) do(ctx context.Context, what string, arg json.RawMessage) (any
 		return with(arg, func(a connect) (any, error) { return nil, c.connect(ctx, a) })
 	case "issue":
 		return with(arg, func(l load) (any, error) { return c.issue(ctx, l) })
+	case "herd":
+		return with(arg, func(seed uint64) (any, error) { return c.herd(ctx, seed) })
 	default:
 		return c.kubelet.do(ctx, c, what, arg)
 	}
@@ -156,6 +158,7 @@ func (n *node) dial(address string, own *tls.Certificate) (*grpc.ClientConn, err
 	from := &net.TCPAddr{IP: net.IPv4(127, 1, byte(n.number>>8), byte(n.number))}
 	return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10),
+		grpc.WithStaticStreamWindowSize(512<<10), grpc.WithStaticConnWindowSize(1<<20), // as an agent's
 		grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) {
 			return (&net.Dialer{LocalAddr: from}).DialContext(ctx, "tcp", to)
 		}))
@@ -216,12 +219,13 @@ type load struct {
 // loaded is what a load came to.
 type loaded struct {
 	SVIDs    int
+	Refused  int // requests that were sent away to come back later
 	Seconds  float64
 	P50, P99 float64 // of a call, milliseconds
 }
 
 func (c *cluster) issue(ctx context.Context, l load) (loaded, error) {
-	var total atomic.Int64
+	var total, refused atomic.Int64
 	var mu sync.Mutex
 	var all []time.Duration
 	var failed error
@@ -239,14 +243,20 @@ func (c *cluster) issue(ctx context.Context, l load) (loaded, error) {
 					r.Items = append(r.Items, n.items[next%len(n.items)])
 					next++
 				}
-				err = n.ask(ctx, r)
+				var away int
+				var later time.Duration
+				away, later, err = n.ask(ctx, r)
 				took = append(took, time.Since(begin))
-				total.Add(int64(l.Batch))
+				total.Add(int64(l.Batch - away))
+				refused.Add(int64(away))
+				if away > 0 {
+					time.Sleep(min(later, time.Until(until))) // as it was told
+				}
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			all = append(all, took...)
-			failed = errors.Join(failed, err)
+			failed = cmp.Or(failed, err)
 		})
 	}
 	wg.Wait()
@@ -254,20 +264,32 @@ func (c *cluster) issue(ctx context.Context, l load) (loaded, error) {
 		return loaded{}, failed
 	}
 	slices.Sort(all)
-	return loaded{SVIDs: int(total.Load()), Seconds: time.Since(began).Seconds(), P50: quantile(all, 0.50), P99: quantile(all, 0.99)}, nil
+	return loaded{
+		SVIDs: int(total.Load()), Refused: int(refused.Load()), Seconds: time.Since(began).Seconds(),
+		P50: quantile(all, 0.50), P99: quantile(all, 0.99),
+	}, nil
 }
 
-func (n *node) ask(ctx context.Context, r *apiv1.IssueRequest) error {
+// ask asks for SVIDs, and says how many of them are to be asked for again, and when.
+func (n *node) ask(ctx context.Context, r *apiv1.IssueRequest) (refused int, later time.Duration, err error) {
 	resp, err := n.client.Issue(ctx, r)
 	if err != nil {
-		return api.FromStatus(err)
+		e := api.AsError(api.FromStatus(err))
+		if e.Reason == api.Overloaded {
+			return len(r.GetItems()), e.RetryAfter, nil
+		}
+		return 0, 0, e
 	}
 	for _, x := range resp.GetResults() {
-		if x.GetSvid() == nil {
-			return fmt.Errorf("refused: %v", x.GetRefusal())
+		switch no := x.GetRefusal(); {
+		case x.GetSvid() != nil:
+		case no.GetReason() == string(api.Overloaded):
+			refused, later = refused+1, max(later, no.GetRetryAfter().AsDuration())
+		default:
+			return 0, 0, fmt.Errorf("refused: %v", no)
 		}
 	}
-	return nil
+	return refused, later, nil
 }
 
 // quantile is of sorted durations, in milliseconds.

@@ -22,7 +22,7 @@ func benchIssuance(ctx context.Context, b *bench) error {
 	f.declare("server_cpu_over_crypto", "the CA's processor time for an SVID, 64 clients, one CSR a call, over the bare cryptography's", "ratio").below(1.6)
 	f.declare("ceiling_svids", "the ceiling: token, CSR, signature and its check, nothing else", "SVIDs a second")
 	f.declare("ceiling_own_share", "what the check of our own signature is of the ceiling's time", "share")
-	f.declare("ledger_of_svid", "processor time of an entry of the ledger, 64 writers, of the CA's for an SVID", "share").below(0.10)
+	f.declare("ledger_of_svid", "processor time of an entry of the ledger, 64 writers, of the CA's for an SVID", "share").below(0.10).anySpread()
 	type kind struct{ clients, batch int }
 	var kinds []kind
 	for _, batch := range batches {
@@ -36,6 +36,9 @@ func benchIssuance(ctx context.Context, b *bench) error {
 			f.declare(name+"_cpu_us", what+", the CA's processor time for one", "microseconds")
 			f.declare(name+"_p50_ms", what+", a call", "ms")
 			f.declare(name+"_p99_ms", what+", a call", "ms").anySpread()
+			if crowd(n, batch) {
+				f.declare(name+"_refused", what+", of the requests, those that were sent away to come back later", "share").anySpread()
+			}
 		}
 	}
 	w, err := b.newWorld("issuance", pods{Agents: clients[len(clients)-1], Workloads: 8})
@@ -58,6 +61,7 @@ func benchIssuance(ctx context.Context, b *bench) error {
 		return err
 	}
 	for _, k := range kinds {
+		b.stage("%d clients, %d CSRs a call", k.clients, k.batch)
 		if err := b.rounds(func() (quiet bool, err error) { return w.issueRound(top, k.clients, k.batch) }); err != nil {
 			return err
 		}
@@ -66,22 +70,8 @@ func benchIssuance(ctx context.Context, b *bench) error {
 	return ctx.Err()
 }
 
-// rounds runs rounds until enough of them were quiet, or too many were not.
-func (b *bench) rounds(one func() (quiet bool, err error)) error {
-	good := 0
-	for try := 0; good < b.options.rounds && try < patience*b.options.rounds; try++ {
-		quiet, err := one()
-		if err != nil {
-			return err
-		}
-		if quiet {
-			good++
-		} else {
-			time.Sleep(time.Second)
-		}
-	}
-	return nil
-}
+// crowd tells the loads that are more than a CA lets wait: 4,096 requests.
+func crowd(clients, batch int) bool { return clients*batch > 4096 }
 
 // issueRound measures one kind of load between two halves of the ceiling's.
 func (w *world) issueRound(top *process, clients, batch int) (quiet bool, err error) {
@@ -102,8 +92,19 @@ func (w *world) issueRound(top *process, clients, batch int) (quiet bool, err er
 		return false, err
 	}
 	after, quiet2, err := w.b.ceiling(top, 0.25)
-	if err != nil || !quiet1 || !quiet2 || t.foreign > w.b.noise {
+	noise := w.b.noise
+	if clients*batch == 1 {
+		noise += 0.15 // the kernel's own threads sync the ledger once for each SVID: they work for us, and in nobody's clock
+	}
+	if err != nil || !quiet1 || !quiet2 || t.foreign > noise {
 		return false, err
+	}
+	var entry time.Duration
+	if clients == 64 && batch == 1 {
+		var quiet3 bool
+		if entry, quiet3, err = w.b.ledgerEntry(w); err != nil || !quiet3 {
+			return false, err
+		}
 	}
 	rate, unchecked := (before.Rate+after.Rate)/2, (before.RateWithout+after.RateWithout)/2
 	crypto := (before.CPU + after.CPU) / 2
@@ -116,11 +117,10 @@ func (w *world) issueRound(top *process, clients, batch int) (quiet bool, err er
 	f.add(name+"_cpu_us", each*1e6)
 	f.add(name+"_p50_ms", l.P50)
 	f.add(name+"_p99_ms", l.P99)
+	if crowd(clients, batch) {
+		f.add(name+"_refused", float64(l.Refused)/float64(l.Refused+l.SVIDs))
+	}
 	if clients == 64 && batch == 1 {
-		entry, err := w.b.ledgerEntry(w)
-		if err != nil {
-			return false, err
-		}
 		f.add("ledger_of_svid", entry.Seconds()/each)
 		f.add("issue_grpc_of_ceiling", svids/rate)
 		f.add("server_cpu_over_crypto", each/crypto)
@@ -145,13 +145,21 @@ func (b *bench) ceiling(top *process, seconds float64) (bare, bool, error) {
 }
 
 // ledgerEntry is the processor time, kernel's included, that a process spends on one entry while 64 wait at any moment.
-func (b *bench) ledgerEntry(w *world) (time.Duration, error) {
+func (b *bench) ledgerEntry(w *world) (entry time.Duration, quiet bool, err error) {
 	l, err := b.child(w.dir, "ledger", b.server)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	defer l.end()
-	return ask[time.Duration](l, "append", appends{Dir: w.dir, Writers: 64, Seconds: 0.5})
+	win, err := open(l.pid(), w.ca.pid(), w.cluster.pid())
+	if err != nil {
+		return 0, false, err
+	}
+	if entry, err = ask[time.Duration](l, "append", appends{Dir: w.dir, Writers: 64, Seconds: 0.5}); err != nil {
+		return 0, false, err
+	}
+	t, err := win.close()
+	return entry, t.foreign <= b.noise, err
 }
 
 // profile writes where a CA of signet-ca's parts spends its time while 64 clients ask for one SVID a call.

@@ -46,6 +46,15 @@ func (k *kubelet) do(ctx context.Context, c *cluster, what string, arg json.RawM
 			}
 			return nil, nil
 		})
+	case "unpublish":
+		return with(arg, func(p span) (any, error) {
+			for i := p.From; i < p.To; i++ {
+				if err := k.unpublish(ctx, i); err != nil {
+					return nil, err
+				}
+			}
+			return nil, nil
+		})
 	case "first":
 		return with(arg, func(f first) (any, error) { return k.first(ctx, c, f) })
 	case "open":
@@ -118,10 +127,18 @@ func (k *kubelet) socket(i int) string {
 	return filepath.Join(filepath.Dir(k.root), strconv.Itoa(i), "agent.sock")
 }
 
+func volumeID(uid string) string { return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(uid))) }
+
+// unpublish gives back the volume of a pod that has ended.
+func (k *kubelet) unpublish(ctx context.Context, i int) error {
+	_, err := k.client.NodeUnpublishVolume(ctx, &csipb.NodeUnpublishVolumeRequest{VolumeId: volumeID(k.pods[i].UID), TargetPath: k.target(i)})
+	return err
+}
+
 // publish asks for the volume of a pod.
 func (k *kubelet) publish(ctx context.Context, c *cluster, i int) error {
 	p := k.pods[i]
-	id := fmt.Sprintf("csi-%x", sha256.Sum256([]byte(p.UID)))
+	id := volumeID(p.UID)
 	notes, err := json.Marshal(map[string]string{"volumeHandle": id, "driverName": driver})
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(k.target(i)), 0o750)

@@ -46,7 +46,7 @@ func usable() (cpus, error) {
 // pin becomes a program that uses these processors alone; Go's runtime takes their number for GOMAXPROCS.
 func pin(list string, args []string) error {
 	var set unix.CPUSet
-	for _, s := range strings.Split(list, ",") {
+	for s := range strings.SplitSeq(list, ",") {
 		n, err := strconv.Atoi(s)
 		if err != nil {
 			return err
@@ -120,6 +120,9 @@ type window struct {
 	busy  time.Duration
 }
 
+// imprecision is how far off busy may be where nobody else works: a tick of each of two processors.
+const imprecision = 20 * time.Millisecond
+
 // taken is what a window was.
 type taken struct {
 	elapsed time.Duration
@@ -157,16 +160,6 @@ func (w *window) close() (taken, error) {
 		t.cpu[pid] = now - w.cpu[i]
 		ours += t.cpu[pid]
 	}
-	t.foreign = max(0, (all-w.busy-ours).Seconds()/t.elapsed.Seconds())
+	t.foreign = max(0, (all-w.busy-ours-imprecision).Seconds()/t.elapsed.Seconds())
 	return t, nil
-}
-
-func modelName() string {
-	text, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(text)) {
-		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
-			return strings.TrimSpace(v)
-		}
-	}
-	return "an unknown processor"
 }

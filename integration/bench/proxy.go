@@ -33,7 +33,7 @@ type proxy struct {
 
 // openProxy opens a stream and returns when the first secret is there and acknowledged.
 func openProxy(ctx context.Context, socket, name string) (*proxy, error) {
-	conn, err := dialUnix(socket, grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), grpc.WithSharedWriteBuffer(true))
+	conn, err := dialUnix(socket, grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
 	if err != nil {
 		return nil, err
 	}
@@ -95,11 +95,15 @@ type first struct {
 	Publish bool
 }
 
-// firsts is how long that took, in milliseconds.
-type firsts struct{ P50, P99 float64 }
+// firsts is how long each of them took.
+type firsts struct{ Took []time.Duration }
 
-func (k *kubelet) first(ctx context.Context, c *cluster, f first) (firsts, error) {
-	var all []time.Duration
+func (f firsts) quantile(q float64) float64 {
+	slices.Sort(f.Took)
+	return quantile(f.Took, q)
+}
+
+func (k *kubelet) first(ctx context.Context, c *cluster, f first) (all firsts, err error) {
 	for n := range f.Times {
 		i := f.Span.From + n%(f.Span.To-f.Span.From)
 		begin := time.Now()
@@ -112,11 +116,10 @@ func (k *kubelet) first(ctx context.Context, c *cluster, f first) (firsts, error
 		if err != nil {
 			return firsts{}, err
 		}
-		all = append(all, time.Since(begin))
+		all.Took = append(all.Took, time.Since(begin))
 		p.conn.Close()
 	}
-	slices.Sort(all)
-	return firsts{quantile(all, 0.50), quantile(all, 0.99)}, nil
+	return all, nil
 }
 
 // streams opens so many more, over the pods in turn, which stay open. The names are subscribed to in turn.

@@ -11,14 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
 const (
 	trustDomain = "bench.example"
 	issuerName  = "https://kubernetes.default.svc.bench"
-	startTime   = 60 * time.Second // until a program must serve
+	startTime   = 3 * time.Minute // until a program must serve
 )
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
@@ -71,6 +70,7 @@ type world struct {
 	cluster     *process
 	ca          *process
 	agent       *process
+	streams     int // that are open
 }
 
 // pods are those that a cluster is to have: agents on so many nodes, workloads on each.
@@ -84,9 +84,7 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 	w := &world{b: b, dir: filepath.Join(b.dir, name)}
 	err := os.Mkdir(w.dir, 0o700)
 	if err == nil {
-		if w.memory, err = os.MkdirTemp("/dev/shm", "sb"); err != nil {
-			w.memory, err = os.MkdirTemp("", "sb")
-		}
+		w.memory, err = shortFolder()
 	}
 	for _, sub := range []string{"pods", "plugins", "plugins_registry"} {
 		if err == nil {
@@ -124,6 +122,15 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// shortFolder makes a folder on a tmpfs, where there is one, whose path is short enough for sockets.
+func shortFolder() (string, error) {
+	dir, err := os.MkdirTemp("/dev/shm", "sb")
+	if err != nil {
+		return os.MkdirTemp("", "sb")
+	}
+	return dir, nil
 }
 
 func (w *world) startCA(ctx context.Context) (err error) {
@@ -178,36 +185,6 @@ func (w *world) close() {
 	w.agent.end()
 	w.ca.end()
 	_ = os.RemoveAll(w.memory)
-}
-
-// metric returns the sum of a metric of a program over all its labels.
-func metric(ctx context.Context, address, name string) (sum float64, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	found := false
-	for line := range strings.Lines(string(text)) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
-			continue
-		}
-		var v float64
-		if _, err := fmt.Sscan(rest[strings.LastIndexByte(rest, ' ')+1:], &v); err != nil {
-			return 0, err
-		}
-		sum, found = sum+v, true
-	}
-	if err == nil && !found {
-		err = fmt.Errorf("%s has no metric %s", address, name)
-	}
-	return sum, err
 }
 
 // freeAddress returns an address on loopback that was free a moment ago.

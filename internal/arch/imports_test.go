@@ -26,9 +26,10 @@ var allowed = []struct {
 	{"internal/kube", nil},
 	{"internal/arch", nil},
 	{"internal/audit", []string{"internal/durable"}},
-	{"internal/daemon", []string{"api", "internal/run"}}, // what the two servers' processes do alike
-	{"internal/wycheproof", nil},                         // vectors, for tests
-	{"internal/envoy", nil},                              // real Envoys, for the demo and the integration tests
+	{"internal/ready", nil},
+	{"internal/daemon", []string{"api", "internal/ready", "internal/run"}}, // what the two servers' processes do alike
+	{"internal/wycheproof", nil}, // vectors, for tests
+	{"internal/envoy", nil},      // real Envoys, for the demo and the integration tests
 	{"attestor", []string{"api"}},
 	{"ca/issuance", []string{"api"}},
 	{"ca/journal", []string{"api"}},
@@ -39,7 +40,7 @@ var allowed = []struct {
 	{"sds", []string{"api", "internal/latest"}},
 	{"agent", []string{"api", "attestor", "internal/durable", "internal/latest", "internal/metrics", "internal/run"}},
 	{"agent/csi", []string{"api", "internal/durable", "internal/latest", "internal/metrics", "internal/run"}},
-	{"agent/workloadapi", []string{"api", "internal/durable", "internal/latest", "internal/run"}},
+	{"agent/workloadapi", []string{"api", "internal/durable", "internal/latest", "internal/ready", "internal/run"}},
 	{"migrate", []string{"api"}},
 	{"deploy", nil},
 	{"internal/canary", nil},                         // finds secrets where none belong, for tests
@@ -60,6 +61,7 @@ var exceptions = map[[2]string]string{
 	{"cmd/signet/demo", "attestor/attestortest"}: "the demo signs the tokens that a cluster would sign",
 
 	{"integration/nodes", "integration/controlplane"}: "the nodes of that control plane",
+	{"integration/bench", "integration/controlplane"}: "its API server reviews the tokens",
 }
 
 // isTestPackage tells the packages that put real parts in memory for the tests of others: ca/catest, attestor/attestortest.

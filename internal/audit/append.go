@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"time"
 )
 
@@ -88,6 +89,7 @@ func (l *Log) write(b *batch) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	defer close(b.done)
+	runtime.Gosched() // whoever else is about to put something on record may share the sync
 	l.mu.Lock()
 	if l.batch == b {
 		l.batch = nil

@@ -11,7 +11,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
+
+	"github.com/signet-ca/signet/internal/ready"
 )
 
 // Limits bound the connections of one port. A connection is a stranger's until somebody vouches for it with Admit; a
@@ -130,7 +133,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &Conn{Conn: raw, l: l, peer: nameless}
+		c := &Conn{Conn: raw, l: l, peer: nameless, ready: ready.NewReader(raw)}
 		if !l.limits.Nameless {
 			c.peer = peerOf(raw)
 		}
@@ -220,9 +223,10 @@ func (l *Listener) count(limit string) {
 // Conn is a connection of a Listener.
 type Conn struct {
 	net.Conn
-	l    *Listener
-	peer string
-	left atomic.Int64 // what a stranger may still say; of a member, nobody counts
+	l     *Listener
+	peer  string
+	ready *ready.Reader
+	left  atomic.Int64 // what a stranger may still say; of a member, nobody counts
 
 	member atomic.Bool
 	ended  atomic.Bool
@@ -265,11 +269,31 @@ func (c *Conn) Admit(key string) {
 // Read implements net.Conn. A stranger who says too much is cut off.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if !c.member.Load() && c.left.Add(int64(-n)) < 0 && !c.member.Load() {
-		c.end(tooMuch)
+	if c.spent(n) {
 		return 0, net.ErrClosed
 	}
 	return n, err
+}
+
+// ReadOnReady is Read without a buffer meanwhile, which is how gRPC reads: see package ready.
+func (c *Conn) ReadOnReady(size int, pool mem.BufferPool) (*[]byte, int, error) {
+	buf, n, err := c.ready.ReadOnReady(size, pool)
+	if c.spent(n) {
+		if buf != nil {
+			pool.Put(buf)
+		}
+		return nil, 0, net.ErrClosed
+	}
+	return buf, n, err
+}
+
+// spent counts what was read, and cuts off a stranger who has said too much.
+func (c *Conn) spent(n int) bool {
+	if c.member.Load() || c.left.Add(int64(-n)) >= 0 || c.member.Load() {
+		return false
+	}
+	c.end(tooMuch)
+	return true
 }
 
 // Close implements net.Conn.
