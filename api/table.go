@@ -586,7 +586,7 @@ var table = []Page{
 		"Somewhere a CA of this trust domain exists or existed. A second root would break everything that trusts the first.",
 		"Restore the first CA. If it is gone for good, remove the published bundle and run init again."},
 	{MintBudget, 813, KindUnavailable, "The budget of intermediates is spent",
-		"So many were minted in the last hour that a crash loop is likely; each stays valid for a day.",
+		"So many were minted under this root in the last hour that a crash loop is likely; each stays valid for a day.",
 		"Find out why the CA restarts. The budget frees itself within the hour."},
 	{ConfigInvalid, 814, KindInvalid, "The configuration is wrong",
 		"A value is missing, unknown, twice there or out of range; the message says which and where.",

@@ -51,7 +51,7 @@ type Config struct {
 
 	AgentTTL   time.Duration    // of an agent's own SVID. Zero: 1 h
 	Keys       issuance.KeyKind // of intermediates and of the CA's own identity. Zero: ECDSA P-256
-	MintBudget int              // intermediates an hour. Zero: 20
+	MintBudget int              // intermediates an hour under one root. Zero: 20
 	Sealer     *Sealer          // of the keys of renewal tickets in the record. Nil: no tickets, so nothing is renewed while an API server is away
 	Grace      time.Duration    // for which known workloads are renewed while the API server is away; at most MaxGrace. Zero: not at all
 	SessionAge time.Duration    // of an agent's session, drawn from 3/4 of it up. Zero: 1 h

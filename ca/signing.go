@@ -47,10 +47,12 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 	if err != nil {
 		ca.log.WarnContext(ctx, "how often the upstream was asked in vain is not known", "error", err)
 	}
+	under := ca.record.Load().ActiveAuthority().ID
 	for failed := 0; ; {
-		if !ca.restSigning(ctx, pause) {
+		if !ca.restSigning(ctx, pause, under) {
 			return nil
 		}
+		under = ca.record.Load().ActiveAuthority().ID
 		err := ca.refreshSigning(ctx, time.Now())
 		switch {
 		case ctx.Err() != nil:
@@ -73,12 +75,11 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 	}
 }
 
-// restSigning waits for what is due, and no longer than until another authority is the active one. It returns false when ctx
-// has ended.
-func (ca *CA) restSigning(ctx context.Context, pause time.Duration) bool {
+// restSigning waits for what is due, and no longer than until another authority than that is the active one. It returns false
+// when ctx has ended.
+func (ca *CA) restSigning(ctx context.Context, pause time.Duration, under string) bool {
 	due := time.NewTimer(pause)
 	defer due.Stop()
-	under := ca.record.Load().ActiveAuthority().ID
 	for {
 		j, changed := ca.record.Get()
 		if j.ActiveAuthority().ID != under {
@@ -317,8 +318,9 @@ func (ca *CA) askRoot(ctx context.Context, r *asking, now time.Time) ([]*x509.Ce
 	return chain, nil
 }
 
-// bookMint writes down that an intermediate may exist; MintBudget when too many were asked for in the last hour. What a
-// clock that was wrong has put into the future does not count.
+// bookMint writes down that an intermediate may exist; MintBudget when too many were asked for under its root in the last hour.
+// What a clock that was wrong has put into the future does not count. Nor does what is under another root: who asks again and again
+// asks the active one, and a rotation, least of all an emergency, never waits for what was spent under the root that goes.
 func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	ca.replica.Lock()
 	defer ca.replica.Unlock()
@@ -326,17 +328,17 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	if err != nil {
 		return err
 	}
-	kept, recent := r.Minted[:0:0], 0
+	j, kept, recent := ca.record.Load(), r.Minted[:0:0], 0
 	for _, old := range r.Minted {
-		if m.At.Sub(old.At).Abs() < time.Hour {
+		if old.Root == m.Root && m.At.Sub(old.At).Abs() < time.Hour {
 			recent++
 		}
-		if old.NotAfter.After(m.At) {
+		if old.NotAfter.After(m.At) && j.Has(old.Root) { // one that was removed is trusted by nobody and never asked again
 			kept = append(kept, old)
 		}
 	}
 	if recent >= ca.cfg.MintBudget {
-		return api.E(api.MintBudget, "%d intermediates were minted in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
+		return api.E(api.MintBudget, "%d intermediates were minted under this root in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
 	}
 	r.Minted, r.Vain = append(ca.keys.account(kept, ca.started), m), Vain{}
 	ca.keys.forget(r.Minted)

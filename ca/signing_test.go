@@ -356,7 +356,7 @@ func TestMintBudgetClock(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, func(cfg *ca.Config) { cfg.MintBudget = 1 })
 		future := time.Now().Add(365 * day)
-		b.store.replica = ca.Replica{Minted: []ca.Minted{{At: future, NotAfter: future.Add(day), Root: "x"}}}
+		b.store.replica = ca.Replica{Minted: []ca.Minted{{At: future, NotAfter: future.Add(day), Root: b.store.journal.ActiveAuthority().ID}}}
 		b.start()
 		if b.intermediate() == nil {
 			t.Error("a clock that was wrong once stops the CA for a year")

@@ -139,6 +139,12 @@ func (j Journal) ActiveAuthority() Authority {
 	return j.Authorities[i]
 }
 
+// Has reports whether the record holds an authority of that id that is not removed.
+func (j Journal) Has(id string) bool {
+	i := j.find(id)
+	return i >= 0 && j.Authorities[i].State != Removed
+}
+
 // Roots returns the certificates of the bundle in the order of the record.
 func (j Journal) Roots() ([]*x509.Certificate, error) {
 	var roots []*x509.Certificate

@@ -63,7 +63,7 @@ type config struct {
 	Agents agentsConfig `yaml:"agents"`
 	// The key of intermediates: ecdsa-p256 or ecdsa-p384. Default: ecdsa-p256.
 	Key string `yaml:"key"`
-	// How many intermediates may be minted in an hour, over restarts. Default: 20.
+	// How many intermediates may be minted under one root in an hour, over restarts. Default: 20.
 	MintBudget int `yaml:"mintBudget"`
 	// The root is not replaced by itself before it expires; then somebody has to, with "signet rotate start". Default: false.
 	ManualRotation bool `yaml:"manualRotation"`
