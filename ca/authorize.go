@@ -85,6 +85,7 @@ var permissions = map[string]permission{
 	apiv1.Admin_AbortRotation_FullMethodName:     {adminPorts, roleOperator},
 	apiv1.Admin_RollbackRotation_FullMethodName:  {adminPorts, roleOperator},
 	apiv1.Admin_EmergencyRotation_FullMethodName: {adminPorts, roleEmergency}, // nobody trusts that root again
+	apiv1.Admin_Backup_FullMethodName:            {adminPorts, roleEmergency}, // sealed, but whoever has the seal key as well is the CA
 	apiv1.Admin_ForceStep_FullMethodName:         {adminPorts, roleEmergency}, // over somebody's head, who may lose his peers
 
 	// Probes have no identity. What would stay open is for those who have one.

@@ -59,6 +59,7 @@ var mayCall = map[string]string{
 	"signet.v1.Admin/RollbackRotation":                         "operator",
 	"signet.v1.Admin/EmergencyRotation":                        "emergency",
 	"signet.v1.Admin/ForceStep":                                "emergency",
+	"signet.v1.Admin/Backup":                                   "emergency",
 	"grpc.health.v1.Health/Check":                              "anyone",
 	"grpc.health.v1.Health/List":                               "agent",
 	"grpc.health.v1.Health/Watch":                              "agent",
@@ -82,6 +83,7 @@ var afterwards = map[string]api.Reason{
 	"signet.v1.Admin/RollbackRotation":  api.RotationInvalid,
 	"signet.v1.Admin/EmergencyRotation": api.RotationInvalid,
 	"signet.v1.Admin/ForceStep":         api.RotationOver,
+	"signet.v1.Admin/Backup":            api.NotFound, // the test's CA makes none
 }
 
 // A visitor is one kind of caller.

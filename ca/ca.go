@@ -62,6 +62,9 @@ type Config struct {
 	// ManualRotation says that the root is not replaced by itself before it expires.
 	ManualRotation bool
 
+	// Backup makes a backup of what Store holds. Nil: none can be asked for.
+	Backup func(ctx context.Context) (*Backup, error)
+
 	// NotReady names what else the process lacks, for CA.NotReady. Nil: nothing.
 	NotReady func() []string
 
@@ -197,6 +200,9 @@ func (ca *CA) Run(ctx context.Context) error {
 	j := ca.record.Load()
 	ca.log.InfoContext(ctx, "record loaded", "trust_domain", j.TrustDomain, "generation", j.Generation().String(), "root", j.ActiveAuthority().ID,
 		"banned_nodes", len(j.Bans))
+	if err := ca.recordRestores(ctx); err != nil {
+		return err
+	}
 	if err := ca.startTicketKeys(ctx); err != nil {
 		return err
 	}

@@ -61,6 +61,8 @@ type Replica struct {
 	// Agents are those that had a session with it, until the last SVID of their node has expired: sorted by cluster and UID, at
 	// most MaxAgentsSeen.
 	Agents []AgentSeen `json:"agents,omitempty"`
+	// Restored is of a replica that a restore has added, in the place of those that nobody knows of; nil of any other.
+	Restored *Restored `json:"restored,omitempty"`
 }
 
 // MaxAgentsSeen is how many agents the record of one replica holds. Where there are more, those are left out whose SVIDs expire first.

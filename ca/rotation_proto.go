@@ -68,8 +68,12 @@ func operationProto(o journal.Operation) *apiv1.RotationOperation {
 }
 
 func pastProto(o journal.Past) *apiv1.RotationOperation {
-	return &apiv1.RotationOperation{Id: o.ID, Kind: string(o.Kind), By: o.By, Why: o.Why, Automatic: o.Automatic, Begun: timeProto(o.Begun), Ended: timeProto(o.Ended),
+	p := &apiv1.RotationOperation{Id: o.ID, Kind: string(o.Kind), By: o.By, Why: o.Why, Automatic: o.Automatic, Begun: timeProto(o.Begun), Ended: timeProto(o.Ended),
 		Outcome: string(o.Outcome), Authority: o.Authority, Replaces: o.Replaces}
+	if w := o.EndedBy; w.By != "" {
+		p.EndedBy = &apiv1.RotationWord{By: w.By, Why: w.Why, At: timeProto(w.At)}
+	}
+	return p
 }
 
 func scheduleProto(s journal.Schedule, automatic bool) *apiv1.RotationSchedule {

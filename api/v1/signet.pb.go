@@ -1672,6 +1672,7 @@ type GetStatusResponse struct {
 	Roles          []string               `protobuf:"bytes,12,rep,name=roles,proto3" json:"roles,omitempty"`                                          // which he has: "viewer", "operator", "emergency"
 	Protocol       uint32                 `protobuf:"varint,13,opt,name=protocol,proto3" json:"protocol,omitempty"`                                   // the newest that this CA speaks with agents; 0: it does not say
 	OldestProtocol uint32                 `protobuf:"varint,14,opt,name=oldest_protocol,json=oldestProtocol,proto3" json:"oldest_protocol,omitempty"` // the oldest
+	Upstream       *UpstreamStatus        `protobuf:"bytes,15,opt,name=upstream,proto3" json:"upstream,omitempty"`                                    // unset: the CA is older and does not say
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1804,6 +1805,114 @@ func (x *GetStatusResponse) GetOldestProtocol() uint32 {
 	return 0
 }
 
+func (x *GetStatusResponse) GetUpstream() *UpstreamStatus {
+	if x != nil {
+		return x.Upstream
+	}
+	return nil
+}
+
+// UpstreamStatus is whether the CA could have another intermediate signed, and how long it can go on without.
+type UpstreamStatus struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Kind                 string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`                                                               // of the driver: "selfsigned", "disk"; readers must expect others
+	Healthy              bool                   `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"`                                                        // it would have signed when it was probed last
+	Reason               string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                                                           // why not, from the closed table; empty while it would, and before the first probe
+	Detail               string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`                                                           // the same in words
+	ProbedAt             *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=probed_at,json=probedAt,proto3" json:"probed_at,omitempty"`                                       // unset: not yet
+	Since                *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`                                                             // since when it is as it is now, as far as this process knows
+	Announced            []string               `protobuf:"bytes,7,rep,name=announced,proto3" json:"announced,omitempty"`                                                     // ids of the roots that it tells of and that are not in the record, lower-case hex
+	IntermediateNotAfter *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=intermediate_not_after,json=intermediateNotAfter,proto3" json:"intermediate_not_after,omitempty"` // of the one that signs; unset while there is none
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *UpstreamStatus) Reset() {
+	*x = UpstreamStatus{}
+	mi := &file_api_v1_signet_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpstreamStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpstreamStatus) ProtoMessage() {}
+
+func (x *UpstreamStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpstreamStatus.ProtoReflect.Descriptor instead.
+func (*UpstreamStatus) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *UpstreamStatus) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *UpstreamStatus) GetHealthy() bool {
+	if x != nil {
+		return x.Healthy
+	}
+	return false
+}
+
+func (x *UpstreamStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UpstreamStatus) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *UpstreamStatus) GetProbedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ProbedAt
+	}
+	return nil
+}
+
+func (x *UpstreamStatus) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *UpstreamStatus) GetAnnounced() []string {
+	if x != nil {
+		return x.Announced
+	}
+	return nil
+}
+
+func (x *UpstreamStatus) GetIntermediateNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IntermediateNotAfter
+	}
+	return nil
+}
+
 type GetBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1812,7 +1921,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[23]
+	mi := &file_api_v1_signet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1933,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[23]
+	mi := &file_api_v1_signet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1946,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{23}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{24}
 }
 
 type GetBundleResponse struct {
@@ -1850,7 +1959,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[24]
+	mi := &file_api_v1_signet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1971,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[24]
+	mi := &file_api_v1_signet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +1984,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{24}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetBundleResponse) GetTrustDomain() string {
@@ -1900,7 +2009,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[25]
+	mi := &file_api_v1_signet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2021,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[25]
+	mi := &file_api_v1_signet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2034,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{25}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{26}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1940,7 +2049,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[26]
+	mi := &file_api_v1_signet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2061,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[26]
+	mi := &file_api_v1_signet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2074,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{26}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListAuthoritiesResponse) GetTrustDomain() string {
@@ -2026,7 +2135,7 @@ type AuthorityInfo struct {
 
 func (x *AuthorityInfo) Reset() {
 	*x = AuthorityInfo{}
-	mi := &file_api_v1_signet_proto_msgTypes[27]
+	mi := &file_api_v1_signet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2147,7 @@ func (x *AuthorityInfo) String() string {
 func (*AuthorityInfo) ProtoMessage() {}
 
 func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[27]
+	mi := &file_api_v1_signet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2160,7 @@ func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityInfo.ProtoReflect.Descriptor instead.
 func (*AuthorityInfo) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{27}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AuthorityInfo) GetId() string {
@@ -2215,7 +2324,7 @@ type GoneAuthority struct {
 
 func (x *GoneAuthority) Reset() {
 	*x = GoneAuthority{}
-	mi := &file_api_v1_signet_proto_msgTypes[28]
+	mi := &file_api_v1_signet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2336,7 @@ func (x *GoneAuthority) String() string {
 func (*GoneAuthority) ProtoMessage() {}
 
 func (x *GoneAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[28]
+	mi := &file_api_v1_signet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2349,7 @@ func (x *GoneAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoneAuthority.ProtoReflect.Descriptor instead.
 func (*GoneAuthority) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{28}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GoneAuthority) GetId() string {
@@ -2288,7 +2397,7 @@ type ListSVIDsRequest struct {
 
 func (x *ListSVIDsRequest) Reset() {
 	*x = ListSVIDsRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[29]
+	mi := &file_api_v1_signet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2409,7 @@ func (x *ListSVIDsRequest) String() string {
 func (*ListSVIDsRequest) ProtoMessage() {}
 
 func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[29]
+	mi := &file_api_v1_signet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2422,7 @@ func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*ListSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{29}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListSVIDsRequest) GetNamespace() string {
@@ -2339,7 +2448,7 @@ type ListSVIDsResponse struct {
 
 func (x *ListSVIDsResponse) Reset() {
 	*x = ListSVIDsResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[30]
+	mi := &file_api_v1_signet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2460,7 @@ func (x *ListSVIDsResponse) String() string {
 func (*ListSVIDsResponse) ProtoMessage() {}
 
 func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[30]
+	mi := &file_api_v1_signet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2473,7 @@ func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*ListSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{30}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListSVIDsResponse) GetHoldings() []*NodeHolding {
@@ -2386,7 +2495,7 @@ type NodeHolding struct {
 
 func (x *NodeHolding) Reset() {
 	*x = NodeHolding{}
-	mi := &file_api_v1_signet_proto_msgTypes[31]
+	mi := &file_api_v1_signet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2507,7 @@ func (x *NodeHolding) String() string {
 func (*NodeHolding) ProtoMessage() {}
 
 func (x *NodeHolding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[31]
+	mi := &file_api_v1_signet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2520,7 @@ func (x *NodeHolding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHolding.ProtoReflect.Descriptor instead.
 func (*NodeHolding) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{31}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *NodeHolding) GetNode() string {
@@ -2463,7 +2572,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[32]
+	mi := &file_api_v1_signet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2584,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[32]
+	mi := &file_api_v1_signet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2597,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{32}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListAuditRequest) GetSpiffeId() string {
@@ -2585,7 +2694,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[33]
+	mi := &file_api_v1_signet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2706,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[33]
+	mi := &file_api_v1_signet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2719,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{33}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2628,7 +2737,7 @@ type AuditEntry struct {
 	Source            string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	Seq               uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"` // within the source
 	Time              *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	Kind              string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"` // "issue", "attest-agent", "mint", "refuse", "ban-node", "allow-node", "rotate", "operator"; readers must expect others
+	Kind              string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"` // "issue", "attest-agent", "mint", "refuse", "ban-node", "allow-node", "rotate", "backup", "restore", "operator"; readers must expect others
 	CorrelationId     string                 `protobuf:"bytes,5,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
 	SpiffeId          string                 `protobuf:"bytes,6,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	Cluster           string                 `protobuf:"bytes,7,opt,name=cluster,proto3" json:"cluster,omitempty"` // issuer of the token that was attested
@@ -2658,7 +2767,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_api_v1_signet_proto_msgTypes[34]
+	mi := &file_api_v1_signet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2779,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[34]
+	mi := &file_api_v1_signet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2792,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{34}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AuditEntry) GetSource() string {
@@ -2883,7 +2992,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[35]
+	mi := &file_api_v1_signet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3004,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[35]
+	mi := &file_api_v1_signet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3017,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{35}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{36}
 }
 
 type ListNodesResponse struct {
@@ -2920,7 +3029,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[36]
+	mi := &file_api_v1_signet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3041,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[36]
+	mi := &file_api_v1_signet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3054,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{36}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2979,7 +3088,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_v1_signet_proto_msgTypes[37]
+	mi := &file_api_v1_signet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3100,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[37]
+	mi := &file_api_v1_signet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3113,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{37}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -3104,7 +3213,7 @@ type Ban struct {
 
 func (x *Ban) Reset() {
 	*x = Ban{}
-	mi := &file_api_v1_signet_proto_msgTypes[38]
+	mi := &file_api_v1_signet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3225,7 @@ func (x *Ban) String() string {
 func (*Ban) ProtoMessage() {}
 
 func (x *Ban) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[38]
+	mi := &file_api_v1_signet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3238,7 @@ func (x *Ban) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ban.ProtoReflect.Descriptor instead.
 func (*Ban) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{38}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Ban) GetAt() *timestamppb.Timestamp {
@@ -3172,7 +3281,7 @@ type BanNodeRequest struct {
 
 func (x *BanNodeRequest) Reset() {
 	*x = BanNodeRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[39]
+	mi := &file_api_v1_signet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3293,7 @@ func (x *BanNodeRequest) String() string {
 func (*BanNodeRequest) ProtoMessage() {}
 
 func (x *BanNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[39]
+	mi := &file_api_v1_signet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3306,7 @@ func (x *BanNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanNodeRequest.ProtoReflect.Descriptor instead.
 func (*BanNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{39}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BanNodeRequest) GetNode() string {
@@ -3240,7 +3349,7 @@ type BanNodeResponse struct {
 
 func (x *BanNodeResponse) Reset() {
 	*x = BanNodeResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[40]
+	mi := &file_api_v1_signet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3361,7 @@ func (x *BanNodeResponse) String() string {
 func (*BanNodeResponse) ProtoMessage() {}
 
 func (x *BanNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[40]
+	mi := &file_api_v1_signet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3374,7 @@ func (x *BanNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanNodeResponse.ProtoReflect.Descriptor instead.
 func (*BanNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{40}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BanNodeResponse) GetNode() *NodeInfo {
@@ -3308,7 +3417,7 @@ type AllowNodeRequest struct {
 
 func (x *AllowNodeRequest) Reset() {
 	*x = AllowNodeRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[41]
+	mi := &file_api_v1_signet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3429,7 @@ func (x *AllowNodeRequest) String() string {
 func (*AllowNodeRequest) ProtoMessage() {}
 
 func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[41]
+	mi := &file_api_v1_signet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3442,7 @@ func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeRequest.ProtoReflect.Descriptor instead.
 func (*AllowNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{41}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AllowNodeRequest) GetNode() string {
@@ -3375,7 +3484,7 @@ type AllowNodeResponse struct {
 
 func (x *AllowNodeResponse) Reset() {
 	*x = AllowNodeResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[42]
+	mi := &file_api_v1_signet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3496,7 @@ func (x *AllowNodeResponse) String() string {
 func (*AllowNodeResponse) ProtoMessage() {}
 
 func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[42]
+	mi := &file_api_v1_signet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3509,7 @@ func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeResponse.ProtoReflect.Descriptor instead.
 func (*AllowNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{42}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AllowNodeResponse) GetNode() *NodeInfo {
@@ -3438,7 +3547,7 @@ type RotationLimits struct {
 
 func (x *RotationLimits) Reset() {
 	*x = RotationLimits{}
-	mi := &file_api_v1_signet_proto_msgTypes[43]
+	mi := &file_api_v1_signet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3450,7 +3559,7 @@ func (x *RotationLimits) String() string {
 func (*RotationLimits) ProtoMessage() {}
 
 func (x *RotationLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[43]
+	mi := &file_api_v1_signet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3463,7 +3572,7 @@ func (x *RotationLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationLimits.ProtoReflect.Descriptor instead.
 func (*RotationLimits) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{43}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RotationLimits) GetStraggler() *durationpb.Duration {
@@ -3503,7 +3612,7 @@ type RotationBlocker struct {
 
 func (x *RotationBlocker) Reset() {
 	*x = RotationBlocker{}
-	mi := &file_api_v1_signet_proto_msgTypes[44]
+	mi := &file_api_v1_signet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3624,7 @@ func (x *RotationBlocker) String() string {
 func (*RotationBlocker) ProtoMessage() {}
 
 func (x *RotationBlocker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[44]
+	mi := &file_api_v1_signet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3637,7 @@ func (x *RotationBlocker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationBlocker.ProtoReflect.Descriptor instead.
 func (*RotationBlocker) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{44}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RotationBlocker) GetKind() string {
@@ -3638,7 +3747,7 @@ type RotationGate struct {
 
 func (x *RotationGate) Reset() {
 	*x = RotationGate{}
-	mi := &file_api_v1_signet_proto_msgTypes[45]
+	mi := &file_api_v1_signet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3650,7 +3759,7 @@ func (x *RotationGate) String() string {
 func (*RotationGate) ProtoMessage() {}
 
 func (x *RotationGate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[45]
+	mi := &file_api_v1_signet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3663,7 +3772,7 @@ func (x *RotationGate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationGate.ProtoReflect.Descriptor instead.
 func (*RotationGate) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{45}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RotationGate) GetDo() string {
@@ -3727,7 +3836,7 @@ type RotationRoot struct {
 
 func (x *RotationRoot) Reset() {
 	*x = RotationRoot{}
-	mi := &file_api_v1_signet_proto_msgTypes[46]
+	mi := &file_api_v1_signet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3739,7 +3848,7 @@ func (x *RotationRoot) String() string {
 func (*RotationRoot) ProtoMessage() {}
 
 func (x *RotationRoot) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[46]
+	mi := &file_api_v1_signet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3752,7 +3861,7 @@ func (x *RotationRoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationRoot.ProtoReflect.Descriptor instead.
 func (*RotationRoot) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{46}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RotationRoot) GetId() string {
@@ -3794,14 +3903,15 @@ type RotationOperation struct {
 	Forced      []*RotationOverride    `protobuf:"bytes,13,rep,name=forced,proto3" json:"forced,omitempty"`
 	// Of one that ended.
 	Ended         *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=ended,proto3" json:"ended,omitempty"`
-	Outcome       string                 `protobuf:"bytes,15,opt,name=outcome,proto3" json:"outcome,omitempty"` // "done", "aborted", "rolled-back", "superseded"; empty while it is under way
+	Outcome       string                 `protobuf:"bytes,15,opt,name=outcome,proto3" json:"outcome,omitempty"`                // "done", "aborted", "rolled-back", "superseded"; empty while it is under way
+	EndedBy       *RotationWord          `protobuf:"bytes,16,opt,name=ended_by,json=endedBy,proto3" json:"ended_by,omitempty"` // who ended it before it was done, and why; unset where nobody did, or that is not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RotationOperation) Reset() {
 	*x = RotationOperation{}
-	mi := &file_api_v1_signet_proto_msgTypes[47]
+	mi := &file_api_v1_signet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3813,7 +3923,7 @@ func (x *RotationOperation) String() string {
 func (*RotationOperation) ProtoMessage() {}
 
 func (x *RotationOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[47]
+	mi := &file_api_v1_signet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3826,7 +3936,7 @@ func (x *RotationOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationOperation.ProtoReflect.Descriptor instead.
 func (*RotationOperation) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{47}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RotationOperation) GetId() string {
@@ -3934,6 +4044,13 @@ func (x *RotationOperation) GetOutcome() string {
 	return ""
 }
 
+func (x *RotationOperation) GetEndedBy() *RotationWord {
+	if x != nil {
+		return x.EndedBy
+	}
+	return nil
+}
+
 type RotationWord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	By            string                 `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
@@ -3945,7 +4062,7 @@ type RotationWord struct {
 
 func (x *RotationWord) Reset() {
 	*x = RotationWord{}
-	mi := &file_api_v1_signet_proto_msgTypes[48]
+	mi := &file_api_v1_signet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3957,7 +4074,7 @@ func (x *RotationWord) String() string {
 func (*RotationWord) ProtoMessage() {}
 
 func (x *RotationWord) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[48]
+	mi := &file_api_v1_signet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3970,7 +4087,7 @@ func (x *RotationWord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationWord.ProtoReflect.Descriptor instead.
 func (*RotationWord) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{48}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RotationWord) GetBy() string {
@@ -4007,7 +4124,7 @@ type RotationOverride struct {
 
 func (x *RotationOverride) Reset() {
 	*x = RotationOverride{}
-	mi := &file_api_v1_signet_proto_msgTypes[49]
+	mi := &file_api_v1_signet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4019,7 +4136,7 @@ func (x *RotationOverride) String() string {
 func (*RotationOverride) ProtoMessage() {}
 
 func (x *RotationOverride) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[49]
+	mi := &file_api_v1_signet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4032,7 +4149,7 @@ func (x *RotationOverride) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationOverride.ProtoReflect.Descriptor instead.
 func (*RotationOverride) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{49}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RotationOverride) GetDo() string {
@@ -4078,7 +4195,7 @@ type RotationExcuse struct {
 
 func (x *RotationExcuse) Reset() {
 	*x = RotationExcuse{}
-	mi := &file_api_v1_signet_proto_msgTypes[50]
+	mi := &file_api_v1_signet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4090,7 +4207,7 @@ func (x *RotationExcuse) String() string {
 func (*RotationExcuse) ProtoMessage() {}
 
 func (x *RotationExcuse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[50]
+	mi := &file_api_v1_signet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4103,7 +4220,7 @@ func (x *RotationExcuse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationExcuse.ProtoReflect.Descriptor instead.
 func (*RotationExcuse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{50}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RotationExcuse) GetScope() string {
@@ -4168,7 +4285,7 @@ type RotationReplica struct {
 
 func (x *RotationReplica) Reset() {
 	*x = RotationReplica{}
-	mi := &file_api_v1_signet_proto_msgTypes[51]
+	mi := &file_api_v1_signet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4297,7 @@ func (x *RotationReplica) String() string {
 func (*RotationReplica) ProtoMessage() {}
 
 func (x *RotationReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[51]
+	mi := &file_api_v1_signet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4193,7 +4310,7 @@ func (x *RotationReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationReplica.ProtoReflect.Descriptor instead.
 func (*RotationReplica) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{51}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RotationReplica) GetName() string {
@@ -4237,7 +4354,7 @@ type RotationSchedule struct {
 
 func (x *RotationSchedule) Reset() {
 	*x = RotationSchedule{}
-	mi := &file_api_v1_signet_proto_msgTypes[52]
+	mi := &file_api_v1_signet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4249,7 +4366,7 @@ func (x *RotationSchedule) String() string {
 func (*RotationSchedule) ProtoMessage() {}
 
 func (x *RotationSchedule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[52]
+	mi := &file_api_v1_signet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4262,7 +4379,7 @@ func (x *RotationSchedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationSchedule.ProtoReflect.Descriptor instead.
 func (*RotationSchedule) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{52}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RotationSchedule) GetPrepare() *timestamppb.Timestamp {
@@ -4319,7 +4436,7 @@ type RotationForecast struct {
 
 func (x *RotationForecast) Reset() {
 	*x = RotationForecast{}
-	mi := &file_api_v1_signet_proto_msgTypes[53]
+	mi := &file_api_v1_signet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4331,7 +4448,7 @@ func (x *RotationForecast) String() string {
 func (*RotationForecast) ProtoMessage() {}
 
 func (x *RotationForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[53]
+	mi := &file_api_v1_signet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4344,7 +4461,7 @@ func (x *RotationForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationForecast.ProtoReflect.Descriptor instead.
 func (*RotationForecast) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{53}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RotationForecast) GetOperation() string {
@@ -4471,7 +4588,7 @@ type RotationForecastStep struct {
 
 func (x *RotationForecastStep) Reset() {
 	*x = RotationForecastStep{}
-	mi := &file_api_v1_signet_proto_msgTypes[54]
+	mi := &file_api_v1_signet_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4483,7 +4600,7 @@ func (x *RotationForecastStep) String() string {
 func (*RotationForecastStep) ProtoMessage() {}
 
 func (x *RotationForecastStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[54]
+	mi := &file_api_v1_signet_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4496,7 +4613,7 @@ func (x *RotationForecastStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationForecastStep.ProtoReflect.Descriptor instead.
 func (*RotationForecastStep) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{54}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RotationForecastStep) GetDo() string {
@@ -4558,7 +4675,7 @@ type Rotation struct {
 
 func (x *Rotation) Reset() {
 	*x = Rotation{}
-	mi := &file_api_v1_signet_proto_msgTypes[55]
+	mi := &file_api_v1_signet_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4570,7 +4687,7 @@ func (x *Rotation) String() string {
 func (*Rotation) ProtoMessage() {}
 
 func (x *Rotation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[55]
+	mi := &file_api_v1_signet_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4583,7 +4700,7 @@ func (x *Rotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rotation.ProtoReflect.Descriptor instead.
 func (*Rotation) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{55}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Rotation) GetTrustDomain() string {
@@ -4737,7 +4854,7 @@ type PlanRotationRequest struct {
 
 func (x *PlanRotationRequest) Reset() {
 	*x = PlanRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[56]
+	mi := &file_api_v1_signet_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4749,7 +4866,7 @@ func (x *PlanRotationRequest) String() string {
 func (*PlanRotationRequest) ProtoMessage() {}
 
 func (x *PlanRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[56]
+	mi := &file_api_v1_signet_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4762,7 +4879,7 @@ func (x *PlanRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRotationRequest.ProtoReflect.Descriptor instead.
 func (*PlanRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{56}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PlanRotationRequest) GetLimits() *RotationLimits {
@@ -4801,7 +4918,7 @@ type PlanRotationResponse struct {
 
 func (x *PlanRotationResponse) Reset() {
 	*x = PlanRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[57]
+	mi := &file_api_v1_signet_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4813,7 +4930,7 @@ func (x *PlanRotationResponse) String() string {
 func (*PlanRotationResponse) ProtoMessage() {}
 
 func (x *PlanRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[57]
+	mi := &file_api_v1_signet_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4826,7 +4943,7 @@ func (x *PlanRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRotationResponse.ProtoReflect.Descriptor instead.
 func (*PlanRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{57}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PlanRotationResponse) GetTrustDomain() string {
@@ -4892,7 +5009,7 @@ type StartRotationRequest struct {
 
 func (x *StartRotationRequest) Reset() {
 	*x = StartRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[58]
+	mi := &file_api_v1_signet_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4904,7 +5021,7 @@ func (x *StartRotationRequest) String() string {
 func (*StartRotationRequest) ProtoMessage() {}
 
 func (x *StartRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[58]
+	mi := &file_api_v1_signet_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4917,7 +5034,7 @@ func (x *StartRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRotationRequest.ProtoReflect.Descriptor instead.
 func (*StartRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{58}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *StartRotationRequest) GetOperation() string {
@@ -4959,7 +5076,7 @@ type StartRotationResponse struct {
 
 func (x *StartRotationResponse) Reset() {
 	*x = StartRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[59]
+	mi := &file_api_v1_signet_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4971,7 +5088,7 @@ func (x *StartRotationResponse) String() string {
 func (*StartRotationResponse) ProtoMessage() {}
 
 func (x *StartRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[59]
+	mi := &file_api_v1_signet_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4984,7 +5101,7 @@ func (x *StartRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRotationResponse.ProtoReflect.Descriptor instead.
 func (*StartRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{59}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StartRotationResponse) GetRotation() *Rotation {
@@ -5016,7 +5133,7 @@ type RotationStatusRequest struct {
 
 func (x *RotationStatusRequest) Reset() {
 	*x = RotationStatusRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[60]
+	mi := &file_api_v1_signet_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5028,7 +5145,7 @@ func (x *RotationStatusRequest) String() string {
 func (*RotationStatusRequest) ProtoMessage() {}
 
 func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[60]
+	mi := &file_api_v1_signet_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5041,7 +5158,7 @@ func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationStatusRequest.ProtoReflect.Descriptor instead.
 func (*RotationStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{60}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{61}
 }
 
 type RotationStatusResponse struct {
@@ -5053,7 +5170,7 @@ type RotationStatusResponse struct {
 
 func (x *RotationStatusResponse) Reset() {
 	*x = RotationStatusResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[61]
+	mi := &file_api_v1_signet_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5065,7 +5182,7 @@ func (x *RotationStatusResponse) String() string {
 func (*RotationStatusResponse) ProtoMessage() {}
 
 func (x *RotationStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[61]
+	mi := &file_api_v1_signet_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5078,7 +5195,7 @@ func (x *RotationStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationStatusResponse.ProtoReflect.Descriptor instead.
 func (*RotationStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{61}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RotationStatusResponse) GetRotation() *Rotation {
@@ -5096,7 +5213,7 @@ type WatchRotationRequest struct {
 
 func (x *WatchRotationRequest) Reset() {
 	*x = WatchRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[62]
+	mi := &file_api_v1_signet_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5108,7 +5225,7 @@ func (x *WatchRotationRequest) String() string {
 func (*WatchRotationRequest) ProtoMessage() {}
 
 func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[62]
+	mi := &file_api_v1_signet_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5121,7 +5238,7 @@ func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationRequest.ProtoReflect.Descriptor instead.
 func (*WatchRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{62}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{63}
 }
 
 type WatchRotationResponse struct {
@@ -5133,7 +5250,7 @@ type WatchRotationResponse struct {
 
 func (x *WatchRotationResponse) Reset() {
 	*x = WatchRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[63]
+	mi := &file_api_v1_signet_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5145,7 +5262,7 @@ func (x *WatchRotationResponse) String() string {
 func (*WatchRotationResponse) ProtoMessage() {}
 
 func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[63]
+	mi := &file_api_v1_signet_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5158,7 +5275,7 @@ func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationResponse.ProtoReflect.Descriptor instead.
 func (*WatchRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{63}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *WatchRotationResponse) GetRotation() *Rotation {
@@ -5181,7 +5298,7 @@ type ExcuseRotationRequest struct {
 
 func (x *ExcuseRotationRequest) Reset() {
 	*x = ExcuseRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[64]
+	mi := &file_api_v1_signet_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5193,7 +5310,7 @@ func (x *ExcuseRotationRequest) String() string {
 func (*ExcuseRotationRequest) ProtoMessage() {}
 
 func (x *ExcuseRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[64]
+	mi := &file_api_v1_signet_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5206,7 +5323,7 @@ func (x *ExcuseRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExcuseRotationRequest.ProtoReflect.Descriptor instead.
 func (*ExcuseRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{64}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ExcuseRotationRequest) GetScope() string {
@@ -5255,7 +5372,7 @@ type ExcuseRotationResponse struct {
 
 func (x *ExcuseRotationResponse) Reset() {
 	*x = ExcuseRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[65]
+	mi := &file_api_v1_signet_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5267,7 +5384,7 @@ func (x *ExcuseRotationResponse) String() string {
 func (*ExcuseRotationResponse) ProtoMessage() {}
 
 func (x *ExcuseRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[65]
+	mi := &file_api_v1_signet_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5280,7 +5397,7 @@ func (x *ExcuseRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExcuseRotationResponse.ProtoReflect.Descriptor instead.
 func (*ExcuseRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{65}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ExcuseRotationResponse) GetRotation() *Rotation {
@@ -5316,7 +5433,7 @@ type UnexcuseRotationRequest struct {
 
 func (x *UnexcuseRotationRequest) Reset() {
 	*x = UnexcuseRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[66]
+	mi := &file_api_v1_signet_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5328,7 +5445,7 @@ func (x *UnexcuseRotationRequest) String() string {
 func (*UnexcuseRotationRequest) ProtoMessage() {}
 
 func (x *UnexcuseRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[66]
+	mi := &file_api_v1_signet_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5341,7 +5458,7 @@ func (x *UnexcuseRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexcuseRotationRequest.ProtoReflect.Descriptor instead.
 func (*UnexcuseRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{66}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *UnexcuseRotationRequest) GetScope() string {
@@ -5383,7 +5500,7 @@ type UnexcuseRotationResponse struct {
 
 func (x *UnexcuseRotationResponse) Reset() {
 	*x = UnexcuseRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[67]
+	mi := &file_api_v1_signet_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5395,7 +5512,7 @@ func (x *UnexcuseRotationResponse) String() string {
 func (*UnexcuseRotationResponse) ProtoMessage() {}
 
 func (x *UnexcuseRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[67]
+	mi := &file_api_v1_signet_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5408,7 +5525,7 @@ func (x *UnexcuseRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexcuseRotationResponse.ProtoReflect.Descriptor instead.
 func (*UnexcuseRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{67}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *UnexcuseRotationResponse) GetRotation() *Rotation {
@@ -5442,7 +5559,7 @@ type AbortRotationRequest struct {
 
 func (x *AbortRotationRequest) Reset() {
 	*x = AbortRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[68]
+	mi := &file_api_v1_signet_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5454,7 +5571,7 @@ func (x *AbortRotationRequest) String() string {
 func (*AbortRotationRequest) ProtoMessage() {}
 
 func (x *AbortRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[68]
+	mi := &file_api_v1_signet_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5467,7 +5584,7 @@ func (x *AbortRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRotationRequest.ProtoReflect.Descriptor instead.
 func (*AbortRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{68}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *AbortRotationRequest) GetOperation() string {
@@ -5495,7 +5612,7 @@ type AbortRotationResponse struct {
 
 func (x *AbortRotationResponse) Reset() {
 	*x = AbortRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[69]
+	mi := &file_api_v1_signet_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5507,7 +5624,7 @@ func (x *AbortRotationResponse) String() string {
 func (*AbortRotationResponse) ProtoMessage() {}
 
 func (x *AbortRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[69]
+	mi := &file_api_v1_signet_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5520,7 +5637,7 @@ func (x *AbortRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRotationResponse.ProtoReflect.Descriptor instead.
 func (*AbortRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{69}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AbortRotationResponse) GetRotation() *Rotation {
@@ -5554,7 +5671,7 @@ type RollbackRotationRequest struct {
 
 func (x *RollbackRotationRequest) Reset() {
 	*x = RollbackRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[70]
+	mi := &file_api_v1_signet_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5566,7 +5683,7 @@ func (x *RollbackRotationRequest) String() string {
 func (*RollbackRotationRequest) ProtoMessage() {}
 
 func (x *RollbackRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[70]
+	mi := &file_api_v1_signet_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5579,7 +5696,7 @@ func (x *RollbackRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRotationRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{70}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RollbackRotationRequest) GetOperation() string {
@@ -5607,7 +5724,7 @@ type RollbackRotationResponse struct {
 
 func (x *RollbackRotationResponse) Reset() {
 	*x = RollbackRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[71]
+	mi := &file_api_v1_signet_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5619,7 +5736,7 @@ func (x *RollbackRotationResponse) String() string {
 func (*RollbackRotationResponse) ProtoMessage() {}
 
 func (x *RollbackRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[71]
+	mi := &file_api_v1_signet_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5632,7 +5749,7 @@ func (x *RollbackRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRotationResponse.ProtoReflect.Descriptor instead.
 func (*RollbackRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{71}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RollbackRotationResponse) GetRotation() *Rotation {
@@ -5669,7 +5786,7 @@ type EmergencyRotationRequest struct {
 
 func (x *EmergencyRotationRequest) Reset() {
 	*x = EmergencyRotationRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[72]
+	mi := &file_api_v1_signet_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5681,7 +5798,7 @@ func (x *EmergencyRotationRequest) String() string {
 func (*EmergencyRotationRequest) ProtoMessage() {}
 
 func (x *EmergencyRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[72]
+	mi := &file_api_v1_signet_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5694,7 +5811,7 @@ func (x *EmergencyRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmergencyRotationRequest.ProtoReflect.Descriptor instead.
 func (*EmergencyRotationRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{72}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *EmergencyRotationRequest) GetOperation() string {
@@ -5743,7 +5860,7 @@ type EmergencyRotationResponse struct {
 
 func (x *EmergencyRotationResponse) Reset() {
 	*x = EmergencyRotationResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[73]
+	mi := &file_api_v1_signet_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5755,7 +5872,7 @@ func (x *EmergencyRotationResponse) String() string {
 func (*EmergencyRotationResponse) ProtoMessage() {}
 
 func (x *EmergencyRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[73]
+	mi := &file_api_v1_signet_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5768,7 +5885,7 @@ func (x *EmergencyRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmergencyRotationResponse.ProtoReflect.Descriptor instead.
 func (*EmergencyRotationResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{73}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *EmergencyRotationResponse) GetRotation() *Rotation {
@@ -5807,7 +5924,7 @@ type ForceStepRequest struct {
 
 func (x *ForceStepRequest) Reset() {
 	*x = ForceStepRequest{}
-	mi := &file_api_v1_signet_proto_msgTypes[74]
+	mi := &file_api_v1_signet_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5819,7 +5936,7 @@ func (x *ForceStepRequest) String() string {
 func (*ForceStepRequest) ProtoMessage() {}
 
 func (x *ForceStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[74]
+	mi := &file_api_v1_signet_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5832,7 +5949,7 @@ func (x *ForceStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceStepRequest.ProtoReflect.Descriptor instead.
 func (*ForceStepRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{74}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ForceStepRequest) GetOperation() string {
@@ -5888,7 +6005,7 @@ type ForceStepResponse struct {
 
 func (x *ForceStepResponse) Reset() {
 	*x = ForceStepResponse{}
-	mi := &file_api_v1_signet_proto_msgTypes[75]
+	mi := &file_api_v1_signet_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5900,7 +6017,7 @@ func (x *ForceStepResponse) String() string {
 func (*ForceStepResponse) ProtoMessage() {}
 
 func (x *ForceStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_signet_proto_msgTypes[75]
+	mi := &file_api_v1_signet_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5913,7 +6030,7 @@ func (x *ForceStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceStepResponse.ProtoReflect.Descriptor instead.
 func (*ForceStepResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_signet_proto_rawDescGZIP(), []int{75}
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ForceStepResponse) GetRotation() *Rotation {
@@ -5931,6 +6048,204 @@ func (x *ForceStepResponse) GetChanged() bool {
 }
 
 func (x *ForceStepResponse) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_api_v1_signet_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *BackupRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// BackupResponse is a piece of a backup: what comes of it in its order, put together, is the file.
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Info          *BackupInfo            `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"` // of the first piece alone
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"` // at most 64 KiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_api_v1_signet_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *BackupResponse) GetInfo() *BackupInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+// BackupInfo says what a backup will be, before any of it is sent.
+type BackupInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Epoch         uint32                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the bundle in it
+	Number        uint32                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
+	Schema        uint32                 `protobuf:"varint,4,opt,name=schema,proto3" json:"schema,omitempty"` // of the record in it
+	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`                                       // in bytes
+	Sha256        []byte                 `protobuf:"bytes,7,opt,name=sha256,proto3" json:"sha256,omitempty"`                                    // of all of it
+	CorrelationId string                 `protobuf:"bytes,8,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"` // under which it is on record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupInfo) Reset() {
+	*x = BackupInfo{}
+	mi := &file_api_v1_signet_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupInfo) ProtoMessage() {}
+
+func (x *BackupInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_signet_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupInfo.ProtoReflect.Descriptor instead.
+func (*BackupInfo) Descriptor() ([]byte, []int) {
+	return file_api_v1_signet_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *BackupInfo) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *BackupInfo) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *BackupInfo) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *BackupInfo) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *BackupInfo) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *BackupInfo) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *BackupInfo) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *BackupInfo) GetCorrelationId() string {
 	if x != nil {
 		return x.CorrelationId
 	}
@@ -6068,7 +6383,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\x12:\n" +
 	"\vretry_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"retryAfter\"\x12\n" +
-	"\x10GetStatusRequest\"\xad\x03\n" +
+	"\x10GetStatusRequest\"\xe4\x03\n" +
 	"\x11GetStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12\x18\n" +
@@ -6085,7 +6400,17 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x06caller\x18\v \x01(\tR\x06caller\x12\x14\n" +
 	"\x05roles\x18\f \x03(\tR\x05roles\x12\x1a\n" +
 	"\bprotocol\x18\r \x01(\rR\bprotocol\x12'\n" +
-	"\x0foldest_protocol\x18\x0e \x01(\rR\x0eoldestProtocol\"\x12\n" +
+	"\x0foldest_protocol\x18\x0e \x01(\rR\x0eoldestProtocol\x125\n" +
+	"\bupstream\x18\x0f \x01(\v2\x19.signet.v1.UpstreamStatusR\bupstream\"\xc9\x02\n" +
+	"\x0eUpstreamStatus\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\x127\n" +
+	"\tprobed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bprobedAt\x120\n" +
+	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
+	"\tannounced\x18\a \x03(\tR\tannounced\x12P\n" +
+	"\x16intermediate_not_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x14intermediateNotAfter\"\x12\n" +
 	"\x10GetBundleRequest\"a\n" +
 	"\x11GetBundleResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12)\n" +
@@ -6263,7 +6588,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\fRotationRoot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x127\n" +
-	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xa7\x04\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xdb\x04\n" +
 	"\x11RotationOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x0e\n" +
@@ -6281,7 +6606,8 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"rolledBack\x123\n" +
 	"\x06forced\x18\r \x03(\v2\x1b.signet.v1.RotationOverrideR\x06forced\x120\n" +
 	"\x05ended\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x18\n" +
-	"\aoutcome\x18\x0f \x01(\tR\aoutcome\"\\\n" +
+	"\aoutcome\x18\x0f \x01(\tR\aoutcome\x122\n" +
+	"\bended_by\x18\x10 \x01(\v2\x17.signet.v1.RotationWordR\aendedBy\"\\\n" +
 	"\fRotationWord\x12\x0e\n" +
 	"\x02by\x18\x01 \x01(\tR\x02by\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x12*\n" +
@@ -6435,11 +6761,26 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x11ForceStepResponse\x12/\n" +
 	"\brotation\x18\x01 \x01(\v2\x13.signet.v1.RotationR\brotation\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\x12%\n" +
-	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId2\xdb\x01\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\"'\n" +
+	"\rBackupRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"O\n" +
+	"\x0eBackupResponse\x12)\n" +
+	"\x04info\x18\x01 \x01(\v2\x15.signet.v1.BackupInfoR\x04info\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xf4\x01\n" +
+	"\n" +
+	"BackupInfo\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12\x16\n" +
+	"\x06number\x18\x03 \x01(\rR\x06number\x12\x16\n" +
+	"\x06schema\x18\x04 \x01(\rR\x06schema\x12*\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06sha256\x18\a \x01(\fR\x06sha256\x12%\n" +
+	"\x0ecorrelation_id\x18\b \x01(\tR\rcorrelationId2\xdb\x01\n" +
 	"\tAuthority\x12L\n" +
 	"\vAttestAgent\x12\x1d.signet.v1.AttestAgentRequest\x1a\x1e.signet.v1.AttestAgentResponse\x12D\n" +
 	"\aSession\x12\x19.signet.v1.SessionRequest\x1a\x1a.signet.v1.SessionResponse(\x010\x01\x12:\n" +
-	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\xb4\v\n" +
+	"\x05Issue\x12\x17.signet.v1.IssueRequest\x1a\x18.signet.v1.IssueResponse2\xf5\v\n" +
 	"\x05Admin\x12F\n" +
 	"\tGetStatus\x12\x1b.signet.v1.GetStatusRequest\x1a\x1c.signet.v1.GetStatusResponse\x12F\n" +
 	"\tGetBundle\x12\x1b.signet.v1.GetBundleRequest\x1a\x1c.signet.v1.GetBundleResponse\x12X\n" +
@@ -6458,7 +6799,8 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\rAbortRotation\x12\x1f.signet.v1.AbortRotationRequest\x1a .signet.v1.AbortRotationResponse\x12[\n" +
 	"\x10RollbackRotation\x12\".signet.v1.RollbackRotationRequest\x1a#.signet.v1.RollbackRotationResponse\x12^\n" +
 	"\x11EmergencyRotation\x12#.signet.v1.EmergencyRotationRequest\x1a$.signet.v1.EmergencyRotationResponse\x12F\n" +
-	"\tForceStep\x12\x1b.signet.v1.ForceStepRequest\x1a\x1c.signet.v1.ForceStepResponseB*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
+	"\tForceStep\x12\x1b.signet.v1.ForceStepRequest\x1a\x1c.signet.v1.ForceStepResponse\x12?\n" +
+	"\x06Backup\x12\x18.signet.v1.BackupRequest\x1a\x19.signet.v1.BackupResponse0\x01B*Z(github.com/signet-ca/signet/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_signet_proto_rawDescOnce sync.Once
@@ -6472,7 +6814,7 @@ func file_api_v1_signet_proto_rawDescGZIP() []byte {
 	return file_api_v1_signet_proto_rawDescData
 }
 
-var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_api_v1_signet_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_api_v1_signet_proto_goTypes = []any{
 	(*Evidence)(nil),                  // 0: signet.v1.Evidence
 	(*AttestAgentRequest)(nil),        // 1: signet.v1.AttestAgentRequest
@@ -6497,219 +6839,232 @@ var file_api_v1_signet_proto_goTypes = []any{
 	(*Refusal)(nil),                   // 20: signet.v1.Refusal
 	(*GetStatusRequest)(nil),          // 21: signet.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),         // 22: signet.v1.GetStatusResponse
-	(*GetBundleRequest)(nil),          // 23: signet.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),         // 24: signet.v1.GetBundleResponse
-	(*ListAuthoritiesRequest)(nil),    // 25: signet.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),   // 26: signet.v1.ListAuthoritiesResponse
-	(*AuthorityInfo)(nil),             // 27: signet.v1.AuthorityInfo
-	(*GoneAuthority)(nil),             // 28: signet.v1.GoneAuthority
-	(*ListSVIDsRequest)(nil),          // 29: signet.v1.ListSVIDsRequest
-	(*ListSVIDsResponse)(nil),         // 30: signet.v1.ListSVIDsResponse
-	(*NodeHolding)(nil),               // 31: signet.v1.NodeHolding
-	(*ListAuditRequest)(nil),          // 32: signet.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),         // 33: signet.v1.ListAuditResponse
-	(*AuditEntry)(nil),                // 34: signet.v1.AuditEntry
-	(*ListNodesRequest)(nil),          // 35: signet.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 36: signet.v1.ListNodesResponse
-	(*NodeInfo)(nil),                  // 37: signet.v1.NodeInfo
-	(*Ban)(nil),                       // 38: signet.v1.Ban
-	(*BanNodeRequest)(nil),            // 39: signet.v1.BanNodeRequest
-	(*BanNodeResponse)(nil),           // 40: signet.v1.BanNodeResponse
-	(*AllowNodeRequest)(nil),          // 41: signet.v1.AllowNodeRequest
-	(*AllowNodeResponse)(nil),         // 42: signet.v1.AllowNodeResponse
-	(*RotationLimits)(nil),            // 43: signet.v1.RotationLimits
-	(*RotationBlocker)(nil),           // 44: signet.v1.RotationBlocker
-	(*RotationGate)(nil),              // 45: signet.v1.RotationGate
-	(*RotationRoot)(nil),              // 46: signet.v1.RotationRoot
-	(*RotationOperation)(nil),         // 47: signet.v1.RotationOperation
-	(*RotationWord)(nil),              // 48: signet.v1.RotationWord
-	(*RotationOverride)(nil),          // 49: signet.v1.RotationOverride
-	(*RotationExcuse)(nil),            // 50: signet.v1.RotationExcuse
-	(*RotationReplica)(nil),           // 51: signet.v1.RotationReplica
-	(*RotationSchedule)(nil),          // 52: signet.v1.RotationSchedule
-	(*RotationForecast)(nil),          // 53: signet.v1.RotationForecast
-	(*RotationForecastStep)(nil),      // 54: signet.v1.RotationForecastStep
-	(*Rotation)(nil),                  // 55: signet.v1.Rotation
-	(*PlanRotationRequest)(nil),       // 56: signet.v1.PlanRotationRequest
-	(*PlanRotationResponse)(nil),      // 57: signet.v1.PlanRotationResponse
-	(*StartRotationRequest)(nil),      // 58: signet.v1.StartRotationRequest
-	(*StartRotationResponse)(nil),     // 59: signet.v1.StartRotationResponse
-	(*RotationStatusRequest)(nil),     // 60: signet.v1.RotationStatusRequest
-	(*RotationStatusResponse)(nil),    // 61: signet.v1.RotationStatusResponse
-	(*WatchRotationRequest)(nil),      // 62: signet.v1.WatchRotationRequest
-	(*WatchRotationResponse)(nil),     // 63: signet.v1.WatchRotationResponse
-	(*ExcuseRotationRequest)(nil),     // 64: signet.v1.ExcuseRotationRequest
-	(*ExcuseRotationResponse)(nil),    // 65: signet.v1.ExcuseRotationResponse
-	(*UnexcuseRotationRequest)(nil),   // 66: signet.v1.UnexcuseRotationRequest
-	(*UnexcuseRotationResponse)(nil),  // 67: signet.v1.UnexcuseRotationResponse
-	(*AbortRotationRequest)(nil),      // 68: signet.v1.AbortRotationRequest
-	(*AbortRotationResponse)(nil),     // 69: signet.v1.AbortRotationResponse
-	(*RollbackRotationRequest)(nil),   // 70: signet.v1.RollbackRotationRequest
-	(*RollbackRotationResponse)(nil),  // 71: signet.v1.RollbackRotationResponse
-	(*EmergencyRotationRequest)(nil),  // 72: signet.v1.EmergencyRotationRequest
-	(*EmergencyRotationResponse)(nil), // 73: signet.v1.EmergencyRotationResponse
-	(*ForceStepRequest)(nil),          // 74: signet.v1.ForceStepRequest
-	(*ForceStepResponse)(nil),         // 75: signet.v1.ForceStepResponse
-	(*timestamppb.Timestamp)(nil),     // 76: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 77: google.protobuf.Duration
+	(*UpstreamStatus)(nil),            // 23: signet.v1.UpstreamStatus
+	(*GetBundleRequest)(nil),          // 24: signet.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),         // 25: signet.v1.GetBundleResponse
+	(*ListAuthoritiesRequest)(nil),    // 26: signet.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),   // 27: signet.v1.ListAuthoritiesResponse
+	(*AuthorityInfo)(nil),             // 28: signet.v1.AuthorityInfo
+	(*GoneAuthority)(nil),             // 29: signet.v1.GoneAuthority
+	(*ListSVIDsRequest)(nil),          // 30: signet.v1.ListSVIDsRequest
+	(*ListSVIDsResponse)(nil),         // 31: signet.v1.ListSVIDsResponse
+	(*NodeHolding)(nil),               // 32: signet.v1.NodeHolding
+	(*ListAuditRequest)(nil),          // 33: signet.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 34: signet.v1.ListAuditResponse
+	(*AuditEntry)(nil),                // 35: signet.v1.AuditEntry
+	(*ListNodesRequest)(nil),          // 36: signet.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 37: signet.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 38: signet.v1.NodeInfo
+	(*Ban)(nil),                       // 39: signet.v1.Ban
+	(*BanNodeRequest)(nil),            // 40: signet.v1.BanNodeRequest
+	(*BanNodeResponse)(nil),           // 41: signet.v1.BanNodeResponse
+	(*AllowNodeRequest)(nil),          // 42: signet.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),         // 43: signet.v1.AllowNodeResponse
+	(*RotationLimits)(nil),            // 44: signet.v1.RotationLimits
+	(*RotationBlocker)(nil),           // 45: signet.v1.RotationBlocker
+	(*RotationGate)(nil),              // 46: signet.v1.RotationGate
+	(*RotationRoot)(nil),              // 47: signet.v1.RotationRoot
+	(*RotationOperation)(nil),         // 48: signet.v1.RotationOperation
+	(*RotationWord)(nil),              // 49: signet.v1.RotationWord
+	(*RotationOverride)(nil),          // 50: signet.v1.RotationOverride
+	(*RotationExcuse)(nil),            // 51: signet.v1.RotationExcuse
+	(*RotationReplica)(nil),           // 52: signet.v1.RotationReplica
+	(*RotationSchedule)(nil),          // 53: signet.v1.RotationSchedule
+	(*RotationForecast)(nil),          // 54: signet.v1.RotationForecast
+	(*RotationForecastStep)(nil),      // 55: signet.v1.RotationForecastStep
+	(*Rotation)(nil),                  // 56: signet.v1.Rotation
+	(*PlanRotationRequest)(nil),       // 57: signet.v1.PlanRotationRequest
+	(*PlanRotationResponse)(nil),      // 58: signet.v1.PlanRotationResponse
+	(*StartRotationRequest)(nil),      // 59: signet.v1.StartRotationRequest
+	(*StartRotationResponse)(nil),     // 60: signet.v1.StartRotationResponse
+	(*RotationStatusRequest)(nil),     // 61: signet.v1.RotationStatusRequest
+	(*RotationStatusResponse)(nil),    // 62: signet.v1.RotationStatusResponse
+	(*WatchRotationRequest)(nil),      // 63: signet.v1.WatchRotationRequest
+	(*WatchRotationResponse)(nil),     // 64: signet.v1.WatchRotationResponse
+	(*ExcuseRotationRequest)(nil),     // 65: signet.v1.ExcuseRotationRequest
+	(*ExcuseRotationResponse)(nil),    // 66: signet.v1.ExcuseRotationResponse
+	(*UnexcuseRotationRequest)(nil),   // 67: signet.v1.UnexcuseRotationRequest
+	(*UnexcuseRotationResponse)(nil),  // 68: signet.v1.UnexcuseRotationResponse
+	(*AbortRotationRequest)(nil),      // 69: signet.v1.AbortRotationRequest
+	(*AbortRotationResponse)(nil),     // 70: signet.v1.AbortRotationResponse
+	(*RollbackRotationRequest)(nil),   // 71: signet.v1.RollbackRotationRequest
+	(*RollbackRotationResponse)(nil),  // 72: signet.v1.RollbackRotationResponse
+	(*EmergencyRotationRequest)(nil),  // 73: signet.v1.EmergencyRotationRequest
+	(*EmergencyRotationResponse)(nil), // 74: signet.v1.EmergencyRotationResponse
+	(*ForceStepRequest)(nil),          // 75: signet.v1.ForceStepRequest
+	(*ForceStepResponse)(nil),         // 76: signet.v1.ForceStepResponse
+	(*BackupRequest)(nil),             // 77: signet.v1.BackupRequest
+	(*BackupResponse)(nil),            // 78: signet.v1.BackupResponse
+	(*BackupInfo)(nil),                // 79: signet.v1.BackupInfo
+	(*timestamppb.Timestamp)(nil),     // 80: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 81: google.protobuf.Duration
 }
 var file_api_v1_signet_proto_depIdxs = []int32{
 	0,   // 0: signet.v1.AttestAgentRequest.evidence:type_name -> signet.v1.Evidence
 	2,   // 1: signet.v1.AttestAgentRequest.renewal:type_name -> signet.v1.Renewal
-	76,  // 2: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
+	80,  // 2: signet.v1.AttestAgentResponse.renew_at:type_name -> google.protobuf.Timestamp
 	4,   // 3: signet.v1.AttestAgentResponse.bundle:type_name -> signet.v1.Bundle
-	76,  // 4: signet.v1.KeySet.away_since:type_name -> google.protobuf.Timestamp
+	80,  // 4: signet.v1.KeySet.away_since:type_name -> google.protobuf.Timestamp
 	7,   // 5: signet.v1.SessionRequest.hello:type_name -> signet.v1.Hello
 	8,   // 6: signet.v1.SessionRequest.report:type_name -> signet.v1.Report
 	0,   // 7: signet.v1.Hello.evidence:type_name -> signet.v1.Evidence
 	9,   // 8: signet.v1.Report.changed:type_name -> signet.v1.Holding
-	76,  // 9: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
-	76,  // 10: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
-	76,  // 11: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
+	80,  // 9: signet.v1.Holding.not_before:type_name -> google.protobuf.Timestamp
+	80,  // 10: signet.v1.Holding.not_after:type_name -> google.protobuf.Timestamp
+	80,  // 11: signet.v1.Holding.renew_at:type_name -> google.protobuf.Timestamp
 	10,  // 12: signet.v1.Holding.streams:type_name -> signet.v1.Stream
 	13,  // 13: signet.v1.SessionResponse.welcome:type_name -> signet.v1.Welcome
 	4,   // 14: signet.v1.SessionResponse.bundle:type_name -> signet.v1.Bundle
 	14,  // 15: signet.v1.SessionResponse.key_sets:type_name -> signet.v1.KeySets
 	12,  // 16: signet.v1.SessionResponse.reissue:type_name -> signet.v1.Reissue
-	77,  // 17: signet.v1.Reissue.within:type_name -> google.protobuf.Duration
+	81,  // 17: signet.v1.Reissue.within:type_name -> google.protobuf.Duration
 	5,   // 18: signet.v1.KeySets.sets:type_name -> signet.v1.KeySet
 	16,  // 19: signet.v1.IssueRequest.items:type_name -> signet.v1.IssueItem
 	0,   // 20: signet.v1.IssueItem.evidence:type_name -> signet.v1.Evidence
 	2,   // 21: signet.v1.IssueItem.renewal:type_name -> signet.v1.Renewal
-	76,  // 22: signet.v1.IssueItem.holds_until:type_name -> google.protobuf.Timestamp
+	80,  // 22: signet.v1.IssueItem.holds_until:type_name -> google.protobuf.Timestamp
 	18,  // 23: signet.v1.IssueResponse.results:type_name -> signet.v1.IssueResult
 	19,  // 24: signet.v1.IssueResult.svid:type_name -> signet.v1.SVID
 	20,  // 25: signet.v1.IssueResult.refusal:type_name -> signet.v1.Refusal
-	76,  // 26: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
-	77,  // 27: signet.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
-	76,  // 28: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	4,   // 29: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
-	27,  // 30: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
-	28,  // 31: signet.v1.ListAuthoritiesResponse.gone:type_name -> signet.v1.GoneAuthority
-	27,  // 32: signet.v1.ListAuthoritiesResponse.announced:type_name -> signet.v1.AuthorityInfo
-	76,  // 33: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
-	76,  // 34: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
-	76,  // 35: signet.v1.AuthorityInfo.cross_not_after:type_name -> google.protobuf.Timestamp
-	76,  // 36: signet.v1.AuthorityInfo.prepared_at:type_name -> google.protobuf.Timestamp
-	76,  // 37: signet.v1.AuthorityInfo.published_at:type_name -> google.protobuf.Timestamp
-	76,  // 38: signet.v1.AuthorityInfo.active_at:type_name -> google.protobuf.Timestamp
-	76,  // 39: signet.v1.AuthorityInfo.retiring_at:type_name -> google.protobuf.Timestamp
-	76,  // 40: signet.v1.AuthorityInfo.tainted_at:type_name -> google.protobuf.Timestamp
-	76,  // 41: signet.v1.GoneAuthority.at:type_name -> google.protobuf.Timestamp
-	76,  // 42: signet.v1.GoneAuthority.not_after:type_name -> google.protobuf.Timestamp
-	31,  // 43: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
-	9,   // 44: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
-	76,  // 45: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
-	76,  // 46: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	76,  // 47: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	34,  // 48: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
-	76,  // 49: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	76,  // 50: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
-	76,  // 51: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
-	37,  // 52: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
-	76,  // 53: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
-	38,  // 54: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
-	76,  // 55: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
-	76,  // 56: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
-	76,  // 57: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
-	37,  // 58: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
-	37,  // 59: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
-	77,  // 60: signet.v1.RotationLimits.straggler:type_name -> google.protobuf.Duration
-	77,  // 61: signet.v1.RotationLimits.soak:type_name -> google.protobuf.Duration
-	76,  // 62: signet.v1.RotationBlocker.until:type_name -> google.protobuf.Timestamp
-	44,  // 63: signet.v1.RotationGate.blockers:type_name -> signet.v1.RotationBlocker
-	76,  // 64: signet.v1.RotationRoot.not_after:type_name -> google.protobuf.Timestamp
-	76,  // 65: signet.v1.RotationOperation.begun:type_name -> google.protobuf.Timestamp
-	43,  // 66: signet.v1.RotationOperation.limits:type_name -> signet.v1.RotationLimits
-	76,  // 67: signet.v1.RotationOperation.latest:type_name -> google.protobuf.Timestamp
-	48,  // 68: signet.v1.RotationOperation.rolled_back:type_name -> signet.v1.RotationWord
-	49,  // 69: signet.v1.RotationOperation.forced:type_name -> signet.v1.RotationOverride
-	76,  // 70: signet.v1.RotationOperation.ended:type_name -> google.protobuf.Timestamp
-	76,  // 71: signet.v1.RotationWord.at:type_name -> google.protobuf.Timestamp
-	76,  // 72: signet.v1.RotationOverride.at:type_name -> google.protobuf.Timestamp
-	76,  // 73: signet.v1.RotationExcuse.at:type_name -> google.protobuf.Timestamp
-	76,  // 74: signet.v1.RotationExcuse.until:type_name -> google.protobuf.Timestamp
-	76,  // 75: signet.v1.RotationSchedule.prepare:type_name -> google.protobuf.Timestamp
-	76,  // 76: signet.v1.RotationSchedule.latest:type_name -> google.protobuf.Timestamp
-	76,  // 77: signet.v1.RotationSchedule.expires:type_name -> google.protobuf.Timestamp
-	46,  // 78: signet.v1.RotationForecast.active:type_name -> signet.v1.RotationRoot
-	46,  // 79: signet.v1.RotationForecast.next:type_name -> signet.v1.RotationRoot
-	44,  // 80: signet.v1.RotationForecast.missing:type_name -> signet.v1.RotationBlocker
-	44,  // 81: signet.v1.RotationForecast.unproven:type_name -> signet.v1.RotationBlocker
-	54,  // 82: signet.v1.RotationForecast.steps:type_name -> signet.v1.RotationForecastStep
-	76,  // 83: signet.v1.RotationForecastStep.earliest:type_name -> google.protobuf.Timestamp
-	76,  // 84: signet.v1.RotationForecastStep.latest:type_name -> google.protobuf.Timestamp
-	76,  // 85: signet.v1.Rotation.now:type_name -> google.protobuf.Timestamp
-	47,  // 86: signet.v1.Rotation.operation:type_name -> signet.v1.RotationOperation
-	45,  // 87: signet.v1.Rotation.gates:type_name -> signet.v1.RotationGate
-	53,  // 88: signet.v1.Rotation.forecast:type_name -> signet.v1.RotationForecast
-	46,  // 89: signet.v1.Rotation.authorities:type_name -> signet.v1.RotationRoot
-	51,  // 90: signet.v1.Rotation.replicas:type_name -> signet.v1.RotationReplica
-	50,  // 91: signet.v1.Rotation.excuses:type_name -> signet.v1.RotationExcuse
-	47,  // 92: signet.v1.Rotation.past:type_name -> signet.v1.RotationOperation
-	52,  // 93: signet.v1.Rotation.schedule:type_name -> signet.v1.RotationSchedule
-	43,  // 94: signet.v1.PlanRotationRequest.limits:type_name -> signet.v1.RotationLimits
-	76,  // 95: signet.v1.PlanRotationResponse.now:type_name -> google.protobuf.Timestamp
-	53,  // 96: signet.v1.PlanRotationResponse.forecast:type_name -> signet.v1.RotationForecast
-	43,  // 97: signet.v1.StartRotationRequest.limits:type_name -> signet.v1.RotationLimits
-	55,  // 98: signet.v1.StartRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 99: signet.v1.RotationStatusResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 100: signet.v1.WatchRotationResponse.rotation:type_name -> signet.v1.Rotation
-	77,  // 101: signet.v1.ExcuseRotationRequest.lasting:type_name -> google.protobuf.Duration
-	55,  // 102: signet.v1.ExcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 103: signet.v1.UnexcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 104: signet.v1.AbortRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 105: signet.v1.RollbackRotationResponse.rotation:type_name -> signet.v1.Rotation
-	43,  // 106: signet.v1.EmergencyRotationRequest.limits:type_name -> signet.v1.RotationLimits
-	55,  // 107: signet.v1.EmergencyRotationResponse.rotation:type_name -> signet.v1.Rotation
-	55,  // 108: signet.v1.ForceStepResponse.rotation:type_name -> signet.v1.Rotation
-	1,   // 109: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
-	6,   // 110: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
-	15,  // 111: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
-	21,  // 112: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
-	23,  // 113: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
-	25,  // 114: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
-	29,  // 115: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
-	32,  // 116: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
-	35,  // 117: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
-	39,  // 118: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
-	41,  // 119: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
-	56,  // 120: signet.v1.Admin.PlanRotation:input_type -> signet.v1.PlanRotationRequest
-	58,  // 121: signet.v1.Admin.StartRotation:input_type -> signet.v1.StartRotationRequest
-	60,  // 122: signet.v1.Admin.RotationStatus:input_type -> signet.v1.RotationStatusRequest
-	62,  // 123: signet.v1.Admin.WatchRotation:input_type -> signet.v1.WatchRotationRequest
-	64,  // 124: signet.v1.Admin.ExcuseRotation:input_type -> signet.v1.ExcuseRotationRequest
-	66,  // 125: signet.v1.Admin.UnexcuseRotation:input_type -> signet.v1.UnexcuseRotationRequest
-	68,  // 126: signet.v1.Admin.AbortRotation:input_type -> signet.v1.AbortRotationRequest
-	70,  // 127: signet.v1.Admin.RollbackRotation:input_type -> signet.v1.RollbackRotationRequest
-	72,  // 128: signet.v1.Admin.EmergencyRotation:input_type -> signet.v1.EmergencyRotationRequest
-	74,  // 129: signet.v1.Admin.ForceStep:input_type -> signet.v1.ForceStepRequest
-	3,   // 130: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
-	11,  // 131: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
-	17,  // 132: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
-	22,  // 133: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
-	24,  // 134: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
-	26,  // 135: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
-	30,  // 136: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
-	33,  // 137: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
-	36,  // 138: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
-	40,  // 139: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
-	42,  // 140: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
-	57,  // 141: signet.v1.Admin.PlanRotation:output_type -> signet.v1.PlanRotationResponse
-	59,  // 142: signet.v1.Admin.StartRotation:output_type -> signet.v1.StartRotationResponse
-	61,  // 143: signet.v1.Admin.RotationStatus:output_type -> signet.v1.RotationStatusResponse
-	63,  // 144: signet.v1.Admin.WatchRotation:output_type -> signet.v1.WatchRotationResponse
-	65,  // 145: signet.v1.Admin.ExcuseRotation:output_type -> signet.v1.ExcuseRotationResponse
-	67,  // 146: signet.v1.Admin.UnexcuseRotation:output_type -> signet.v1.UnexcuseRotationResponse
-	69,  // 147: signet.v1.Admin.AbortRotation:output_type -> signet.v1.AbortRotationResponse
-	71,  // 148: signet.v1.Admin.RollbackRotation:output_type -> signet.v1.RollbackRotationResponse
-	73,  // 149: signet.v1.Admin.EmergencyRotation:output_type -> signet.v1.EmergencyRotationResponse
-	75,  // 150: signet.v1.Admin.ForceStep:output_type -> signet.v1.ForceStepResponse
-	130, // [130:151] is the sub-list for method output_type
-	109, // [109:130] is the sub-list for method input_type
-	109, // [109:109] is the sub-list for extension type_name
-	109, // [109:109] is the sub-list for extension extendee
-	0,   // [0:109] is the sub-list for field type_name
+	80,  // 26: signet.v1.SVID.renew_at:type_name -> google.protobuf.Timestamp
+	81,  // 27: signet.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	80,  // 28: signet.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	23,  // 29: signet.v1.GetStatusResponse.upstream:type_name -> signet.v1.UpstreamStatus
+	80,  // 30: signet.v1.UpstreamStatus.probed_at:type_name -> google.protobuf.Timestamp
+	80,  // 31: signet.v1.UpstreamStatus.since:type_name -> google.protobuf.Timestamp
+	80,  // 32: signet.v1.UpstreamStatus.intermediate_not_after:type_name -> google.protobuf.Timestamp
+	4,   // 33: signet.v1.GetBundleResponse.bundle:type_name -> signet.v1.Bundle
+	28,  // 34: signet.v1.ListAuthoritiesResponse.authorities:type_name -> signet.v1.AuthorityInfo
+	29,  // 35: signet.v1.ListAuthoritiesResponse.gone:type_name -> signet.v1.GoneAuthority
+	28,  // 36: signet.v1.ListAuthoritiesResponse.announced:type_name -> signet.v1.AuthorityInfo
+	80,  // 37: signet.v1.AuthorityInfo.not_before:type_name -> google.protobuf.Timestamp
+	80,  // 38: signet.v1.AuthorityInfo.not_after:type_name -> google.protobuf.Timestamp
+	80,  // 39: signet.v1.AuthorityInfo.cross_not_after:type_name -> google.protobuf.Timestamp
+	80,  // 40: signet.v1.AuthorityInfo.prepared_at:type_name -> google.protobuf.Timestamp
+	80,  // 41: signet.v1.AuthorityInfo.published_at:type_name -> google.protobuf.Timestamp
+	80,  // 42: signet.v1.AuthorityInfo.active_at:type_name -> google.protobuf.Timestamp
+	80,  // 43: signet.v1.AuthorityInfo.retiring_at:type_name -> google.protobuf.Timestamp
+	80,  // 44: signet.v1.AuthorityInfo.tainted_at:type_name -> google.protobuf.Timestamp
+	80,  // 45: signet.v1.GoneAuthority.at:type_name -> google.protobuf.Timestamp
+	80,  // 46: signet.v1.GoneAuthority.not_after:type_name -> google.protobuf.Timestamp
+	32,  // 47: signet.v1.ListSVIDsResponse.holdings:type_name -> signet.v1.NodeHolding
+	9,   // 48: signet.v1.NodeHolding.holding:type_name -> signet.v1.Holding
+	80,  // 49: signet.v1.NodeHolding.reported_at:type_name -> google.protobuf.Timestamp
+	80,  // 50: signet.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	80,  // 51: signet.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	35,  // 52: signet.v1.ListAuditResponse.entries:type_name -> signet.v1.AuditEntry
+	80,  // 53: signet.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	80,  // 54: signet.v1.AuditEntry.not_after:type_name -> google.protobuf.Timestamp
+	80,  // 55: signet.v1.AuditEntry.last:type_name -> google.protobuf.Timestamp
+	38,  // 56: signet.v1.ListNodesResponse.nodes:type_name -> signet.v1.NodeInfo
+	80,  // 57: signet.v1.NodeInfo.since:type_name -> google.protobuf.Timestamp
+	39,  // 58: signet.v1.NodeInfo.ban:type_name -> signet.v1.Ban
+	80,  // 59: signet.v1.NodeInfo.valid_until:type_name -> google.protobuf.Timestamp
+	80,  // 60: signet.v1.Ban.at:type_name -> google.protobuf.Timestamp
+	80,  // 61: signet.v1.Ban.valid_until:type_name -> google.protobuf.Timestamp
+	38,  // 62: signet.v1.BanNodeResponse.node:type_name -> signet.v1.NodeInfo
+	38,  // 63: signet.v1.AllowNodeResponse.node:type_name -> signet.v1.NodeInfo
+	81,  // 64: signet.v1.RotationLimits.straggler:type_name -> google.protobuf.Duration
+	81,  // 65: signet.v1.RotationLimits.soak:type_name -> google.protobuf.Duration
+	80,  // 66: signet.v1.RotationBlocker.until:type_name -> google.protobuf.Timestamp
+	45,  // 67: signet.v1.RotationGate.blockers:type_name -> signet.v1.RotationBlocker
+	80,  // 68: signet.v1.RotationRoot.not_after:type_name -> google.protobuf.Timestamp
+	80,  // 69: signet.v1.RotationOperation.begun:type_name -> google.protobuf.Timestamp
+	44,  // 70: signet.v1.RotationOperation.limits:type_name -> signet.v1.RotationLimits
+	80,  // 71: signet.v1.RotationOperation.latest:type_name -> google.protobuf.Timestamp
+	49,  // 72: signet.v1.RotationOperation.rolled_back:type_name -> signet.v1.RotationWord
+	50,  // 73: signet.v1.RotationOperation.forced:type_name -> signet.v1.RotationOverride
+	80,  // 74: signet.v1.RotationOperation.ended:type_name -> google.protobuf.Timestamp
+	49,  // 75: signet.v1.RotationOperation.ended_by:type_name -> signet.v1.RotationWord
+	80,  // 76: signet.v1.RotationWord.at:type_name -> google.protobuf.Timestamp
+	80,  // 77: signet.v1.RotationOverride.at:type_name -> google.protobuf.Timestamp
+	80,  // 78: signet.v1.RotationExcuse.at:type_name -> google.protobuf.Timestamp
+	80,  // 79: signet.v1.RotationExcuse.until:type_name -> google.protobuf.Timestamp
+	80,  // 80: signet.v1.RotationSchedule.prepare:type_name -> google.protobuf.Timestamp
+	80,  // 81: signet.v1.RotationSchedule.latest:type_name -> google.protobuf.Timestamp
+	80,  // 82: signet.v1.RotationSchedule.expires:type_name -> google.protobuf.Timestamp
+	47,  // 83: signet.v1.RotationForecast.active:type_name -> signet.v1.RotationRoot
+	47,  // 84: signet.v1.RotationForecast.next:type_name -> signet.v1.RotationRoot
+	45,  // 85: signet.v1.RotationForecast.missing:type_name -> signet.v1.RotationBlocker
+	45,  // 86: signet.v1.RotationForecast.unproven:type_name -> signet.v1.RotationBlocker
+	55,  // 87: signet.v1.RotationForecast.steps:type_name -> signet.v1.RotationForecastStep
+	80,  // 88: signet.v1.RotationForecastStep.earliest:type_name -> google.protobuf.Timestamp
+	80,  // 89: signet.v1.RotationForecastStep.latest:type_name -> google.protobuf.Timestamp
+	80,  // 90: signet.v1.Rotation.now:type_name -> google.protobuf.Timestamp
+	48,  // 91: signet.v1.Rotation.operation:type_name -> signet.v1.RotationOperation
+	46,  // 92: signet.v1.Rotation.gates:type_name -> signet.v1.RotationGate
+	54,  // 93: signet.v1.Rotation.forecast:type_name -> signet.v1.RotationForecast
+	47,  // 94: signet.v1.Rotation.authorities:type_name -> signet.v1.RotationRoot
+	52,  // 95: signet.v1.Rotation.replicas:type_name -> signet.v1.RotationReplica
+	51,  // 96: signet.v1.Rotation.excuses:type_name -> signet.v1.RotationExcuse
+	48,  // 97: signet.v1.Rotation.past:type_name -> signet.v1.RotationOperation
+	53,  // 98: signet.v1.Rotation.schedule:type_name -> signet.v1.RotationSchedule
+	44,  // 99: signet.v1.PlanRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	80,  // 100: signet.v1.PlanRotationResponse.now:type_name -> google.protobuf.Timestamp
+	54,  // 101: signet.v1.PlanRotationResponse.forecast:type_name -> signet.v1.RotationForecast
+	44,  // 102: signet.v1.StartRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	56,  // 103: signet.v1.StartRotationResponse.rotation:type_name -> signet.v1.Rotation
+	56,  // 104: signet.v1.RotationStatusResponse.rotation:type_name -> signet.v1.Rotation
+	56,  // 105: signet.v1.WatchRotationResponse.rotation:type_name -> signet.v1.Rotation
+	81,  // 106: signet.v1.ExcuseRotationRequest.lasting:type_name -> google.protobuf.Duration
+	56,  // 107: signet.v1.ExcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
+	56,  // 108: signet.v1.UnexcuseRotationResponse.rotation:type_name -> signet.v1.Rotation
+	56,  // 109: signet.v1.AbortRotationResponse.rotation:type_name -> signet.v1.Rotation
+	56,  // 110: signet.v1.RollbackRotationResponse.rotation:type_name -> signet.v1.Rotation
+	44,  // 111: signet.v1.EmergencyRotationRequest.limits:type_name -> signet.v1.RotationLimits
+	56,  // 112: signet.v1.EmergencyRotationResponse.rotation:type_name -> signet.v1.Rotation
+	56,  // 113: signet.v1.ForceStepResponse.rotation:type_name -> signet.v1.Rotation
+	79,  // 114: signet.v1.BackupResponse.info:type_name -> signet.v1.BackupInfo
+	80,  // 115: signet.v1.BackupInfo.at:type_name -> google.protobuf.Timestamp
+	1,   // 116: signet.v1.Authority.AttestAgent:input_type -> signet.v1.AttestAgentRequest
+	6,   // 117: signet.v1.Authority.Session:input_type -> signet.v1.SessionRequest
+	15,  // 118: signet.v1.Authority.Issue:input_type -> signet.v1.IssueRequest
+	21,  // 119: signet.v1.Admin.GetStatus:input_type -> signet.v1.GetStatusRequest
+	24,  // 120: signet.v1.Admin.GetBundle:input_type -> signet.v1.GetBundleRequest
+	26,  // 121: signet.v1.Admin.ListAuthorities:input_type -> signet.v1.ListAuthoritiesRequest
+	30,  // 122: signet.v1.Admin.ListSVIDs:input_type -> signet.v1.ListSVIDsRequest
+	33,  // 123: signet.v1.Admin.ListAudit:input_type -> signet.v1.ListAuditRequest
+	36,  // 124: signet.v1.Admin.ListNodes:input_type -> signet.v1.ListNodesRequest
+	40,  // 125: signet.v1.Admin.BanNode:input_type -> signet.v1.BanNodeRequest
+	42,  // 126: signet.v1.Admin.AllowNode:input_type -> signet.v1.AllowNodeRequest
+	57,  // 127: signet.v1.Admin.PlanRotation:input_type -> signet.v1.PlanRotationRequest
+	59,  // 128: signet.v1.Admin.StartRotation:input_type -> signet.v1.StartRotationRequest
+	61,  // 129: signet.v1.Admin.RotationStatus:input_type -> signet.v1.RotationStatusRequest
+	63,  // 130: signet.v1.Admin.WatchRotation:input_type -> signet.v1.WatchRotationRequest
+	65,  // 131: signet.v1.Admin.ExcuseRotation:input_type -> signet.v1.ExcuseRotationRequest
+	67,  // 132: signet.v1.Admin.UnexcuseRotation:input_type -> signet.v1.UnexcuseRotationRequest
+	69,  // 133: signet.v1.Admin.AbortRotation:input_type -> signet.v1.AbortRotationRequest
+	71,  // 134: signet.v1.Admin.RollbackRotation:input_type -> signet.v1.RollbackRotationRequest
+	73,  // 135: signet.v1.Admin.EmergencyRotation:input_type -> signet.v1.EmergencyRotationRequest
+	75,  // 136: signet.v1.Admin.ForceStep:input_type -> signet.v1.ForceStepRequest
+	77,  // 137: signet.v1.Admin.Backup:input_type -> signet.v1.BackupRequest
+	3,   // 138: signet.v1.Authority.AttestAgent:output_type -> signet.v1.AttestAgentResponse
+	11,  // 139: signet.v1.Authority.Session:output_type -> signet.v1.SessionResponse
+	17,  // 140: signet.v1.Authority.Issue:output_type -> signet.v1.IssueResponse
+	22,  // 141: signet.v1.Admin.GetStatus:output_type -> signet.v1.GetStatusResponse
+	25,  // 142: signet.v1.Admin.GetBundle:output_type -> signet.v1.GetBundleResponse
+	27,  // 143: signet.v1.Admin.ListAuthorities:output_type -> signet.v1.ListAuthoritiesResponse
+	31,  // 144: signet.v1.Admin.ListSVIDs:output_type -> signet.v1.ListSVIDsResponse
+	34,  // 145: signet.v1.Admin.ListAudit:output_type -> signet.v1.ListAuditResponse
+	37,  // 146: signet.v1.Admin.ListNodes:output_type -> signet.v1.ListNodesResponse
+	41,  // 147: signet.v1.Admin.BanNode:output_type -> signet.v1.BanNodeResponse
+	43,  // 148: signet.v1.Admin.AllowNode:output_type -> signet.v1.AllowNodeResponse
+	58,  // 149: signet.v1.Admin.PlanRotation:output_type -> signet.v1.PlanRotationResponse
+	60,  // 150: signet.v1.Admin.StartRotation:output_type -> signet.v1.StartRotationResponse
+	62,  // 151: signet.v1.Admin.RotationStatus:output_type -> signet.v1.RotationStatusResponse
+	64,  // 152: signet.v1.Admin.WatchRotation:output_type -> signet.v1.WatchRotationResponse
+	66,  // 153: signet.v1.Admin.ExcuseRotation:output_type -> signet.v1.ExcuseRotationResponse
+	68,  // 154: signet.v1.Admin.UnexcuseRotation:output_type -> signet.v1.UnexcuseRotationResponse
+	70,  // 155: signet.v1.Admin.AbortRotation:output_type -> signet.v1.AbortRotationResponse
+	72,  // 156: signet.v1.Admin.RollbackRotation:output_type -> signet.v1.RollbackRotationResponse
+	74,  // 157: signet.v1.Admin.EmergencyRotation:output_type -> signet.v1.EmergencyRotationResponse
+	76,  // 158: signet.v1.Admin.ForceStep:output_type -> signet.v1.ForceStepResponse
+	78,  // 159: signet.v1.Admin.Backup:output_type -> signet.v1.BackupResponse
+	138, // [138:160] is the sub-list for method output_type
+	116, // [116:138] is the sub-list for method input_type
+	116, // [116:116] is the sub-list for extension type_name
+	116, // [116:116] is the sub-list for extension extendee
+	0,   // [0:116] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_signet_proto_init() }
@@ -6737,7 +7092,7 @@ func file_api_v1_signet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_signet_proto_rawDesc), len(file_api_v1_signet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   76,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -227,6 +227,7 @@ const (
 	Admin_RollbackRotation_FullMethodName  = "/signet.v1.Admin/RollbackRotation"
 	Admin_EmergencyRotation_FullMethodName = "/signet.v1.Admin/EmergencyRotation"
 	Admin_ForceStep_FullMethodName         = "/signet.v1.Admin/ForceStep"
+	Admin_Backup_FullMethodName            = "/signet.v1.Admin/Backup"
 )
 
 // AdminClient is the client API for Admin service.
@@ -273,6 +274,8 @@ type AdminClient interface {
 	EmergencyRotation(ctx context.Context, in *EmergencyRotationRequest, opts ...grpc.CallOption) (*EmergencyRotationResponse, error)
 	// ForceStep takes the next step over exactly those who stand in its way.
 	ForceStep(ctx context.Context, in *ForceStepRequest, opts ...grpc.CallOption) (*ForceStepResponse, error)
+	// Backup makes a backup of all that the store holds, sealed under the CA's seal key, puts that on record, and sends it in pieces.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
 }
 
 type adminClient struct {
@@ -481,6 +484,25 @@ func (c *adminClient) ForceStep(ctx context.Context, in *ForceStepRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -525,6 +547,8 @@ type AdminServer interface {
 	EmergencyRotation(context.Context, *EmergencyRotationRequest) (*EmergencyRotationResponse, error)
 	// ForceStep takes the next step over exactly those who stand in its way.
 	ForceStep(context.Context, *ForceStepRequest) (*ForceStepResponse, error)
+	// Backup makes a backup of all that the store holds, sealed under the CA's seal key, puts that on record, and sends it in pieces.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -588,6 +612,9 @@ func (UnimplementedAdminServer) EmergencyRotation(context.Context, *EmergencyRot
 }
 func (UnimplementedAdminServer) ForceStep(context.Context, *ForceStepRequest) (*ForceStepResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ForceStep not implemented")
+}
+func (UnimplementedAdminServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -920,6 +947,17 @@ func _Admin_ForceStep_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1001,6 +1039,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchRotation",
 			Handler:       _Admin_WatchRotation_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _Admin_Backup_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -166,11 +166,11 @@ func (j Journal) begin(now time.Time) Journal {
 // before has a generation of its own, here and nowhere else.
 func (j Journal) finish(next Journal, now time.Time) (Journal, error) {
 	if next.Operation != nil && len(next.candidates()) == 0 {
-		how := Done
-		if next.Operation.Back != nil {
-			how = RolledBack
+		how, by := Done, Word{}
+		if back := next.Operation.Back; back != nil {
+			how, by = RolledBack, *back
 		}
-		next.end(how, now)
+		next.end(how, by, now)
 	}
 	before, err := j.held()
 	if err != nil {
@@ -202,9 +202,11 @@ func (j Journal) finish(next Journal, now time.Time) (Journal, error) {
 	return next, nil
 }
 
-// end ends the operation under way.
-func (j *Journal) end(how Outcome, now time.Time) {
-	j.Past = append(j.Past, j.Operation.past(how, now))
+// end ends the operation under way, on somebody's word where it is not done.
+func (j *Journal) end(how Outcome, by Word, now time.Time) {
+	p := j.Operation.past(how, now)
+	p.EndedBy = by
+	j.Past = append(j.Past, p)
 	j.Past = j.Past[max(0, len(j.Past)-MaxPast):]
 	j.Operation = nil
 }

@@ -158,7 +158,8 @@ func goodHex(text string, size int) bool {
 
 func (p Past) validate() error {
 	if !opID.MatchString(p.ID) || !goodKind(p.Kind) || !goodBy(p.By, p.Why) || p.Begun.IsZero() || p.Ended.IsZero() ||
-		!slices.Contains([]Outcome{Done, Aborted, RolledBack, Superseded}, p.Outcome) || !goodHex(p.Authority, 0) || !goodHex(p.Replaces, 0) {
+		!slices.Contains([]Outcome{Done, Aborted, RolledBack, Superseded}, p.Outcome) || !goodHex(p.Authority, 0) || !goodHex(p.Replaces, 0) ||
+		p.EndedBy != (Word{}) && (!goodBy(p.EndedBy.By, p.EndedBy.Why) || p.EndedBy.At.IsZero()) {
 		return corrupt("past operation %.64q", p.ID)
 	}
 	return nil

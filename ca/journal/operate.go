@@ -101,7 +101,7 @@ func Abort(j Journal, r Request, now time.Time) (Journal, error) {
 	if slices.ContainsFunc(next.Authorities, func(a Authority) bool { return a.State == Retiring }) {
 		return Journal{}, api.E(api.RotationTooLate, "another root is still retiring, and this operation ends that")
 	}
-	next.end(Aborted, now)
+	next.end(Aborted, Word{By: r.By, Why: r.Why, At: now}, now)
 	return j.finish(next, now)
 }
 
@@ -237,7 +237,7 @@ func (j *Journal) supersede(op *Operation, now time.Time) {
 		op.Authority, op.Replaces = j.ActiveAuthority().ID, op.Compromised[0]
 	}
 	if j.Operation != nil {
-		j.end(Superseded, now)
+		j.end(Superseded, Word{By: op.By, Why: op.Why, At: now}, now)
 	}
 	for i := 0; i < len(j.Authorities); { // what was to follow and does not
 		if a := j.Authorities[i]; (a.State == Prepared || a.State == Published) && a.ID != op.Authority {

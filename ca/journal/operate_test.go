@@ -88,7 +88,7 @@ func TestRolledBackToItsEnd(t *testing.T) {
 	}
 	f.now = f.now.Add(time.Minute)
 	f.j = step(t, f.j, f.now, f.acks)
-	if f.j.Operation != nil || f.j.Past[0].Outcome != RolledBack || f.j.ActiveAuthority().ID != old || stateOf(f.j, fresh) != Removed {
+	if f.j.Operation != nil || f.j.Past[0].Outcome != RolledBack || f.j.Past[0].EndedBy.By != request("op").By || f.j.ActiveAuthority().ID != old || stateOf(f.j, fresh) != Removed {
 		t.Errorf("%+v", f.j)
 	}
 }
@@ -169,7 +169,7 @@ func TestTaint(t *testing.T) {
 		f := published(t, true)
 		a, b := f.j.Operation.Replaces, f.j.Operation.Authority
 		j := must(t)(Taint(f.j, taint(a, Authority{}), f.now))
-		if i := j.find(b); j.Operation.Authority != b || len(j.Authorities[i].Cross) != 0 || j.Past[0].Outcome != Superseded {
+		if i := j.find(b); j.Operation.Authority != b || len(j.Authorities[i].Cross) != 0 || j.Past[0].Outcome != Superseded || j.Past[0].EndedBy.By == "" {
 			t.Fatalf("%+v", j)
 		}
 		if s, found := Next(j, f.now, ready(t, j, f.now)); s.Do != Activate {

@@ -86,7 +86,7 @@ type Limits struct {
 	// take before the compromised root goes. Default: 1 h, in an emergency 1 min.
 	Straggler time.Duration `json:"straggler,omitempty"`
 	// Soak is how long is waited for those who cannot acknowledge, counted from when the new bundle was brought to them: streams
-	// of the Workload API, ConfigMaps, files. Default: 5 min.
+	// of the Workload API, ConfigMaps, files. Default: 5 min. An emergency waits until it was brought to them, and no longer.
 	Soak time.Duration `json:"soak,omitempty"`
 }
 
@@ -117,6 +117,9 @@ type Past struct {
 	Outcome   Outcome   `json:"outcome"`
 	Authority string    `json:"authority"`
 	Replaces  string    `json:"replaces"`
+	// EndedBy is who ended it before it was done: who aborted it, rolled it back, or declared the emergency that took its place. Zero
+	// where nobody did.
+	EndedBy Word `json:"endedBy,omitzero"`
 }
 
 // Gone is what is kept of an authority that nobody trusts any more: enough to know it again, should somebody bring it back.

@@ -174,13 +174,15 @@ func damagedBackup(format string, args ...any) error {
 
 // Restored returns what a backup holds as it goes on at that time: journal.Restored, and one replica more, which nobody can ask.
 // It stands for the one that went on after the backup, and may have signed under every trusted root what nobody remembers; so no
-// root is taken away while that may be valid.
-func (s Snapshot) Restored(seen []api.Generation, now time.Time) (Snapshot, error) {
+// root is taken away while that may be valid. Its record says what a restore it was; of told By and BackupAt are taken, which are
+// who restores, and when the backup was made.
+func (s Snapshot) Restored(told ca.Restored, seen []api.Generation, now time.Time) (Snapshot, error) {
 	j, err := journal.Restored(s.Journal, seen, now)
 	if err != nil {
 		return Snapshot{}, err
 	}
-	lost := ca.Replica{Name: fmt.Sprintf("%s%d", lostReplica, j.Epoch)}
+	told = ca.Restored{By: told.By, BackupAt: told.BackupAt, At: now.UTC().Round(0), Backup: s.Journal.Generation().String(), Generation: j.Generation().String()}
+	lost := ca.Replica{Name: fmt.Sprintf("%s%d", lostReplica, j.Epoch), Restored: &told}
 	for _, a := range j.Authorities {
 		if a.State.Trusted() {
 			// Its intermediates lasted longer, but their keys were in its memory.

@@ -169,9 +169,10 @@ func FuzzUnseal(f *testing.F) {
 func TestRestoredSnapshot(t *testing.T) {
 	s := held(t)
 	now := time.Date(2026, 11, 3, 0, 0, 0, 0, time.UTC)
-	got, err := s.Restored([]api.Generation{{Epoch: 9000, Number: 3}}, now)
+	told := ca.Restored{By: "uid:7", BackupAt: now.Add(-time.Hour)}
+	got, err := s.Restored(told, []api.Generation{{Epoch: 9000, Number: 3}}, now)
 	if err == nil {
-		got, err = got.Restored(nil, now) // and again
+		got, err = got.Restored(told, nil, now) // and again
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -179,7 +180,8 @@ func TestRestoredSnapshot(t *testing.T) {
 	if g := got.Journal.Generation(); g != (api.Generation{Epoch: 9002, Number: 1}) {
 		t.Errorf("generation %s", g)
 	}
-	lost := ca.Replica{Name: "before-restore-9002", Minted: []ca.Minted{{At: now, NotAfter: now.Add(24 * time.Hour), Root: s.Journal.Authorities[0].ID}}}
+	lost := ca.Replica{Name: "before-restore-9002", Minted: []ca.Minted{{At: now, NotAfter: now.Add(24 * time.Hour), Root: s.Journal.Authorities[0].ID}},
+		Restored: &ca.Restored{At: now, By: "uid:7", Backup: "9001.1", BackupAt: told.BackupAt, Generation: "9002.1"}}
 	wanted := slices.Concat([]ca.Replica{lost}, s.Replicas)
 	if diff := cmp.Diff(wanted, got.Replicas); diff != "" {
 		t.Errorf("the replicas (-want +got):\n%s", diff)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/store"
 	"github.com/signet-ca/signet/internal/daemon"
 	"github.com/signet-ca/signet/internal/durable"
@@ -57,10 +59,13 @@ type backupAnswer struct {
 	APIVersion  string    `json:"apiVersion"`
 	Kind        string    `json:"kind"`
 	File        string    `json:"file,omitempty"` // empty: the standard output
-	Bytes       int       `json:"bytes"`
 	TrustDomain string    `json:"trustDomain"`
-	Generation  string    `json:"generation"`
+	Generation  string    `json:"generation"` // of the bundle in it, EPOCH.NUMBER
+	Epoch       uint32    `json:"epoch"`
+	Schema      int       `json:"schema"` // of the record in it
 	At          time.Time `json:"at"`
+	Size        int       `json:"size"`   // in bytes
+	SHA256      string    `json:"sha256"` // lower-case hex
 }
 
 // backupCommand makes a backup, whether or not the CA runs.
@@ -87,11 +92,12 @@ The ledger is not in it. docs/backup.md says how often, and what a restore means
 			if err != nil {
 				return err
 			}
-			data, h, err := makeBackup(ctx, l)
+			b, err := makeBackup(ctx, l)
 			if err != nil {
 				return err
 			}
-			answer := backupAnswer{cliVersion, "Backup", file, len(data), h.TrustDomain, h.Generation, h.At}
+			data := b.Data
+			answer := backupAnswer{cliVersion, "Backup", file, l.td.Name(), b.Generation.String(), b.Generation.Epoch, b.Schema, b.At, len(data), fmt.Sprintf("%x", sha256.Sum256(data))}
 			if file == "-" {
 				answer.File = ""
 				if _, err := out.Write(data); err != nil {
@@ -104,33 +110,42 @@ The ledger is not in it. docs/backup.md says how often, and what a restore means
 				return err
 			}
 			return format.print(out, answer, [][2]string{
-				{"trust domain", h.TrustDomain},
-				{"generation", h.Generation},
+				{"trust domain", answer.TrustDomain},
+				{"generation", answer.Generation},
 				{"backup", fmt.Sprintf("%s, %d bytes, opened by %s alone", file, len(data), l.Seal.KeyFile)},
+				{"sha256", answer.SHA256},
 			})
 		},
 	}
 }
 
-// makeBackup returns a backup of the store, and opens it once to see that it can be.
-func makeBackup(ctx context.Context, l *loaded) ([]byte, store.BackupHeader, error) {
+// makeBackup returns a backup of the store as its file is, whether or not the CA runs.
+func makeBackup(ctx context.Context, l *loaded) (*ca.Backup, error) {
 	sealer, err := readSealer(l.Seal)
 	if err != nil {
-		return nil, store.BackupHeader{}, err
+		return nil, err
 	}
 	s, err := store.Peek(ctx, l.Store)
 	if err != nil {
-		return nil, store.BackupHeader{}, err
+		return nil, err
 	}
-	if err := ours(s, l.td); err != nil {
-		return nil, store.BackupHeader{}, err
+	return sealBackup(s, l.td, sealer)
+}
+
+// sealBackup returns a backup of what a store held, and opens it once to see that it can be.
+func sealBackup(s store.Snapshot, td spiffeid.TrustDomain, sealer *ca.Sealer) (*ca.Backup, error) {
+	if err := ours(s, td); err != nil {
+		return nil, err
 	}
 	data, err := s.Seal(sealer, time.Now())
 	if err != nil {
-		return nil, store.BackupHeader{}, err
+		return nil, err
 	}
-	_, h, err := store.Unseal(data, l.td, sealer)
-	return data, h, err
+	held, h, err := store.Unseal(data, td, sealer)
+	if err != nil {
+		return nil, err
+	}
+	return &ca.Backup{Data: data, Generation: held.Journal.Generation(), Schema: h.Schema, At: h.At}, nil
 }
 
 // ours refuses what belongs to another trust domain.

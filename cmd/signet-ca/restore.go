@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/ca/store"
 	"github.com/signet-ca/signet/internal/daemon"
@@ -147,7 +148,7 @@ func planRestore(ctx context.Context, l *loaded, f restoreFlags, file string) (*
 	if seen = append(seen, shown); highest(seen) != (api.Generation{}) {
 		plan.ShownGeneration = highest(seen).String()
 	}
-	if plan.snapshot, err = backup.Restored(seen, time.Now()); err != nil {
+	if plan.snapshot, err = backup.Restored(ca.Restored{By: fmt.Sprint("uid:", os.Getuid()), BackupAt: h.At}, seen, time.Now()); err != nil {
 		return nil, err
 	}
 	j := plan.snapshot.Journal

@@ -108,6 +108,13 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, sealer *ca.S
 		Metrics:     ca.NewMetrics(),
 	}
 	cfg.ManualRotation = l.ManualRotation
+	cfg.Backup = func(ctx context.Context) (*ca.Backup, error) {
+		held, err := store.Snap(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		return sealBackup(held, l.td, sealer)
+	}
 	for issuer, source := range sources {
 		cfg.KeySets[issuer] = source
 	}

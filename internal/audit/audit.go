@@ -69,6 +69,8 @@ const (
 	KindBanNode     Kind = "ban-node"     // a node is about to be banned
 	KindAllowNode   Kind = "allow-node"   // the ban of a node is about to be taken back
 	KindRotate      Kind = "rotate"       // a rotation is about to be begun, taken a step further or ended, or somebody excused
+	KindBackup      Kind = "backup"       // a backup of all that the store holds is about to be sent
+	KindRestore     Kind = "restore"      // the record was restored from a backup; written at the start that follows
 	KindOperator    Kind = "operator"     // an operator came in from elsewhere: a token's first call, each call of a break-glass certificate
 )
 
