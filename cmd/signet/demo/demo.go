@@ -30,6 +30,7 @@ const (
 	// dead: for it to start again and renew on a busy machine.
 	lifeBeyond = 4 * time.Second
 
+	startTimeout = 15 * time.Second // until a program serves
 	tokenTTL     = 10 * time.Minute // kubelet's shortest
 	tokenRefresh = 5 * time.Second
 	stopTimeout  = 5 * time.Second // for a program that was asked to end
@@ -57,7 +58,7 @@ type demo struct {
 	issuer    *attestortest.Issuer
 	keys      netip.AddrPort // where its key set is served
 	pods      map[string]attestortest.Pod
-	ca, agent *program
+	ca, agent *envoy.Program
 	envoy     string     // path; empty: Go peers
 	logs      []*os.File // of the processes
 	peers     *peers
@@ -237,38 +238,45 @@ func (d *demo) startSignet(ctx context.Context, programs map[string]string) erro
 	if d.agent, err = d.program("signet-agent", programs["signet-agent"], "run", "--config", d.dir.join("agent.yaml")); err != nil {
 		return err
 	}
-	if err := envoy.Run(ctx, envoy.Command{Name: "signet-ca init", Path: programs["signet-ca"], Args: []string{"init", "--config", d.dir.join("ca.yaml")}, Log: d.ca.log}); err != nil {
+	if err := envoy.Run(ctx, envoy.Command{Name: "signet-ca init", Path: programs["signet-ca"], Args: []string{"init", "--config", d.dir.join("ca.yaml")}, Log: d.ca.Log}); err != nil {
 		return err
 	}
-	if err := d.ca.start(); err != nil {
+	if err := d.ca.Start(); err != nil {
 		return err
 	}
-	address, err := d.ca.await(ctx, "grpc")
+	address, err := d.await(ctx, d.ca, "grpc")
 	if err != nil {
 		return err
 	}
-	d.say(d.ca.name, "serves %s at %s (process %d)", trustDomain, address, d.ca.pid())
+	d.say(d.ca.Name, "serves %s at %s (process %d)", trustDomain, address, d.ca.Pid())
 	// It comes back at the same address: agents know it by that.
 	if err := errors.Join(d.dir.writeCA(address, d.keys), d.dir.writeAgent(address)); err != nil {
 		return err
 	}
-	if err := d.agent.start(); err != nil {
+	if err := d.agent.Start(); err != nil {
 		return err
 	}
-	if _, err := d.agent.await(ctx, "sds"); err != nil {
+	if _, err := d.await(ctx, d.agent, "sds"); err != nil {
 		return err
 	}
-	d.say(d.agent.name, "serves SDS on %s (process %d)", d.dir.agentSocket(), d.agent.pid())
+	d.say(d.agent.Name, "serves SDS on %s (process %d)", d.dir.agentSocket(), d.agent.Pid())
 	return nil
 }
 
-func (d *demo) program(name, path string, args ...string) (*program, error) {
+func (d *demo) program(name, path string, args ...string) (*envoy.Program, error) {
 	log, err := d.dir.log(name)
 	if err != nil {
 		return nil, err
 	}
 	d.logs = append(d.logs, log)
-	return &program{name: name, path: path, args: args, log: log, died: func(err error) { d.cancel(err) }}, nil
+	return &envoy.Program{Name: name, Path: path, Args: args, Log: log, Died: func(err error) { d.cancel(err) }}, nil
+}
+
+// await returns the address at which a program serves what, once it does.
+func (d *demo) await(ctx context.Context, p *envoy.Program, what string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not within %s", startTimeout))
+	defer cancel()
+	return p.Await(ctx, what)
 }
 
 // rotated waits until both certificates have changed n times since then. They have to within two lives for each.
@@ -281,7 +289,7 @@ func (d *demo) rotated(ctx context.Context, since counts, n int) (counts, error)
 
 // outage kills a program while both certificates have life enough left, starts it again after a while, and waits until
 // certificates change again.
-func (d *demo) outage(ctx context.Context, p *program, down time.Duration, what, meanwhile string) error {
+func (d *demo) outage(ctx context.Context, p *envoy.Program, down time.Duration, what, meanwhile string) error {
 	alive := func(c counts) bool {
 		return time.Until(c.checkout.notAfter) > down+lifeBeyond && time.Until(c.payments.notAfter) > down+lifeBeyond
 	}
@@ -290,30 +298,30 @@ func (d *demo) outage(ctx context.Context, p *program, down time.Duration, what,
 		return err
 	}
 	died := time.Now()
-	p.kill()
-	d.say(p.name, "KILLED (SIGKILL) for %.1f s: %s", down.Seconds(), meanwhile)
+	p.Kill()
+	d.say(p.Name, "KILLED (SIGKILL) for %.1f s: %s", down.Seconds(), meanwhile)
 	select {
 	case <-time.After(down):
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if err := p.start(); err != nil {
+	if err := p.Start(); err != nil {
 		return err
 	}
-	if _, err := p.await(ctx, what); err != nil {
+	if _, err := d.await(ctx, p, what); err != nil {
 		return err
 	}
 	after := d.traffic.now.Load()
 	o := Outage{
-		Program: p.name, Millis: time.Since(died).Milliseconds(),
+		Program: p.Name, Millis: time.Since(died).Milliseconds(),
 		Requests: after.requests - before.requests, Failed: after.failed - before.failed,
 	}
-	d.say(p.name, "is back (process %d): %d requests meanwhile, %d failed", p.pid(), o.Requests, o.Failed)
+	d.say(p.Name, "is back (process %d): %d requests meanwhile, %d failed", p.Pid(), o.Requests, o.Failed)
 	now, err := d.rotated(ctx, after, 1)
 	o.Renewed = err == nil
 	d.report.Outages = append(d.report.Outages, o)
 	if err == nil {
-		d.say(p.name, "both certificates have been renewed since; %d and %d rotations so far", now.checkout.certificates-1, now.payments.certificates-1)
+		d.say(p.Name, "both certificates have been renewed since; %d and %d rotations so far", now.checkout.certificates-1, now.payments.certificates-1)
 	}
 	return err
 }
@@ -343,7 +351,7 @@ func (d *demo) account(ctx context.Context, took time.Duration) error {
 
 // issuance reads from the CA's metrics how many SVIDs it has issued since it came back, and how long one took.
 func (d *demo) issuance(ctx context.Context) (Issuance, error) {
-	address, err := d.ca.await(ctx, "http")
+	address, err := d.await(ctx, d.ca, "http")
 	if err != nil {
 		return Issuance{}, err
 	}
@@ -385,12 +393,12 @@ func (d *demo) end() {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), stopTimeout, fmt.Errorf("it took longer than %s", stopTimeout))
 	defer cancel()
-	for _, p := range []*program{d.agent, d.ca} {
+	for _, p := range []*envoy.Program{d.agent, d.ca} {
 		if p == nil {
 			continue
 		}
-		if err := p.stop(ctx); err != nil {
-			d.say(p.name, "%v", err)
+		if err := p.Stop(ctx); err != nil {
+			d.say(p.Name, "%v", err)
 		}
 	}
 	d.wg.Wait()

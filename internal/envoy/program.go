@@ -1,41 +1,35 @@
-package demo
+package envoy
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"sync"
-	"time"
-
-	"github.com/signet-ca/signet/internal/envoy"
 )
 
-// startTimeout is how long a program may take until it serves.
-const startTimeout = 15 * time.Second
-
-// program is signet-ca or signet-agent: it can be killed and started again.
-type program struct {
-	name, path string
-	args       []string
-	log        *os.File
-	died       func(error) // called when it ends although nobody killed it
+// Program is signet-ca or signet-agent beside the Envoys: it can be killed and started again. It is safe for concurrent use.
+type Program struct {
+	Name, Path string
+	Args       []string
+	Log        io.Writer   // see Command.Log
+	Died       func(error) // called when it ends although nobody killed it; required
 
 	mu      sync.Mutex
-	process *envoy.Process    // nil while it is not running
+	process *Process          // nil while it is not running
 	serving map[string]string // addresses by what is served there, of this run
 	changed chan struct{}     // closed when serving changes
 	last    string            // line of its log
 	watch   sync.WaitGroup
 }
 
-// start starts the program; it serves a little later, see await.
-func (p *program) start() error {
+// Start starts the program; it serves a little later, see Await.
+func (p *Program) Start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.serving, p.changed = map[string]string{}, make(chan struct{})
-	process, err := envoy.Start(envoy.Command{Name: p.name, Path: p.path, Args: p.args, Log: p.log, Line: p.line})
+	process, err := Start(Command{Name: p.Name, Path: p.Path, Args: p.Args, Log: p.Log, Line: p.line})
 	if err != nil {
 		return err
 	}
@@ -47,14 +41,14 @@ func (p *program) start() error {
 		last := p.last
 		p.mu.Unlock()
 		if unasked {
-			p.died(fmt.Errorf("%w: %s", errors.Join(process.Err(), errors.New(p.name+" ended by itself")), last))
+			p.Died(fmt.Errorf("%w: %s", errors.Join(process.Err(), errors.New(p.Name+" ended by itself")), last))
 		}
 	})
 	return nil
 }
 
-// kill is SIGKILL: the program gets no chance to say goodbye.
-func (p *program) kill() {
+// Kill is SIGKILL: the program gets no chance to say goodbye.
+func (p *Program) Kill() {
 	p.mu.Lock()
 	process := p.process
 	p.process = nil
@@ -65,8 +59,8 @@ func (p *program) kill() {
 	p.watch.Wait()
 }
 
-// stop asks the program to end, as an operator would, and kills it when it does not.
-func (p *program) stop(ctx context.Context) error {
+// Stop asks the program to end, as an operator would, and kills it when it does not.
+func (p *Program) Stop(ctx context.Context) error {
 	p.mu.Lock()
 	process := p.process
 	p.process = nil
@@ -79,7 +73,7 @@ func (p *program) stop(ctx context.Context) error {
 }
 
 // line reads one line of the program's log.
-func (p *program) line(b []byte) {
+func (p *Program) line(b []byte) {
 	var l struct {
 		Msg, What, Address string
 	}
@@ -94,10 +88,8 @@ func (p *program) line(b []byte) {
 	}
 }
 
-// await returns the address at which the program serves what, once it does.
-func (p *program) await(ctx context.Context, what string) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("%s does not serve %s after %s", p.name, what, startTimeout))
-	defer cancel()
+// Await returns the address at which the program serves what, once it says so in its log.
+func (p *Program) Await(ctx context.Context, what string) (string, error) {
 	for {
 		p.mu.Lock()
 		address, changed := p.serving[what], p.changed
@@ -108,13 +100,13 @@ func (p *program) await(ctx context.Context, what string) (string, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return "", context.Cause(ctx)
+			return "", fmt.Errorf("%s does not serve %s: %w", p.Name, what, context.Cause(ctx))
 		}
 	}
 }
 
-// pid is the id of the running process, and 0 when there is none.
-func (p *program) pid() int {
+// Pid is the id of the running process, and 0 when there is none.
+func (p *Program) Pid() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.process == nil {
