@@ -262,6 +262,8 @@ const (
 	RotationBlocked Reason = "ROTATION_BLOCKED"
 	// BlockersChanged: others stand in the way than were named.
 	BlockersChanged Reason = "BLOCKERS_CHANGED"
+	// LosingMore: more workloads would lose mTLS than was agreed to.
+	LosingMore Reason = "LOSING_MORE"
 	// AuthorityRefused: the new root cannot be taken.
 	AuthorityRefused Reason = "AUTHORITY_REFUSED"
 	// SuccessorNeeded: the compromised root has no successor.
@@ -618,6 +620,9 @@ var table = []Page{
 	{BackupDamaged, 823, KindInvalid, "The backup cannot be used",
 		"It is no backup, was cut off or changed, or is too large; the message says which. Nothing was changed.",
 		"Take another copy, or the backup before it. `signet-ca restore --dry-run FILE` checks one and changes nothing."},
+	{LosingMore, 824, KindConflict, "More workloads would lose mTLS than was agreed to",
+		"An emergency is confirmed by the number of workloads under the compromised root. By now there are more, by more than a twentieth. Nothing was changed.",
+		"Look again with `signet rotate emergency ID --dry-run`, and confirm the number that is there now."},
 	{RotationInvalid, 831, KindInvalid, "The request makes no rotation",
 		"Something that it needs is missing or out of range: an id, who asks, a reason, a limit, a time.",
 		"The message says what; `signet rotate --help` has the ranges."},

@@ -219,7 +219,7 @@ func (a *admin) EmergencyRotation(ctx context.Context, r *apiv1.EmergencyRotatio
 		return nil, err
 	}
 	e.Detail += fmt.Sprintf("; told that %d pods lose mTLS where they are not reissued", r.GetLosing())
-	changed, err := a.ca.taint(ctx, e, journal.TaintRequest{Request: by, Compromised: r.GetCompromised(), Limits: limits})
+	changed, err := a.ca.taint(ctx, e, journal.TaintRequest{Request: by, Compromised: r.GetCompromised(), Limits: limits}, int(r.GetLosing()))
 	if err != nil {
 		return nil, err
 	}

@@ -290,7 +290,11 @@ func (ca *CA) recallAgents(ctx context.Context) {
 		return
 	}
 	for _, s := range r.Agents {
-		ca.away.put(s.agent())
+		a := s.agent()
+		if a.Seen.Before(ca.started) { // as long as it has a session that is not written down again
+			a.Seen = ca.started
+		}
+		ca.away.put(a)
 	}
 	ca.seen = r.Agents
 }

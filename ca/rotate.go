@@ -444,8 +444,26 @@ func resolve(j journal.Journal, id string) (string, error) {
 	return "", api.E(api.NotFound, "%d authorities have an id that begins with %.64q; 8 digits at least are needed", len(found), id)
 }
 
-// taint declares that a root is compromised. A new root is made only where the record has none that could take its place.
-func (ca *CA) taint(ctx context.Context, e audit.Entry, r journal.TaintRequest) (changed bool, err error) {
+// moreLosing is by which part of the number that was agreed to an emergency may hit more when it is declared: pods come and go
+// while somebody reads a number and types it.
+const moreLosing = 20
+
+// losing counts the pods with an SVID under a root, as their agents told last.
+func losing(acks journal.Acks, root string) int {
+	n := 0
+	for _, a := range acks.Agents {
+		for _, p := range a.Pods {
+			if slices.Contains(p.Roots, root) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// taint declares that a root is compromised, where that hits no more pods than was agreed to. A new root is made only where the
+// record has none that could take its place.
+func (ca *CA) taint(ctx context.Context, e audit.Entry, r journal.TaintRequest, agreed int) (changed bool, err error) {
 	if err := ca.reload(ctx); err != nil {
 		return false, err
 	}
@@ -453,6 +471,13 @@ func (ca *CA) taint(ctx context.Context, e audit.Entry, r journal.TaintRequest) 
 	if !begunBefore(j, r.ID) {
 		if r.Compromised, err = resolve(j, r.Compromised); err != nil {
 			return false, err
+		}
+		acks, err := ca.gather(ctx, j, time.Now())
+		if err != nil {
+			return false, err
+		}
+		if n := losing(acks, r.Compromised); n > agreed+agreed/moreLosing {
+			return false, api.E(api.LosingMore, "%d workloads would lose mTLS now, not %d", n, agreed)
 		}
 		if _, err := journal.Taint(j, r, time.Now()); api.ReasonOf(err) == api.SuccessorNeeded {
 			if r.Authority, err = ca.newRoot(ctx, j); err != nil {
@@ -490,17 +515,9 @@ func (ca *CA) forecast(ctx context.Context, j journal.Journal, emergency bool, c
 	if err != nil {
 		return journal.Forecast{}, 0, err
 	}
-	losing := 0
-	for _, a := range acks.Agents {
-		for _, p := range a.Pods {
-			if slices.Contains(p.Roots, compromised) {
-				losing++
-			}
-		}
-	}
 	f := journal.Plan(next, now, acks, limits)
 	f.Operation, f.Kind = "", journal.Emergency
-	return f, losing, nil
+	return f, losing(acks, compromised), nil
 }
 
 // crossEnd is when a cross certificate expires; the zero time where there is none.

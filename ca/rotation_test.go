@@ -33,7 +33,11 @@ type peer struct {
 	stop context.CancelFunc
 	done chan struct{}
 
+	protocol string // of the pod's streams
+	count    int    // of them
+
 	mu     sync.Mutex
+	opened uint64 // streams so far
 	nack   string // the pod rejects bundles with these words
 	link   *link
 	bundle *apiv1.Bundle // that it holds
@@ -41,10 +45,13 @@ type peer struct {
 	svid   *apiv1.SVID
 }
 
-func newPeer(t *testing.T, s *catest.Server, name string) *peer {
+func newPeer(t *testing.T, s *catest.Server, name string, change ...func(*peer)) *peer {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	p := &peer{t: t, s: s, name: name, pod: s.Pod("shop", "web-"+name, "web", name), stop: cancel, done: make(chan struct{})}
+	p := &peer{t: t, s: s, name: name, pod: s.Pod("shop", "web-"+name, "web", name), stop: cancel, done: make(chan struct{}), protocol: "sotw", count: 1}
+	for _, f := range change {
+		f(p)
+	}
 	p.n = &node{t: t, s: s, pod: s.AgentPod(name)}
 	go func() {
 		defer close(p.done)
@@ -123,9 +130,14 @@ func (p *peer) tell() {
 	}
 	b, leaf := p.bundle, leafOf(p.t, p.svid)
 	h := &apiv1.Holding{Key: "web", SpiffeId: p.svid.GetSpiffeId(), Namespace: "shop", PodName: p.pod.Name, PodUid: p.pod.UID, Serial: "01",
-		NotAfter: timestamppb.New(leaf.NotAfter), RootKeyId: hexOf(intermediateOf(p.t, p.svid).AuthorityKeyId),
-		Streams: []*apiv1.Stream{{Id: 1, Protocol: "sotw", WantsBundle: true, AckedGeneration: sequenceOf(p.acked), AckedHash: p.acked.GetHash(),
-			PushedGeneration: sequenceOf(b), Nack: p.nack}}}
+		NotAfter: timestamppb.New(leaf.NotAfter), RootKeyId: hexOf(intermediateOf(p.t, p.svid).AuthorityKeyId)}
+	for i := range p.count {
+		s := &apiv1.Stream{Id: p.opened + uint64(i) + 1, Protocol: p.protocol, WantsBundle: true, PushedGeneration: sequenceOf(b), PushedHash: b.GetHash()}
+		if p.protocol == "sotw" {
+			s.AckedGeneration, s.AckedHash, s.Nack = sequenceOf(p.acked), p.acked.GetHash(), p.nack
+		}
+		h.Streams = append(h.Streams, s)
+	}
 	p.link.stream.Send(report(&apiv1.Report{Full: true, BundleEpoch: b.GetEpoch(), BundleNumber: b.GetNumber(), BundleHash: b.GetHash(), Changed: []*apiv1.Holding{h}}))
 }
 
@@ -134,6 +146,14 @@ func (p *peer) reject(words string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.nack = words
+	p.tell()
+}
+
+// reopen has the pod end its streams and open them anew.
+func (p *peer) reopen() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.opened += uint64(p.count)
 	p.tell()
 }
 
@@ -170,12 +190,12 @@ type drill struct {
 	peers []*peer
 }
 
-func newDrill(t *testing.T, o catest.Options, peers int) *drill {
+func newDrill(t *testing.T, o catest.Options, peers int, change ...func(*peer)) *drill {
 	t.Helper()
 	d := &drill{t: t, Server: start(t, o)}
 	d.admin = adminOf(t, d.CA())
 	for i := range peers {
-		d.peers = append(d.peers, newPeer(t, d.Server, fmt.Sprint("node-", i+1)))
+		d.peers = append(d.peers, newPeer(t, d.Server, fmt.Sprint("node-", i+1), change...))
 	}
 	eventually(t, "reports of all", func() bool { return d.status().GetPods() == uint32(peers) })
 	return d
@@ -435,7 +455,7 @@ func TestEmergencyEndsSessions(t *testing.T) {
 		old := d.active()
 		n := newNode(t, d.Server, "node-7")
 		l := n.session()
-		if _, err := d.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: "stolen", Reason: "key on the net"}); err != nil {
+		if _, err := d.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: "stolen", Reason: "key on the net", Losing: 1}); err != nil {
 			t.Fatal(api.FromStatus(err))
 		}
 		began := time.Now()

@@ -5779,7 +5779,7 @@ type EmergencyRotationRequest struct {
 	Compromised   string                 `protobuf:"bytes,2,opt,name=compromised,proto3" json:"compromised,omitempty"` // as in PlanRotationRequest
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Limits        *RotationLimits        `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
-	Losing        uint32                 `protobuf:"varint,5,opt,name=losing,proto3" json:"losing,omitempty"` // the number that he was told and typed; goes on record
+	Losing        uint32                 `protobuf:"varint,5,opt,name=losing,proto3" json:"losing,omitempty"` // the number that he was told and typed; refused where it is more now by over a twentieth, and goes on record
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

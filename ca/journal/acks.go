@@ -56,7 +56,7 @@ type Agent struct {
 	NodeUID string
 	// Connected says that it has a session now.
 	Connected bool
-	Seen      time.Time // when it was last heard of
+	Seen      time.Time // when it was last heard of; of one without a session until when it may have had one
 	// Until is when the last SVID of its node expires, as issued. An agent without a session is live until then.
 	Until time.Time
 	Held  Held   // the lowest bundle that it may go by: what it has kept

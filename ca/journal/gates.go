@@ -60,6 +60,23 @@ func (g *gate) add(b Blocker) {
 	g.found = append(g.found, b)
 }
 
+// addOf adds a blocker that is an agent, or a pod of it.
+func (g *gate) addOf(a Agent, b Blocker) {
+	if b.Pass == "" {
+		b.Pass = g.pass(b)
+	}
+	if b.Pass == "" && g.longAway(a) {
+		b.Pass = Urgent
+	}
+	g.found = append(g.found, b)
+}
+
+// longAway reports whether an agent has been away for longer than an emergency waits for anybody. That it comes back in the next
+// minute is no more likely than in the last one.
+func (g *gate) longAway(a Agent) bool {
+	return g.op.Kind == Emergency && !a.Connected && g.now.Sub(a.Seen) >= g.op.Straggler
+}
+
 // older reports whether a bundle is from before the root that is replaced came into it: then the cross-signed root leads whoever
 // holds it to nothing that he knows.
 func (g *gate) older(h Held) bool {
@@ -179,6 +196,9 @@ func (g *gate) holders() {
 			if b.Pass = g.pass(b); b.Pass == Straggler && g.older(a.Held) {
 				b.Pass = ""
 			}
+			if b.Pass == "" && g.longAway(a) {
+				b.Pass = Urgent
+			}
 			g.found = append(g.found, b)
 		}
 		for _, p := range a.Pods {
@@ -215,16 +235,21 @@ func (g *gate) pod(a Agent, p Pod) {
 		}
 	}
 	if owes.Why != "" {
-		g.add(owes)
+		g.addOf(a, owes)
 	} else if waits.Why != "" {
-		g.add(waits)
+		g.addOf(a, waits)
 	}
 }
 
 // soak judges one that was brought the bundle and cannot say that it uses it: for a while it stands in the way, and is never
-// taken for one that is ready.
+// taken for one that is ready. In an emergency that it was brought is enough: what it could still be waited for is nothing that
+// anybody would hear of, and meanwhile the thief is believed.
 func (g *gate) soak(b *Blocker, since time.Time, why string) {
 	b.Why = why
+	if g.op.Kind == Emergency {
+		b.Pass = Unproven
+		return
+	}
 	if ready := since.Add(g.op.Soak); g.now.Before(ready) {
 		b.Until, b.Pass = ready, ""
 		return
@@ -305,11 +330,11 @@ func (g *gate) reissued() {
 			continue
 		}
 		if a.Root == g.about.ID {
-			g.add(agentBlocker(a, "has an SVID of its own under the compromised root"))
+			g.addOf(a, agentBlocker(a, "has an SVID of its own under the compromised root"))
 		}
 		for _, p := range a.Pods {
 			if slices.Contains(p.Roots, g.about.ID) {
-				g.add(podBlocker(a, p, "has an SVID under the compromised root"))
+				g.addOf(a, podBlocker(a, p, "has an SVID under the compromised root"))
 			}
 		}
 	}

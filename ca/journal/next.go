@@ -64,10 +64,10 @@ type Pass string
 const (
 	Excused   Pass = "excused"   // somebody said that nothing waits for it
 	Straggler Pass = "straggler" // the limit is over, and the chain carries the cross-signed root, so that it loses nothing
-	Unproven  Pass = "unproven"  // it cannot acknowledge; it was brought the bundle and given time
+	Unproven  Pass = "unproven"  // it cannot acknowledge; it was brought the bundle, and given time but in an emergency
 	Overdue   Pass = "overdue"   // the latest date of an automatic rotation is over
 	Expired   Pass = "expired"   // the active root has expired, so there is nothing to lose
-	Urgent    Pass = "urgent"    // an emergency, and its limit is over
+	Urgent    Pass = "urgent"    // an emergency, and its limit is over, or it was away for that long when it began
 	Forced    Pass = "forced"    // an operator named it
 )
 
