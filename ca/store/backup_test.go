@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,34 @@ import (
 	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/ca/store"
 )
+
+var testDomain = spiffeid.RequireTrustDomainFromString("example.org")
+
+func testSealer() *ca.Sealer {
+	s, err := ca.NewSealer(bytes.Repeat([]byte{7}, ca.SealKeyBytes))
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
+
+// stateOf returns what a store holds; nil where there is none, and an empty one where it holds no record.
+func stateOf(c store.Config) (*store.Snapshot, error) {
+	if _, err := os.Lstat(c.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	s, closeStore, err := store.Open(context.Background(), c, false)
+	if err != nil {
+		return nil, err
+	}
+	snap, err := store.Snap(context.Background(), s)
+	if api.ReasonOf(err) == api.StateMissing {
+		var replicas []ca.Replica
+		replicas, err = s.Replicas(context.Background())
+		snap = store.Snapshot{Replicas: replicas}
+	}
+	return &snap, errors.Join(err, closeStore())
+}
 
 // held is what a store may hold.
 func held(t testing.TB) store.Snapshot {
@@ -266,7 +295,10 @@ func TestReplacedMeanwhile(t *testing.T) {
 	result := make(chan error, 1)
 	go func() {
 		_, closeStore, err := store.Open(context.Background(), c, false)
-		result <- errors.Join(err, closeIf(closeStore))
+		if err == nil {
+			err = closeStore()
+		}
+		result <- err
 	}()
 	if err := os.Rename(c.Path, c.Path+".old"); err != nil {
 		t.Fatal(err)

@@ -66,8 +66,8 @@ func (f fault) decider() func(call) (act, unix.Errno) {
 	}
 }
 
-// temporary is what is drawn at random in the names of files.
-var temporary = regexp.MustCompile(`\.signet-(tmp-[A-Z0-9]+|[0-9]+\.tmp)$`)
+// temporary is what is drawn at random in the names of files, or is the time.
+var temporary = regexp.MustCompile(`\.signet-(tmp-[A-Z0-9]+|[0-9]+\.tmp)$|\.replaced-[0-9TZ.]+$`)
 
 // key tells calls of the same kind on the same file: threads may change the order of the others.
 func (c call) key() string { return c.name + " " + temporary.ReplaceAllString(c.file, ".tmp") }
@@ -113,6 +113,7 @@ type subject struct {
 	judge   func(r run) error                           // looks at what is left; the process is gone
 	sample  bool                                        // of calls that repeat, a part will do; SIGNET_FAULTS=all takes all
 	loose   bool                                        // it has threads of its own: a call may be missing in some life
+	deadly  bool                                        // a kill is what matters; SIGNET_FAULTS=all takes the errors too
 }
 
 // enumerate runs the subject once to learn its calls, and then once for each fault at each of them.
@@ -132,6 +133,9 @@ func (s subject) enumerate(t *testing.T) {
 		if n := seen[c.key()]; !s.sample || exhaustive() || n <= 2 || n%10 == 0 {
 			faults = append(faults, faultsOf(c, n)...)
 		}
+	}
+	if s.deadly && !exhaustive() {
+		faults = slices.DeleteFunc(faults, func(f fault) bool { return f.do != die && f.do != tear })
 	}
 	var missed atomic.Int64
 	var wg sync.WaitGroup

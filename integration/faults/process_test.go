@@ -25,6 +25,14 @@ var children = map[string]func(dir string){
 	"ledger":  ledgerChild,
 	"look":    lookChild,
 	"store":   storeChild,
+
+	"power":   powerChild,
+	"create":  stepChild("create"),
+	"step":    stepChild("step"),
+	"replica": stepChild("replica"),
+	"backup":  stepChild("backup"),
+	"restore": stepChild("restore"),
+	"replace": stepChild("replace"),
 }
 
 // The main goroutine stays on the first thread, so that a filter and what it executes are one.

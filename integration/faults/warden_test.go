@@ -97,6 +97,7 @@ const (
 type warden struct {
 	root   string
 	decide func(call) (act, unix.Errno) // called in the order of the calls, by one goroutine
+	pid    int                          // set before the first call
 
 	mu    sync.Mutex
 	calls []call
@@ -167,6 +168,7 @@ func install() (listener int, err error) {
 // serve answers the calls of the process until it is gone.
 func (w *warden) serve(pid, listener int) {
 	defer unix.Close(listener)
+	w.pid = pid
 	for {
 		poll := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
 		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
