@@ -71,6 +71,7 @@ func (a *app) commands() []*cobra.Command {
 		inGroup(groupLook, a.whyCommand()),
 		inGroup(groupLook, a.explainCommand()),
 		inGroup(groupOperate, a.rotateCommand()),
+		inGroup(groupOperate, a.backupCommand()),
 		inGroup(groupOperate, a.breakGlassCommand()),
 		inGroup(groupRun, a.completionCommand()),
 		a.versionCommand(),
@@ -121,6 +122,7 @@ func (a *app) root() *cobra.Command {
 			"  signet svid list              # which pod holds which SVID, and who acknowledged it\n" +
 			"  signet svid inspect web.pem   # is this certificate a correct SVID?\n" +
 			"  signet rotate status          # which step the root's rotation is at, and who is waited for\n" +
+			"  signet backup signet.backup   # all that the CA holds, sealed under its seal key\n" +
 			"  signet why 4be1f0a7c2d95e38   # why was this request refused?\n" +
 			"  signet explain SGN-0106       # what an error means and what to do",
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.name},

@@ -89,7 +89,7 @@ type auditEntry struct {
 	Source            string   `json:"source,omitempty"` // ledger, refusals or sample
 	Seq               uint64   `json:"seq"`              // within the source
 	Time              string   `json:"time,omitempty"`
-	Type              string   `json:"type"` // issue, attest-agent, mint, refuse, ban-node, allow-node, operator; kind is taken
+	Type              string   `json:"type"` // issue, attest-agent, mint, refuse, ban-node, allow-node, rotate, backup, restore, operator; kind is taken
 	CorrelationID     string   `json:"correlationID,omitempty"`
 	SPIFFEID          string   `json:"spiffeID,omitempty"`
 	Cluster           string   `json:"cluster,omitempty"` // issuer of the token that was attested

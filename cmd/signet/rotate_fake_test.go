@@ -71,6 +71,9 @@ func (f *fakeAdmin) rotation(scene string) *apiv1.Rotation {
 	over := func(outcome string) {
 		past := op
 		past.Ended, past.Outcome = hence(0), outcome
+		if outcome != "done" {
+			past.EndedBy = &apiv1.RotationWord{By: "uid:7", Why: "wrong key", At: hence(0)}
+		}
 		r.Operation, r.Past = nil, append(r.Past, past)
 		r.Authorities = []*apiv1.RotationRoot{root(fakeOld, "active", year)}
 	}

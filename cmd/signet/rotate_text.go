@@ -19,6 +19,10 @@ func (v *rotationView) text(wide bool) []block {
 	if v.Operation == nil {
 		return append(blocks, v.excuses(), pastOf(v.Past, wide, v.now))
 	}
+	past := block{}
+	if wide {
+		past = pastOf(v.Past, wide, v.now)
+	}
 	blocks = append(blocks, block{table: v.stepTable()})
 	waited, excused, passed := v.sorted()
 	several := len(v.Gates) > 1
@@ -26,7 +30,7 @@ func (v *rotationView) text(wide bool) []block {
 		block{title: "Waited for:", table: blockerTable(waited, v.now, wide, several, "")},
 		block{title: "Excused, and not waited for:", table: blockerTable(excused, v.now, wide, several, "")},
 		block{title: "Not ready, and passed over:", table: blockerTable(passed, v.now, wide, several, "as")},
-		v.excuses())
+		v.excuses(), past)
 }
 
 func (v *rotationView) summary() []pair {
@@ -59,7 +63,7 @@ func (v *rotationView) summary() []pair {
 		pairs = append(pairs, pair{"Rotation", "none is under way"})
 		if n := len(v.Past); n > 0 {
 			p := v.Past[n-1]
-			pairs = append(pairs, pair{"The last one", p.ID + " (" + p.Kind + "): " + p.Outcome + ", " + instant(p.ended, now) + after("; begun by ", p.By)})
+			pairs = append(pairs, pair{"The last one", p.ID + " (" + p.Kind + "): " + p.Outcome + ", " + instant(p.ended, now) + after("; begun by ", p.By) + after("; ended by ", p.EndedBy.String())})
 		}
 		pairs = append(pairs, v.scheduleText()...)
 	}
@@ -278,10 +282,10 @@ func pastOf(past []*operationView, wide bool, now time.Time) block {
 		if !wide && len(rows) == 3 {
 			break
 		}
-		rows = append(rows, []string{p.ID, p.Kind, p.Outcome, lasted(p.ended, now), p.By, dash(p.Reason), short(p.Replaces), short(p.Authority)})
+		rows = append(rows, []string{p.ID, p.Kind, p.Outcome, lasted(p.ended, now), p.By, dash(p.Reason), short(p.Replaces), short(p.Authority), dash(p.EndedBy.String())})
 	}
 	return block{title: "Over:", table: table([]column{{name: "operation"}, {name: "kind"}, {name: "outcome"}, {name: "ago"}, {name: "by"}, {name: "reason"},
-		{name: "from", wide: true}, {name: "to", wide: true}}, rows)}
+		{name: "from", wide: true}, {name: "to", wide: true}, {name: "ended-by", wide: true}}, rows)}
 }
 
 func shorts(ids []string) (s []string) {

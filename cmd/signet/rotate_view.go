@@ -61,6 +61,7 @@ type operationView struct {
 	Forced      []overrideView `json:"forced,omitempty"`
 	Ended       string         `json:"ended,omitempty"`
 	Outcome     string         `json:"outcome,omitempty"`
+	EndedBy     *wordView      `json:"endedBy,omitempty"` // who ended it before it was done
 
 	begun, ended, latest time.Time
 }
@@ -301,14 +302,28 @@ func newOperation(in *apiv1.RotationOperation) *operationView {
 		begun: timeOf(in.GetBegun()), ended: timeOf(in.GetEnded()), latest: timeOf(in.GetLatest()),
 	}
 	v.Begun, v.Ended, v.Latest = stamp(v.begun), stamp(v.ended), stamp(v.latest)
-	if w := in.GetRolledBack(); w != nil {
-		v.RolledBack = &wordView{By: w.GetBy(), Reason: w.GetWhy(), at: timeOf(w.GetAt())}
-		v.RolledBack.At = stamp(v.RolledBack.at)
-	}
+	v.RolledBack, v.EndedBy = newWord(in.GetRolledBack()), newWord(in.GetEndedBy())
 	for _, f := range in.GetForced() {
 		v.Forced = append(v.Forced, overrideView{Step: f.GetDo(), By: f.GetBy(), At: stamp(timeOf(f.GetAt())), Count: f.GetCount()})
 	}
 	return v
+}
+
+func newWord(in *apiv1.RotationWord) *wordView {
+	if in == nil {
+		return nil
+	}
+	v := &wordView{By: in.GetBy(), Reason: in.GetWhy(), at: timeOf(in.GetAt())}
+	v.At = stamp(v.at)
+	return v
+}
+
+// String is who said it, and why.
+func (v *wordView) String() string {
+	if v == nil {
+		return ""
+	}
+	return v.By + after(": ", v.Reason)
 }
 
 func newGate(in *apiv1.RotationGate) *gateView {
