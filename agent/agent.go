@@ -28,7 +28,8 @@ import (
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Dial        func(ctx context.Context) (net.Conn, error) // a new connection to the CA
-	Trust       *Trust                                      // the first trust; what the cache holds comes before it
+	Trust       *Trust                                      // the first trust; what the cache holds comes before it, unless it is of a lower generation
+	Published   func() (*Trust, error)                      // reads the published bundle: asked where the CA is not known by what is held. nil: none
 	Prover      attestor.Prover                             // the agent's own token, audience api.AgentAudience
 	Verifier    func(KeySets) (attestor.Attestor, error)    // checks workloads' tokens by the key sets that the CA pushed
 	Cache       Cache                                       // nil: nothing outlives the process
@@ -64,6 +65,8 @@ type Agent struct {
 	trouble   latest.Value[*api.Error]           // why there is none; nil before the first failure
 	away      latest.Value[map[string]time.Time] // clusters that are away, by issuer: since when, as the CA said last
 	changed   latest.Value[uint64]               // counts changes that the CA should hear of
+
+	shunned atomic.Pointer[shunned] // compromised roots, as the CA said last; nil before that
 
 	banned atomic.Bool    // by the CA, as it said last
 	hurry  chan time.Time // holds one order: when the own SVID is renewed at the latest

@@ -44,10 +44,11 @@ func (a *Agent) clockSkew(chain []*x509.Certificate, what string, now time.Time)
 		leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// conn is a connection to the CA that knows whether it failed because of the clock.
+// conn is a connection to the CA that knows whether it failed because of the clock, or of what the agent showed.
 type conn struct {
 	*grpc.ClientConn
-	skew *atomic.Pointer[api.Error]
+	skew    *atomic.Pointer[api.Error]
+	refused *atomic.Bool
 }
 
 // why returns err, a call's, or what is behind it.
@@ -61,7 +62,8 @@ func (c conn) why(err error) error {
 // verifyPeer is what crypto/tls asks about the server's certificates.
 type verifyPeer = func(raw [][]byte, chains [][]*x509.Certificate) error
 
-// noteSkew is verify that notes in skew where only the clock is wrong.
+// noteSkew is verify that notes in skew where only the clock is wrong, and that asks once more where the published bundle is newer than
+// the one by which it failed.
 func (a *Agent) noteSkew(verify verifyPeer, skew *atomic.Pointer[api.Error]) verifyPeer {
 	return func(raw [][]byte, chains [][]*x509.Certificate) error {
 		err := verify(raw, chains)
@@ -74,6 +76,10 @@ func (a *Agent) noteSkew(verify verifyPeer, skew *atomic.Pointer[api.Error]) ver
 		}
 		if e := a.clockSkew(certs, "the CA's certificate", time.Now()); e != nil {
 			skew.Store(e)
+			return err
+		}
+		if a.takePublished() {
+			return verify(raw, chains)
 		}
 		return err
 	}

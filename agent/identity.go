@@ -80,6 +80,7 @@ type Identity struct {
 	given atomic.Bool        // it has held an SVID
 	stop  context.CancelFunc // ends its keeper; guarded by agent.mu, nil before Run
 	alone bool               // see link.unanswered; its keeper's
+	again int                // how often in a row it was given an SVID that is to be replaced at once; its keeper's
 
 	mu      sync.Mutex // guards what follows
 	proof   proof
@@ -387,6 +388,7 @@ func (a *Agent) renew(ctx context.Context, id *Identity, p proof) error {
 	}
 	h = Held{SVID: svid, ticket: string(a.ticket(got.GetTicket(), svid.ID.String())), RenewAt: renewAt(got.GetRenewAt(), svid.Certificates[0], time.Now())}
 	id.set(func(Held) Held { return h })
+	h = a.replaceAtOnce(id, h)
 	if !id.given.Swap(true) {
 		a.metrics.first.Observe(time.Since(id.began).Seconds())
 	}

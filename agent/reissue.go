@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	apiv1 "github.com/signet-ca/signet/api/v1"
@@ -37,7 +38,23 @@ func (a *Agent) applyReissue(r *apiv1.Reissue) {
 		under[id] = true
 	}
 	within := min(max(r.GetWithin().AsDuration(), time.Millisecond), maxReissue)
-	roots := a.trust.Load().Bundle.X509Authorities()
+	a.shunned.Store(&shunned{under, within}) // before what is held is looked at: see replaceAtOnce
+	renewed := a.hasten(under, a.trust.Load().Bundle.X509Authorities(), within)
+	a.log.Warn("the CA orders to renew what is under a compromised root", "identities", renewed, "within", within.String())
+}
+
+// shunned are the compromised roots of an order, by id, and the time that it gives.
+type shunned struct {
+	roots  map[string]bool
+	within time.Duration
+}
+
+// goneWithin is the time over which is renewed what is held under a root that was removed.
+const goneWithin = 10 * time.Second
+
+// hasten has everything that is held under one of the roots of under renewed at moments within that time, the agent's own SVID
+// included, and returns of how many identities. Roots are those of the bundle in which they are.
+func (a *Agent) hasten(under map[string]bool, roots []*x509.Certificate, within time.Duration) int {
 	renewed := 0
 	for _, id := range a.list() {
 		h := id.held.Load()
@@ -63,5 +80,30 @@ func (a *Agent) applyReissue(r *apiv1.Reissue) {
 		default:
 		}
 	}
-	a.log.Warn("the CA orders to renew what is under a compromised root", "identities", renewed, "within", within.String())
+	return renewed
+}
+
+// replaceAtOnce returns h, what an identity has just been given and holds, as it is then held: renewed soon where it is under a root
+// that is compromised, or that the bundle has lost meanwhile. It was signed a moment before the CA signed under another one, and on its
+// way when that was said. Where that comes again and again it is asked for ever more rarely.
+func (a *Agent) replaceAtOnce(id *Identity, h Held) Held {
+	roots := a.trust.Load().Bundle.X509Authorities()
+	root, within := rootAbove(h.SVID.Certificates, roots), goneWithin
+	good := slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return hex.EncodeToString(r.SubjectKeyId) == root })
+	if s := a.shunned.Load(); good && s != nil && s.roots[root] {
+		good, within = false, s.within
+	}
+	if good {
+		id.again = 0
+		return h
+	}
+	at := time.Now().Add(rand.N(min(within<<min(id.again, 12), maxReissue)))
+	id.again++
+	id.set(func(h Held) Held {
+		if h.RenewAt.After(at) {
+			h.RenewAt = at
+		}
+		return h
+	})
+	return id.held.Load()
 }

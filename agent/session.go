@@ -98,8 +98,9 @@ func (a *Agent) session(ctx context.Context) error {
 	defer cancel()
 	stream, err := a.open(ctx, cancel, l.client, self.ticket)
 	if err = conn.why(err); err != nil {
-		if e := api.AsError(err); final(e) && e.Reason != api.NodeBanned {
-			// The CA does not believe the identity that it gave us, or not for this node: the next try begins with a new one.
+		if e := api.AsError(err); final(e) && e.Reason != api.NodeBanned || conn.refused.Load() {
+			// The CA does not believe the identity that it gave us, or not for this node, or it trusts the root no more under which that
+			// is: the next try begins with a new one.
 			a.self.Set(&credential{svid: self.svid, nodeUID: self.nodeUID, ticket: self.ticket})
 		}
 		return err
@@ -218,10 +219,10 @@ func (a *Agent) dial(svid *x509svid.SVID) (conn, error) {
 	}
 	config.MinVersion = tls.VersionTLS13
 	config.SessionTicketsDisabled = true
-	skew := new(atomic.Pointer[api.Error])
+	skew, refused := new(atomic.Pointer[api.Error]), new(atomic.Bool)
 	config.VerifyPeerCertificate = a.noteSkew(config.VerifyPeerCertificate, skew)
 	c, err := grpc.NewClient("passthrough:///ca",
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithTransportCredentials(noteRefusal{credentials.NewTLS(config), refused}),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return a.cfg.Dial(ctx) }),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: a.cfg.Keepalive, Timeout: 10 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)),
@@ -230,7 +231,7 @@ func (a *Agent) dial(svid *x509svid.SVID) (conn, error) {
 		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithDisableServiceConfig(),
 	)
-	return conn{c, skew}, err
+	return conn{c, skew, refused}, err
 }
 
 // open opens a session and waits for its Welcome and for the bundle that comes behind it: bundle before SVID, always. A CA

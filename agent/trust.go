@@ -3,6 +3,7 @@ package agent
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -127,11 +128,55 @@ func (a *Agent) applyTrust(p *apiv1.Bundle) error {
 	if next == held {
 		return nil
 	}
+	a.take(next)
+	a.log.Info("trust bundle applied", "generation", next.Generation.String(), "roots", len(next.Bundle.X509Authorities()))
+	return nil
+}
+
+// take holds a bundle from now on. What is held under a root that is not in it is refused by everybody who has it as well, so that is
+// renewed at once and not when it would be due. The caller holds trustMu.
+func (a *Agent) take(next *Trust) {
+	held := a.trust.Load()
 	a.trust.Set(next)
 	a.metrics.setTrust(next)
 	a.touch()
-	a.log.Info("trust bundle applied", "generation", next.Generation.String(), "roots", len(next.Bundle.X509Authorities()))
-	return nil
+	gone := map[string]bool{}
+	for _, r := range held.Bundle.X509Authorities() {
+		if !next.Bundle.HasX509Authority(r) {
+			gone[hex.EncodeToString(r.SubjectKeyId)] = true
+		}
+	}
+	if len(gone) == 0 {
+		return
+	}
+	if n := a.hasten(gone, held.Bundle.X509Authorities(), goneWithin); n > 0 {
+		a.log.Warn("a root is gone under which there are SVIDs: they are renewed now", "identities", n)
+	}
+}
+
+// takePublished takes over the published bundle where it is of a higher generation than the one that is held, and reports whether it
+// was. It is for an agent that was away while the root under which it knew the CA was removed: by the CA alone it would never learn of
+// another one. The file is the one that was believed at its first start.
+func (a *Agent) takePublished() bool {
+	if a.cfg.Published == nil {
+		return false
+	}
+	next, err := a.cfg.Published()
+	if err != nil {
+		a.log.Warn("the CA is not known by the bundle that is held, and the published one cannot be read", "error", err)
+		return false
+	}
+	a.trustMu.Lock()
+	defer a.trustMu.Unlock()
+	held := a.trust.Load()
+	if next.Generation.Sequence() <= held.Generation.Sequence() {
+		return false
+	}
+	a.cacheTrust(next)
+	a.trustKept = true
+	a.take(next)
+	a.log.Warn("the CA is not known by the bundle that was held: took the published one", "held", held.Generation.String(), "generation", next.Generation.String())
+	return true
 }
 
 // follow returns the bundle to hold after held: the one from the CA, or held itself where it is the same.

@@ -124,6 +124,13 @@ func agentConfig(l *loaded, log *slog.Logger) (agent.Config, error) {
 		}
 		cfg.Cache = cache
 	}
+	cfg.Published = func() (*agent.Trust, error) {
+		data, err := readBundle(l.CA.BundleFile)
+		if err != nil {
+			return nil, err
+		}
+		return agent.ParseTrust(l.td, data)
+	}
 	data, err := readBundle(l.CA.BundleFile)
 	if err != nil {
 		if cfg.Cache == nil {
