@@ -57,6 +57,8 @@ func serveChild(ctx context.Context, name string, in io.Reader, out io.Writer) e
 		r = new(apiserver)
 	case "reviewer":
 		r = new(reviewer)
+	case "decider":
+		r = new(decider)
 	default:
 		return fmt.Errorf("there is no role %q", name)
 	}

@@ -29,11 +29,12 @@ import (
 )
 
 // cluster is the other side of whatever is measured, in a process of its own: whoever issues tokens, agents that only ask,
-// and one node's kubelet and proxies.
+// and kubelets with their proxies, that of the first node and maybe of some more.
 type cluster struct {
 	issuer *attestortest.Issuer
 	nodes  []*node
 	kubelet
+	others []*kubelet // of the nodes after the first
 }
 
 // node is an agent that only asks, and the pods of its node.
@@ -44,6 +45,8 @@ type node struct {
 	conn   *grpc.ClientConn
 	client apiv1.AuthorityClient
 	end    func()
+
+	reporter *reporter // tells what the agent holds; nil where it says nothing
 }
 
 func (c *cluster) do(ctx context.Context, what string, arg json.RawMessage) (any, error) {
@@ -56,6 +59,16 @@ func (c *cluster) do(ctx context.Context, what string, arg json.RawMessage) (any
 		return with(arg, func(l load) (any, error) { return c.issue(ctx, l) })
 	case "herd":
 		return with(arg, func(seed uint64) (any, error) { return c.herd(ctx, seed) })
+	case "on":
+		return with(arg, func(o on) (any, error) { return c.kubelets()[o.Node].do(ctx, c, o.Do, o.Arg) })
+	case "hold":
+		return with(arg, func(h holding) (any, error) { return nil, c.hold(ctx, h) })
+	case "told":
+		return with(arg, func(after time.Time) (any, error) { return c.told(ctx, after) })
+	case "watch":
+		return with(arg, func(root []byte) (any, error) { return nil, c.watch(root) })
+	case "withdrawn":
+		return with(arg, func(seconds float64) (any, error) { return c.withdrawn(ctx, seconds) })
 	default:
 		return c.kubelet.do(ctx, c, what, arg)
 	}
@@ -76,6 +89,9 @@ func (c *cluster) make(p pods) (err error) {
 	if c.issuer, err = attestortest.NewIssuer(attestortest.Config{Issuer: issuerName, Algorithm: "RS256"}); err != nil {
 		return err
 	}
+	for i := range p.Kubelets {
+		c.others = append(c.others, &kubelet{number: i + 1})
+	}
 	doc := map[string][]map[string]string{"pods": {}}
 	add := func(p attestortest.Pod) {
 		doc["pods"] = append(doc["pods"], map[string]string{
@@ -93,8 +109,9 @@ func (c *cluster) make(p pods) (err error) {
 		for k := range p.Workloads {
 			pod := attestortest.NewPod("shop", fmt.Sprintf("web-%d-%d", i, k), fmt.Sprintf("web-%d", k), nodeName(i))
 			add(pod)
-			if i == 0 {
-				c.pods = append(c.pods, pod)
+			if i <= p.Kubelets {
+				k := c.kubelets()[i]
+				k.pods = append(k.pods, pod)
 			}
 			token, err := c.issuer.Token(pod, "signet:"+trustDomain, 12*time.Hour)
 			if err != nil {
@@ -109,12 +126,26 @@ func (c *cluster) make(p pods) (err error) {
 		c.nodes = append(c.nodes, n)
 	}
 	text, err := json.Marshal(doc)
-	for name, content := range map[string][]byte{"pods.json": text, "jwks.json": c.issuer.JWKS(), "agent.token": []byte(c.nodes[0].token)} {
+	files := map[string][]byte{"pods.json": text, "jwks.json": c.issuer.JWKS(), "agent.token": []byte(c.nodes[0].token)}
+	for _, k := range c.others {
+		files[fmt.Sprintf("agent-%d.token", k.number)] = []byte(c.nodes[k.number].token)
+	}
+	for name, content := range files {
 		if err == nil {
 			err = os.WriteFile(filepath.Join(p.Dir, name), content, 0o600)
 		}
 	}
 	return err
+}
+
+// kubelets are those of the cluster, by the number of their node.
+func (c *cluster) kubelets() []*kubelet { return append([]*kubelet{&c.kubelet}, c.others...) }
+
+// on is something that one node's kubelet is to do.
+type on struct {
+	Node int
+	Do   string
+	Arg  json.RawMessage
 }
 
 func evidence(token string) *apiv1.Evidence {
@@ -196,16 +227,27 @@ func (n *node) open(ctx context.Context, address string) error {
 		cancel()
 		return api.FromStatus(err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
+	var ended sync.WaitGroup
+	bundles := make(chan *apiv1.Bundle, 16) // that are not reported yet
+	if n.reporter != nil {
+		ended.Go(func() { n.reporter.run(session, stream, bundles) })
+	}
+	ended.Go(func() {
+		defer close(bundles)
 		for {
-			if _, err := stream.Recv(); err != nil {
+			m, err := stream.Recv()
+			if err != nil {
 				return
 			}
+			if b := m.GetBundle(); b != nil && n.reporter != nil {
+				select {
+				case bundles <- b:
+				case <-session.Done():
+				}
+			}
 		}
-	}()
-	n.end = func() { cancel(); <-ended; n.conn.Close() }
+	})
+	n.end = func() { cancel(); ended.Wait(); n.conn.Close() }
 	return nil
 }
 

@@ -23,8 +23,9 @@ import (
 
 const driver = "csi.signet.dev"
 
-// kubelet makes the calls and the folders of kubelet 1.37 for the first node, and has its pods' proxies.
+// kubelet makes the calls and the folders of kubelet 1.37 for one node, and has its pods' proxies.
 type kubelet struct {
+	number  int    // of the node
 	dir     string // of the CA's files
 	root    string // kubelet's
 	node    *grpc.ClientConn
@@ -69,7 +70,7 @@ func (k *kubelet) do(ctx context.Context, c *cluster, what string, arg json.RawM
 	}
 }
 
-// span is of pods of the first node.
+// span is of pods of one node.
 type span struct{ From, To int }
 
 func dialUnix(path string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
@@ -153,7 +154,7 @@ func (k *kubelet) publish(ctx context.Context, c *cluster, i int) error {
 		return err
 	}
 	own := func(key string) string { return "csi.storage.k8s.io/" + key }
-	token := c.nodes[0].items[i].GetEvidence().GetData()
+	token := c.nodes[k.number].items[i].GetEvidence().GetData()
 	_, err = k.client.NodePublishVolume(ctx, &csipb.NodePublishVolumeRequest{
 		VolumeId: id, TargetPath: k.target(i), Readonly: true,
 		VolumeCapability: &csipb.VolumeCapability{

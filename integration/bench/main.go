@@ -58,6 +58,9 @@ var benches = []benchmark{
 	{"svids", benchSVIDs},
 	{"herd", benchHerd},
 	{"idle", benchIdle},
+	{"rotation", benchRotation},
+	{"drill", benchDrill},
+	{"replace", benchReplace},
 }
 
 type benchmark struct {

@@ -27,6 +27,8 @@ type proxy struct {
 	mu      sync.Mutex
 	got     int       // responses
 	at      time.Time // of the last one's acknowledgement
+	gone    *root     // that the secret is to be rid of; nil: nobody asks
+	rid     bool      // it is
 	changed chan struct{}
 	failed  error
 }
@@ -64,7 +66,15 @@ func (p *proxy) next() error {
 	err = p.stream.Send(&discovery.DiscoveryRequest{TypeUrl: secretType, ResourceNames: []string{p.name}, VersionInfo: r.GetVersionInfo(), ResponseNonce: r.GetNonce()})
 	p.mu.Lock()
 	p.got, p.at = p.got+1, time.Now()
+	gone := p.gone
 	p.mu.Unlock()
+	if gone != nil && err == nil {
+		var in bool
+		in, err = gone.in(r.GetResources()[0].GetValue())
+		p.mu.Lock()
+		p.rid = !in
+		p.mu.Unlock()
+	}
 	return err
 }
 
@@ -169,14 +179,19 @@ func (k *kubelet) await(ctx context.Context, seconds float64) (int64, error) {
 }
 
 func (p *proxy) await(ctx context.Context) (time.Time, error) {
+	return p.until(ctx, func() bool { return p.got > 0 })
+}
+
+// until waits until something is true of the stream, which is asked with mu held, and returns when the last response was acknowledged.
+func (p *proxy) until(ctx context.Context, is func() bool) (time.Time, error) {
 	for {
 		p.mu.Lock()
-		got, at, failed := p.got, p.at, p.failed
+		ok, at, failed := is(), p.at, p.failed
 		p.mu.Unlock()
 		if failed != nil {
 			return time.Time{}, failed
 		}
-		if got > 0 {
+		if ok {
 			return at, nil
 		}
 		select {

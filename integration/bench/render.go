@@ -28,6 +28,9 @@ var headings = map[string]string{
 	"svids":       "New SVIDs to all streams",
 	"herd":        "A herd after an outage",
 	"idle":        "5,000 idle agents",
+	"rotation":    "A rotation of 1,000 agents with 50,000 workloads",
+	"drill":       "A root is compromised: 1,000 workloads on 20 agents",
+	"replace":     "1,000 SVIDs of one agent replaced",
 }
 
 // chapter is a bench on the page.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 const (
@@ -53,7 +56,8 @@ kind: AgentConfig
 trustDomain: bench.example
 development: true
 ca: {address: %[1]q, bundleFile: %[2]s/bundle/bundle.json}
-tokenFile: %[2]s/agent.token
+tokenFile: %[2]s/%[5]s.token
+node: %[6]s
 csi: {kubeletDir: %[3]s/kubelet}
 cache: {dir: %[3]s/cache}
 http: %[4]q
@@ -70,7 +74,9 @@ type world struct {
 	cluster     *process
 	ca          *process
 	agent       *process
-	streams     int // that are open
+	agents      []*process       // of the nodes after the first
+	people      *grpc.ClientConn // the CA's socket for its user; nil where nobody asks
+	streams     int              // that are open
 }
 
 // pods are those that a cluster is to have: agents on so many nodes, workloads on each.
@@ -78,6 +84,7 @@ type pods struct {
 	Dir       string
 	Agents    int
 	Workloads int // on each node
+	Kubelets  int // nodes after the first whose pods have proxies
 }
 
 func (b *bench) newWorld(name string, p pods) (*world, error) {
@@ -86,10 +93,8 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 	if err == nil {
 		w.memory, err = shortFolder()
 	}
-	for _, sub := range []string{"pods", "plugins", "plugins_registry"} {
-		if err == nil {
-			err = os.MkdirAll(filepath.Join(w.memory, "kubelet", sub), 0o750)
-		}
+	if err == nil {
+		err = kubeletFolders(w.memory)
 	}
 	for _, a := range []*string{&w.address, &w.caHTTP, &w.agentHTTP} {
 		if err == nil {
@@ -105,7 +110,7 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 	}
 	for file, text := range map[string]string{
 		"ca.yaml": fmt.Sprintf(caConfig, w.address, w.dir, issuerName, w.caHTTP), "policy.yaml": policy,
-		"agent.yaml": fmt.Sprintf(agentConfig, w.address, w.dir, w.memory, w.agentHTTP),
+		"agent.yaml": fmt.Sprintf(agentConfig, w.address, w.dir, w.memory, w.agentHTTP, "agent", nodeName(0)),
 	} {
 		if err == nil {
 			err = os.WriteFile(filepath.Join(w.dir, file), []byte(text), 0o600)
@@ -122,6 +127,16 @@ func (b *bench) newWorld(name string, p pods) (*world, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// kubeletFolders makes those that an agent finds on a node.
+func kubeletFolders(memory string) error {
+	for _, sub := range []string{"pods", "plugins", "plugins_registry"} {
+		if err := os.MkdirAll(filepath.Join(memory, "kubelet", sub), 0o750); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shortFolder makes a folder on a tmpfs, where there is one, whose path is short enough for sockets.
@@ -150,6 +165,41 @@ func (w *world) startAgent(ctx context.Context) (err error) {
 		return err
 	}
 	return w.ready(ctx, w.agent, "signet-agent", w.agentHTTP)
+}
+
+// startAgents starts those of the nodes after the first, on these processors, and has their kubelets find them.
+func (w *world) startAgents(ctx context.Context, n int, where cpus) error {
+	for i := 1; i <= n; i++ {
+		name, memory := fmt.Sprintf("agent-%d", i), filepath.Join(w.memory, nodeName(i))
+		err := kubeletFolders(memory)
+		file := filepath.Join(w.dir, name+".yaml")
+		if err == nil {
+			err = os.WriteFile(file, fmt.Appendf(nil, agentConfig, w.address, w.dir, memory, "none", name, nodeName(i)), 0o600)
+		}
+		if err != nil {
+			return err
+		}
+		args := []string{filepath.Join(w.b.bin, "signet-agent"), "run", "--config", file, "--log-level", "warn"}
+		p, err := w.b.start(w.dir, name, where, false, args...)
+		if err != nil {
+			return err
+		}
+		w.agents = append(w.agents, p)
+		if err := w.askOn(i, "register", memory); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// askOn has the kubelet of one node do something.
+func (w *world) askOn(node int, what string, arg any) error {
+	raw, err := json.Marshal(arg)
+	if err != nil {
+		return err
+	}
+	_, err = ask[json.RawMessage](w.cluster, "on", on{node, what, raw})
+	return err
 }
 
 // ready waits until a program says that it is.
@@ -181,6 +231,12 @@ func (w *world) ready(ctx context.Context, p *process, name, address string) err
 func (w *world) close() {
 	if w.cluster != nil {
 		w.cluster.end()
+	}
+	if w.people != nil {
+		_ = w.people.Close()
+	}
+	for _, a := range w.agents {
+		a.end()
 	}
 	w.agent.end()
 	w.ca.end()
