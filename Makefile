@@ -72,6 +72,15 @@ fips: build .cache/testsum ## what touches keys, and the real processes, with Go
 faults: build .cache/testsum ## the CA killed and failed at every call that touches its files: all of them, where `make test` takes a part
 	@SIGNET_FAULTS=all SIGNET_BIN=$(CURDIR)/bin .cache/testsum -count=1 -timeout 120m -tags=integration ./integration/faults
 
+# For `make soak`: so many rotations, one after the other; SEED repeats what one run drew by chance. SOAKFLAGS: see integration/soak.
+ROTATIONS ?= 20
+SEED ?=
+SOAKFLAGS ?=
+
+.PHONY: soak
+soak: build envoy .cache/soak ## root rotations under traffic of real Envoys and Go peers, with kills; ends with 1 if a handshake failed
+	@.cache/soak --bin bin --envoy "$${SIGNET_ENVOY:-$$(ls -d "$(CURDIR)"/.cache/envoy/*/envoy 2>/dev/null | tail -n 1)}" --rotations $(ROTATIONS) $(SEED:%=--seed %) $(SOAKFLAGS)
+
 # For an existing cluster instead: its kubeconfig, said on the command line (the environment's could be anybody's), and the
 # registry in which it finds images, HOST[:PORT][/PATH]: ours and those of the tests are pushed there, as whom `docker login`
 # says. NODES=skip leaves out what needs root, HELM=skip what needs Helm, which takes five minutes of a processor to build.
@@ -192,7 +201,7 @@ generate: need-go need-python ## the code of api/v1, the generated pages of docs
 
 .PHONY: clean
 clean: ## remove what was built; .cache, with what was fetched, stays
-	rm -rf bin coverage.out .cache/bench .cache/testsum .cache/images .cache/push .cache/helm
+	rm -rf bin coverage.out .cache/bench .cache/soak .cache/testsum .cache/images .cache/push .cache/helm
 
 .PHONY: need-go need-python
 need-go:
@@ -209,6 +218,11 @@ need-python:
 .cache/bench: need-go # always: what it measures with are our own packages
 	@mkdir -p .cache
 	@$(GO) build -o $@ ./integration/bench
+
+.PHONY: .cache/soak
+.cache/soak: need-go # always: what it runs with are our own packages
+	@mkdir -p .cache
+	@$(GO) build -o $@ ./integration/soak
 
 .cache/images: need-go $(wildcard tools/images/*.go) tools/go.mod
 	@mkdir -p .cache
