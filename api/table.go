@@ -230,7 +230,7 @@ const (
 	UpstreamAlgorithm Reason = "UPSTREAM_ALGORITHM"
 	// UpstreamProbe: an SVID under the intermediate does not verify.
 	UpstreamProbe Reason = "UPSTREAM_PROBE"
-	// UpstreamCross: the cross certificate is not what was asked for.
+	// UpstreamCross: the old root does not sign the new one, for whatever reason; a rotation can begin without.
 	UpstreamCross Reason = "UPSTREAM_CROSS_CERTIFICATE"
 	// UpstreamFiles: the upstream's files cannot be used.
 	UpstreamFiles Reason = "UPSTREAM_FILES"
@@ -692,9 +692,9 @@ var table = []Page{
 	{UpstreamProbe, 853, KindUnavailable, "An SVID under the intermediate does not verify",
 		"The CA's own identity is issued first, under each fresh intermediate, and that one did not verify. Nothing else was issued under it.",
 		"Look at the extensions of the authorities above, such as policies: the log says what was found."},
-	{UpstreamCross, 854, KindUnavailable, "The cross certificate is not what was asked for",
-		"It is not the new root, signed by the old one, or the old root may not sign one. It was not used.",
-		"The rotation can go on without it, but then only those who have the new root trust what is issued under it."},
+	{UpstreamCross, 854, KindUnavailable, "The old root does not sign the new one",
+		"Its upstream signs no roots or does not have its key, it may not vouch for another root, or what it signed is not what was asked for. Nothing was used, and no rotation was begun.",
+		"`signet rotate plan` says which. `signet rotate start --without-cross` begins without: then everybody is waited for who has only the old root."},
 	{UpstreamFiles, 855, KindUnavailable, "The upstream's files cannot be used",
 		"Key, certificates and roots do not parse, are too large or do not fit together. They are taken together or not at all; what was read last is kept.",
 		"Put all three in place; the message says what is wrong. Replace them as one, by renaming a folder or as Kubernetes does it."},

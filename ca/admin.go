@@ -56,6 +56,7 @@ func (a *admin) GetStatus(ctx context.Context, _ *apiv1.GetStatusRequest) (*apiv
 
 		Protocol:       a.ca.protocols.Newest,
 		OldestProtocol: a.ca.protocols.Oldest,
+		Upstream:       a.ca.upstreamStatus(),
 	}, nil
 }
 

@@ -62,6 +62,9 @@ type Config struct {
 	// ManualRotation says that the root is not replaced by itself before it expires.
 	ManualRotation bool
 
+	// UpstreamKind is the name of Upstream's driver, for people.
+	UpstreamKind string
+
 	// Backup makes a backup of what Store holds. Nil: none can be asked for.
 	Backup func(ctx context.Context) (*Backup, error)
 
@@ -120,6 +123,7 @@ type CA struct {
 	asking       atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
 	vain         atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
 	told         latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record
+	probed       atomic.Pointer[probed]            // what the last probe of the upstream found; nil before the first
 	stopping     chan struct{}                     // closed when Run ends: sessions end with it
 	issued       atomic.Uint64
 	refused      atomic.Uint64
@@ -207,7 +211,9 @@ func (ca *CA) Run(ctx context.Context) error {
 		return err
 	}
 	ca.startSight(ctx)
-	ca.recallAgents(ctx)
+	if err := ca.recallAgents(ctx); err != nil {
+		return err
+	}
 	return run.All(ctx,
 		run.Task{Name: "rotation", Run: ca.keepRotation},
 		run.Task{Name: "agents on record", Run: ca.keepAgents},

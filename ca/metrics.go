@@ -35,6 +35,7 @@ type Metrics struct {
 	rotationBlockers *prometheus.GaugeVec
 	rotationSteps    *prometheus.CounterVec
 	rotationFailures prometheus.Counter
+	rotationSchedule *prometheus.GaugeVec
 	authorities      *prometheus.GaugeVec
 	waiting          prometheus.Gauge
 	waitSeconds      prometheus.Histogram
@@ -97,9 +98,11 @@ func NewMetrics() *Metrics {
 		Name: "signet_ca_rotation_steps_total", Help: "Steps of rotations that were taken, by what they do (publish, activate, remove)."}, []string{"step"})
 	m.rotationFailures = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "signet_ca_rotation_failures_total", Help: "Times that a rotation could not be decided on or stored, or not be begun by itself."})
+	m.rotationSchedule = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "signet_ca_rotation_schedule_timestamp_seconds", Help: "Of the active root, when a rotation is due (prepare), when it waits for nobody any more (latest), and when the root expires (expires)."}, []string{"what"})
 	m.authorities = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "signet_ca_authorities", Help: "Roots in the record, by state."}, []string{"state"})
-	m.Collector = metrics.Group{m.rotationBegun, m.rotationBlockers, m.rotationSteps, m.rotationFailures, m.authorities, m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced,
+	m.Collector = metrics.Group{m.rotationBegun, m.rotationBlockers, m.rotationSteps, m.rotationFailures, m.rotationSchedule, m.authorities, m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced,
 		m.waiting, m.waitSeconds, m.turnedAway}
 	return m
 }
@@ -154,6 +157,7 @@ var (
 
 // setRotation shows where a rotation stands.
 func (m *Metrics) setRotation(j journal.Journal, found []journal.Blocker) {
+	due := journal.Due(j, time.Now())
 	begun := 0.0
 	if j.Operation != nil {
 		begun = float64(j.Operation.Begun.Unix())
@@ -170,6 +174,11 @@ func (m *Metrics) setRotation(j journal.Journal, found []journal.Blocker) {
 	}
 	for _, k := range blockerKinds {
 		m.rotationBlockers.WithLabelValues(string(k)).Set(float64(blockers[k]))
+	}
+	for what, at := range map[string]time.Time{"prepare": due.Prepare, "latest": due.Latest, "expires": due.Expires} {
+		if !at.IsZero() {
+			m.rotationSchedule.WithLabelValues(what).Set(float64(at.Unix()))
+		}
 	}
 	for _, s := range rootStates {
 		m.authorities.WithLabelValues(string(s)).Set(float64(states[s]))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/ca/issuance"
 	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/audit"
@@ -35,8 +36,11 @@ type asking struct {
 // or else a new one with a new key.
 func (ca *CA) request(root journal.Authority, cert *x509.Certificate, notAfter, now time.Time) (*asking, error) {
 	exclude := len(ca.cfg.Policy.DNSNames()) == 0 && issuance.CanExcludeNames(ca.cfg.TrustDomain)
-	if r := ca.asking.Swap(nil); r != nil && r.Root.ID == root.ID && now.Sub(r.at).Abs() < askAgain {
-		return r, nil
+	if r := ca.asking.Swap(nil); r != nil {
+		if r.Root.ID == root.ID && now.Sub(r.at).Abs() < askAgain {
+			return r, nil
+		}
+		ca.keys.begin(r.ID).close() // it is given up
 	}
 	key, err := issuance.GenerateKey(ca.cfg.Keys)
 	if err != nil {
@@ -159,30 +163,73 @@ func (ca *CA) ProbeUpstream(ctx context.Context) error {
 	return ca.cfg.Upstream.Probe(limited, ca.cfg.TrustDomain, j.ActiveAuthority())
 }
 
+// probed is what a probe of the upstream found.
+type probed struct {
+	at, since time.Time  // since when it is so
+	err       *api.Error // nil: it would sign
+}
+
+// reason is why it would not sign; empty where it would, and before it was asked.
+func (p *probed) reason() api.Reason {
+	if p == nil || p.err == nil {
+		return ""
+	}
+	return p.err.Reason
+}
+
+// noteProbe keeps what a probe found, and reports whether that is another reason than before.
+func (ca *CA) noteProbe(err error, now time.Time) (changed bool) {
+	p := &probed{at: now, since: now}
+	if err != nil {
+		p.err = api.AsError(err)
+	}
+	last := ca.probed.Load()
+	if changed = last.reason() != p.reason(); last != nil && !changed {
+		p.since = last.since
+	}
+	ca.probed.Store(p)
+	up := 0.0
+	if err == nil {
+		up = 1
+	}
+	ca.metrics.upstreamUp.Set(up)
+	return changed
+}
+
+// upstreamStatus is what people are told of the upstream.
+func (ca *CA) upstreamStatus() *apiv1.UpstreamStatus {
+	s := &apiv1.UpstreamStatus{Kind: ca.cfg.UpstreamKind}
+	if p := ca.probed.Load(); p != nil {
+		s.Healthy, s.Reason, s.ProbedAt, s.Since = p.err == nil, string(p.reason()), timeProto(p.at), timeProto(p.since)
+		if p.err != nil {
+			s.Detail = p.err.Detail
+		}
+	}
+	for _, c := range ca.told.Load() {
+		s.Announced = append(s.Announced, hexID(c))
+	}
+	if signing := ca.signing.Load(); signing != nil {
+		s.IntermediateNotAfter = timeProto(signing.cert.NotAfter)
+	}
+	return s
+}
+
 // probeUpstream asks now and then, and whenever it tells of its roots, whether the upstream would sign, so that its absence
 // is known long before it is needed.
 func (ca *CA) probeUpstream(ctx context.Context) error {
-	for last := api.Reason(""); ; {
+	for {
 		_, told := ca.told.Get()
 		err := ca.ProbeUpstream(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		reason := api.Reason("")
-		if err != nil {
-			reason = api.ReasonOf(err)
-			ca.metrics.upstreamUp.Set(0)
-		} else {
-			ca.metrics.upstreamUp.Set(1)
-		}
-		switch {
-		case reason == last:
+		switch changed := ca.noteProbe(err, time.Now()); {
+		case !changed:
 		case err != nil:
-			ca.log.WarnContext(ctx, "the upstream would not sign", "reason", string(reason), "error", err)
+			ca.log.WarnContext(ctx, "the upstream would not sign", "reason", string(api.ReasonOf(err)), "error", err)
 		default:
 			ca.log.InfoContext(ctx, "the upstream would sign again")
 		}
-		last = reason
 		select {
 		case <-ctx.Done():
 			return nil

@@ -19,6 +19,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 	"github.com/signet-ca/signet/ca/issuance"
@@ -385,7 +386,9 @@ func TestUpstreamAnnounces(t *testing.T) {
 func TestUpstreamProbed(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		var log buffer
-		b := newBare(t, func(cfg *ca.Config) { cfg.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		b := newBare(t, func(cfg *ca.Config) {
+			cfg.Log, cfg.UpstreamKind = slog.New(slog.NewTextHandler(&log, nil)), "a test's"
+		})
 		wantReason(t, b.mustCA().ProbeUpstream(t.Context()), api.CAUnavailable)
 		b.start()
 		up := func(want float64) {
@@ -395,9 +398,25 @@ func TestUpstreamProbed(t *testing.T) {
 			}
 		}
 		up(1)
+		status := func() *apiv1.UpstreamStatus {
+			t.Helper()
+			resp, err := b.admin.GetStatus(t.Context(), &apiv1.GetStatusRequest{})
+			if err != nil {
+				t.Fatal(api.FromStatus(err))
+			}
+			return resp.GetUpstream()
+		}
+		good := status()
+		if !good.GetHealthy() || good.GetReason() != "" || good.GetKind() != "a test's" || good.GetSince() == nil || len(good.GetAnnounced()) > 0 {
+			t.Errorf("its status: %v", good)
+		}
 		b.upstream.setDown(api.E(api.UpstreamFiles, "they do not fit"))
 		time.Sleep(6 * time.Minute)
 		up(0)
+		if s := status(); s.GetHealthy() || s.GetReason() != string(api.UpstreamFiles) || s.GetDetail() != "they do not fit" || s.GetIntermediateNotAfter() == nil ||
+			!s.GetSince().AsTime().After(good.GetSince().AsTime()) || !s.GetProbedAt().AsTime().After(s.GetSince().AsTime()) {
+			t.Errorf("its status: %v", s)
+		}
 		wantReason(t, b.ca.ProbeUpstream(t.Context()), api.UpstreamFiles)
 		if len(b.ca.NotReady()) > 0 || b.intermediate() == nil {
 			t.Error("an upstream that is away makes the CA unready while its intermediate lives")

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -42,6 +43,10 @@ type DiskConfig struct {
 // not see it replaced.
 const diskPause = 5 * time.Second
 
+// lookTime is how long one look at the files may take. Files on another machine can keep a call waiting for ever, and no call of
+// the kernel's can be taken back: who looks is left behind then, one at a time, and what was read last goes on.
+const lookTime = 5 * time.Second
+
 // badPause is how often files that are no good are read again although nothing changed: one of them may not be valid yet.
 const badPause = 30 * time.Second
 
@@ -55,12 +60,14 @@ type disk struct {
 
 	answers answers
 
+	turn  chan struct{} // of capacity 1; held while somebody looks, also by one who was left behind
+	stamp func(path string) stamp
+	seen  stamps    // the files as they were when they were last read; with turn
+	tried time.Time // when they were last read; with turn
+
 	mu   sync.Mutex
-	seen stamps   // the files as they were when they were last read
 	good *fileSet // what was read last and is good; nil before the first
 	why  error    // why what is there now is not used; nil where it is
-
-	tried time.Time // when they were last read
 }
 
 // fileSet is an authority as it was read; it is never changed.
@@ -93,18 +100,57 @@ func openDisk(c Config, _ Parts) (ca.Upstream, error) {
 	if d.KeyFile == d.CertificateFile || d.KeyFile == d.RootsFile {
 		return nil, api.E(api.ConfigInvalid, "upstream.disk.keyFile is to hold the key alone")
 	}
-	return &disk{config: d, pause: diskPause}, nil
+	return &disk{config: d, pause: diskPause, turn: make(chan struct{}, 1), stamp: stampOf}, nil
 }
 
 // look returns what is to be used now: it reads the files if they are not what was read last, and keeps what it has where
-// they are no good. The error says why what is there is not used; with a set all the same where an older one is.
-func (d *disk) look(now time.Time) (*fileSet, error) {
+// they are no good, or do not answer in time (UpstreamUnavailable). The error says why what is there is not used; with a set all the
+// same where an older one is.
+func (d *disk) look(ctx context.Context, now time.Time) (*fileSet, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	looked := make(chan struct{})
+	select {
+	case d.turn <- struct{}{}:
+		go func() { // which nobody waits for where the kernel does not answer it
+			defer func() { <-d.turn }()
+			defer close(looked)
+			d.renew(now)
+		}()
+	case <-ctx.Done():
+	}
+	var late error
+	select {
+	case <-looked:
+	case <-ctx.Done():
+		late = api.Wrap(api.UpstreamUnavailable, ctx.Err(), "the upstream's files do not answer: the disk or the machine on which they lie is away")
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	why := cmp.Or(late, d.why)
+	if d.good != nil && why != nil {
+		e := api.AsError(why)
+		return d.good, api.Wrap(e.Reason, why, fmt.Sprintf("%s; what was read at %s goes on", e.Detail, d.good.at.UTC().Format(time.RFC3339)))
+	}
+	return d.good, why
+}
+
+// renew reads the files if they are not what was read last. The caller has the turn.
+func (d *disk) renew(now time.Time) {
+	keep := func(set *fileSet, why error) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.why = why; set != nil {
+			d.good = set
+		}
+	}
 	for range 3 { // the files may be replaced meanwhile
 		before := d.stamps()
-		if before == d.seen && (d.why == nil && d.good != nil || d.why != nil && now.Sub(d.tried).Abs() < badPause) {
-			break
+		d.mu.Lock()
+		known := before == d.seen && (d.why == nil && d.good != nil || d.why != nil && now.Sub(d.tried).Abs() < badPause)
+		d.mu.Unlock()
+		if known {
+			return
 		}
 		d.tried = now
 		set, err := d.read(now)
@@ -114,27 +160,23 @@ func (d *disk) look(now time.Time) (*fileSet, error) {
 			if err == nil {
 				err = api.E(api.UpstreamFiles, "the upstream's files are being replaced")
 			}
-			d.why = err
+			keep(nil, err)
 			continue
 		}
-		d.seen, d.why = before, err
-		if err == nil {
-			d.good = set
+		d.seen = before
+		if err != nil {
+			set = nil
 		}
-		break
+		keep(set, err)
+		return
 	}
-	if d.good != nil && d.why != nil {
-		e := api.AsError(d.why)
-		return d.good, api.Wrap(e.Reason, d.why, fmt.Sprintf("%s; what was read at %s goes on", e.Detail, d.good.at.UTC().Format(time.RFC3339)))
-	}
-	return d.good, d.why
 }
 
 func (d *disk) stamps() stamps {
 	var s stamps
 	for i, path := range []string{d.config.KeyFile, d.config.CertificateFile, d.config.RootsFile} {
 		if path != "" {
-			s[i] = stampOf(path)
+			s[i] = d.stamp(path)
 		}
 	}
 	return s
@@ -156,14 +198,14 @@ func stampOf(path string) stamp {
 }
 
 // Mint implements ca.Upstream.
-func (d *disk) Mint(_ context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
+func (d *disk) Mint(ctx context.Context, r ca.MintRequest) ([]*x509.Certificate, error) {
 	now := time.Now()
 	return d.answers.once(r, now, func() ([]*x509.Certificate, error) {
 		pub, err := issuance.ParseIntermediateCSR(r.CSR, r.TrustDomain)
 		if err != nil {
 			return nil, err
 		}
-		set, path, err := d.under(r.Root, now)
+		set, path, err := d.under(ctx, r.Root, now)
 		if err != nil {
 			return nil, err
 		}
@@ -187,8 +229,8 @@ func (d *disk) Mint(_ context.Context, r ca.MintRequest) ([]*x509.Certificate, e
 }
 
 // under returns the files' authority and its path to a root of the record; UpstreamRoot where there is none.
-func (d *disk) under(root journal.Authority, now time.Time) (*fileSet, []*x509.Certificate, error) {
-	set, err := d.look(now)
+func (d *disk) under(ctx context.Context, root journal.Authority, now time.Time) (*fileSet, []*x509.Certificate, error) {
+	set, err := d.look(ctx, now)
 	if set == nil {
 		return nil, nil, err
 	}
@@ -208,7 +250,7 @@ func (d *disk) under(root journal.Authority, now time.Time) (*fileSet, []*x509.C
 func (d *disk) WatchRoots(ctx context.Context, tell func([]*x509.Certificate)) error {
 	var last *fileSet
 	for {
-		if set, _ := d.look(time.Now()); set != last { // what is wrong is told by Probe
+		if set, _ := d.look(ctx, time.Now()); set != last { // what is wrong is told by Probe
 			last = set
 			tell(slices.Clone(set.roots))
 		}
@@ -221,12 +263,12 @@ func (d *disk) WatchRoots(ctx context.Context, tell func([]*x509.Certificate)) e
 }
 
 // Probe implements ca.Upstream. What is there now has to be good: at the next start there is nothing else.
-func (d *disk) Probe(_ context.Context, td spiffeid.TrustDomain, root journal.Authority) error {
+func (d *disk) Probe(ctx context.Context, td spiffeid.TrustDomain, root journal.Authority) error {
 	now := time.Now()
-	if _, err := d.look(now); err != nil {
+	if _, err := d.look(ctx, now); err != nil {
 		return err
 	}
-	set, path, err := d.under(root, now)
+	set, path, err := d.under(ctx, root, now)
 	if err != nil {
 		return err
 	}
@@ -234,8 +276,8 @@ func (d *disk) Probe(_ context.Context, td spiffeid.TrustDomain, root journal.Au
 }
 
 // Found implements ca.Founder: it takes up the first root that the files lead to.
-func (d *disk) Found(_ context.Context, td spiffeid.TrustDomain, now time.Time) (journal.Authority, error) {
-	set, err := d.look(now)
+func (d *disk) Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time) (journal.Authority, error) {
+	set, err := d.look(ctx, now)
 	if err != nil {
 		return journal.Authority{}, err
 	}
@@ -250,9 +292,9 @@ func (d *disk) Found(_ context.Context, td spiffeid.TrustDomain, now time.Time) 
 }
 
 // CrossSign implements ca.CrossSigner, where the key is the older root's own.
-func (d *disk) CrossSign(_ context.Context, td spiffeid.TrustDomain, older journal.Authority, newer *x509.Certificate) (*x509.Certificate, error) {
+func (d *disk) CrossSign(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority, newer *x509.Certificate) (*x509.Certificate, error) {
 	now := time.Now()
-	set, path, err := d.under(older, now)
+	set, path, err := d.under(ctx, older, now)
 	if err != nil {
 		return nil, err
 	}

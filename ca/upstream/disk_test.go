@@ -512,12 +512,12 @@ func TestDiskQuiet(t *testing.T) {
 	a := newRoot(t)
 	f.write(t, a)
 	d := open(t, f.config(false), Parts{}).(*disk)
-	set, err := d.look(time.Now())
+	set, err := d.look(t.Context(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 10 {
-		if again, err := d.look(time.Now()); again != set || err != nil {
+		if again, err := d.look(t.Context(), time.Now()); again != set || err != nil {
 			t.Fatal("it was read again")
 		}
 	}
@@ -527,10 +527,10 @@ func TestDiskQuiet(t *testing.T) {
 	c.NotBefore = later
 	f.put(t, "tls.crt", 0o644, certsPEM(sign(t, &c, &c, a.key.Public(), a.key)))
 	fresh := open(t, f.config(false), Parts{}).(*disk)
-	if _, err := fresh.look(time.Now()); api.ReasonOf(err) != api.UpstreamFiles {
+	if _, err := fresh.look(t.Context(), time.Now()); api.ReasonOf(err) != api.UpstreamFiles {
 		t.Errorf("before it is valid: %v", err)
 	}
-	if set, err := fresh.look(later.Add(time.Second)); set == nil || err != nil {
+	if set, err := fresh.look(t.Context(), later.Add(time.Second)); set == nil || err != nil {
 		t.Errorf("once it is valid: %v", err)
 	}
 }

@@ -108,6 +108,7 @@ func newCA(l *loaded, log *slog.Logger, s ca.Store, up ca.Upstream, sealer *ca.S
 		Metrics:     ca.NewMetrics(),
 	}
 	cfg.ManualRotation = l.ManualRotation
+	cfg.UpstreamKind = cmp.Or(l.Upstream.Kind, "selfsigned")
 	cfg.Backup = func(ctx context.Context) (*ca.Backup, error) {
 		held, err := store.Snap(ctx, s)
 		if err != nil {

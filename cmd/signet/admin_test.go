@@ -145,6 +145,16 @@ func (f *fakeAdmin) GetStatus(ctx context.Context, _ *apiv1.GetStatusRequest) (*
 	}
 	st := &apiv1.GetStatusResponse{TrustDomain: "example.org", Replica: "ca-0", Version: "v0.1.0", Epoch: 1, Number: 5,
 		StartedAt: timestamppb.New(testNow.Add(-time.Hour)), Agents: 3, Issued: 17, Refused: 2}
+	switch scene {
+	case "unready", "announcing":
+		st.Upstream = &apiv1.UpstreamStatus{Kind: "disk", Reason: string(api.UpstreamFiles), Detail: "they do not fit", Since: before(time.Hour), ProbedAt: before(time.Minute),
+			IntermediateNotAfter: hence(15 * time.Hour)}
+		if scene == "announcing" {
+			st.Upstream = &apiv1.UpstreamStatus{Kind: "disk", Healthy: true, ProbedAt: before(time.Minute), Announced: []string{fakeNew}, IntermediateNotAfter: hence(15 * time.Hour)}
+		}
+	case "empty":
+		st.Upstream = &apiv1.UpstreamStatus{Kind: "disk"}
+	}
 	if scene == "unready" {
 		st.NotReady = []string{"upstream vault", "ledger"}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -41,6 +42,53 @@ type serverVersion struct {
 	NotReady    []string `json:"notReady"`
 	Caller      string   `json:"caller,omitempty"` // who asked, as the CA knows him
 	Roles       []string `json:"roles,omitempty"`  // that he has there
+
+	Upstream *upstreamView `json:"upstream,omitempty"`
+}
+
+// An upstreamView is whether the CA could have another intermediate signed, and how long it can go on without.
+type upstreamView struct {
+	Type                 string   `json:"type,omitempty"` // of the driver: selfsigned, disk
+	Healthy              bool     `json:"healthy"`
+	Reason               string   `json:"reason,omitempty"` // why not, and its code
+	Code                 string   `json:"code,omitempty"`
+	Detail               string   `json:"detail,omitempty"`
+	Since                string   `json:"since,omitempty"`     // since when it is so
+	ProbedAt             string   `json:"probedAt,omitempty"`  // empty: not yet
+	Announced            []string `json:"announced,omitempty"` // ids of its roots that are not in the record
+	IntermediateNotAfter string   `json:"intermediateNotAfter,omitempty"`
+}
+
+func newUpstream(in *apiv1.UpstreamStatus) *upstreamView {
+	if in == nil {
+		return nil
+	}
+	v := &upstreamView{
+		Type: in.GetKind(), Healthy: in.GetHealthy(), Reason: in.GetReason(), Detail: in.GetDetail(), Since: stamp(timeOf(in.GetSince())),
+		ProbedAt: stamp(timeOf(in.GetProbedAt())), Announced: slices.Clone(in.GetAnnounced()), IntermediateNotAfter: stamp(timeOf(in.GetIntermediateNotAfter())),
+	}
+	if p, ok := findPage(v.Reason); ok && v.Reason != "" {
+		v.Code = p.Code()
+	}
+	return v
+}
+
+// String says how it is, for people.
+func (v *upstreamView) String() string {
+	if v == nil {
+		return ""
+	}
+	s := strings.TrimSpace(v.Type + " would sign")
+	switch {
+	case v.ProbedAt == "":
+		s = v.Type + " was not asked yet"
+	case !v.Healthy:
+		s = strings.TrimSpace(v.Type+" WOULD NOT SIGN since "+v.Since) + after(": ", strings.TrimSpace(v.Code+" "+v.Reason)) + after(": ", v.Detail)
+	}
+	if n := len(v.Announced); n > 0 {
+		s += "; ANNOUNCES " + plural(n, "root") + " that no rotation has taken up: " + strings.Join(shorts(v.Announced), ", ")
+	}
+	return s + after("; SVIDs are issued without it until ", v.IntermediateNotAfter)
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -110,6 +158,7 @@ func newServerVersion(st *apiv1.GetStatusResponse) *serverVersion {
 		NotReady:    append([]string{}, st.GetNotReady()...),
 		Caller:      st.GetCaller(),
 		Roles:       st.GetRoles(),
+		Upstream:    newUpstream(st.GetUpstream()),
 	}
 }
 
@@ -137,6 +186,7 @@ func describeVersion(v *versionView) []block {
 			pair{"issued", fmt.Sprint(s.Issued)},
 			pair{"refused", fmt.Sprint(s.Refused)},
 			pair{"ready", ready},
+			pair{"upstream", s.Upstream.String()},
 			pair{"you are", you},
 		)})
 	}
