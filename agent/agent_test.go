@@ -69,7 +69,7 @@ func TestFirstSVID(t *testing.T) {
 			t.Errorf("the CA was told of streams %v", streams)
 		}
 		id.Report(7, nil)
-		time.Sleep(2 * time.Second)
+		time.Sleep(time.Minute) // for its client may come back
 		if streams := holdings(t, s)["web-1"].GetHolding().GetStreams(); len(streams) != 1 || streams[0].GetId() != 8 {
 			t.Errorf("after stream 7 ended the CA was told of %v", streams)
 		}

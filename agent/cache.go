@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/internal/durable"
 )
@@ -373,6 +374,8 @@ func (a *Agent) restoreIdentity(data []byte, now time.Time) error {
 	id.proof = proof{evidence: attestor.Evidence{Kind: c.EvidenceKind, Data: c.Evidence}, volume: c.Volume, end: c.EvidenceEnd}
 	id.held.Set(Held{SVID: s, ticket: string(c.SVID.Ticket), RenewAt: c.SVID.RenewAt})
 	id.given.Store(true)
+	// What its clients have acknowledged went with the process before this one; they come back in a moment and say so.
+	id.ended, id.endedUntil = &apiv1.Stream{WantsBundle: true, Ended: true}, now.Add(reconnects)
 	a.identities[k] = id
 	return nil
 }

@@ -85,9 +85,10 @@ type Identity struct {
 	mu      sync.Mutex // guards what follows
 	proof   proof
 	streams map[uint64]*apiv1.Stream
-	// ended is the last stream that ended without an answer to the bundle that it was given, until a later one has acknowledged
-	// that bundle; nil while there is none.
-	ended *apiv1.Stream
+	// ended is the last stream that ended without an answer to the bundle that it was given, or as the only one with a bundle, until a
+	// later one has acknowledged that bundle; nil while there is none. It is told of until endedUntil, or for ever where that is zero.
+	ended      *apiv1.Stream
+	endedUntil time.Time
 
 	volumes  int  // of its pod, each from Offer to Release: kubelet keeps bringing tokens as long as there is one
 	released bool // there were volumes, and all are gone
@@ -150,19 +151,44 @@ func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 	}
 }
 
+// reconnects is how long a client that goes on may take until its next stream: Envoy tries again after 30 s at most, whatever its
+// stream has ended of.
+const reconnects = 35 * time.Second
+
 // end notes that a stream has ended. What it owes an answer to is not forgotten with it: a client that takes no bundle and
-// reconnects for ever would be one that has nothing to acknowledge. The caller holds mu.
+// reconnects for ever would be one that has nothing to acknowledge. Nor is the last one that had a bundle and owes nothing, for the
+// time that its client may take until its next: meanwhile it still verifies by that bundle. The caller holds mu.
 func (id *Identity) end(s *apiv1.Stream) {
-	if !s.GetWantsBundle() || s.GetAckedGeneration() >= s.GetPushedGeneration() {
+	if !s.GetWantsBundle() {
 		return
 	}
-	for _, later := range id.streams {
-		if later.GetId() > s.GetId() && later.GetWantsBundle() && later.GetAckedGeneration() >= s.GetPushedGeneration() {
+	owes := s.GetAckedGeneration() < s.GetPushedGeneration()
+	for _, other := range id.streams {
+		switch {
+		case other == s || !other.GetWantsBundle():
+		case !owes, other.GetId() > s.GetId() && other.GetAckedGeneration() >= s.GetPushedGeneration():
 			return
 		}
 	}
-	id.ended = proto.CloneOf(s)
+	if !owes && id.ended != nil && id.endedUntil.IsZero() {
+		return // that one is told of already, and owes something
+	}
+	id.ended, id.endedUntil = proto.CloneOf(s), time.Time{}
 	id.ended.Ended = true
+	if !owes {
+		id.endedUntil = time.Now().Add(reconnects)
+	}
+}
+
+// gone forgets a stream that ended and did not come back, and reports whether it did.
+func (id *Identity) gone(now time.Time) bool {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if id.ended == nil || id.endedUntil.IsZero() || now.Before(id.endedUntil) {
+		return false
+	}
+	id.ended = nil
+	return true
 }
 
 // offer hands over a proof; one that expires later replaces an earlier one. What was said of the earlier token is not true
@@ -222,6 +248,9 @@ func (a *Agent) keep(ctx context.Context, id *Identity, renew func(context.Conte
 		}
 		if id.idle(now) && a.forget(id) {
 			return
+		}
+		if id.gone(now) {
+			a.touch()
 		}
 		wait := until(h.RenewAt, now)
 		if wait <= 0 {

@@ -118,7 +118,10 @@ func TestEndedStream(t *testing.T) {
 			want   []string
 		}{
 			{"one that has acknowledged", 1, &apiv1.Stream{Id: 1, WantsBundle: true, AckedGeneration: one, PushedGeneration: one}, []string{"1 false"}},
-			{"ends", 1, nil, nil},
+			{"ends, and its client may come back", 1, nil, []string{"1 true"}},
+			{"which it does", 5, &apiv1.Stream{Id: 5, WantsBundle: true, AckedGeneration: one, PushedGeneration: one}, []string{"5 false"}},
+			{"ends", 5, nil, []string{"5 true"}},
+			{"and that was all", 9, nil, nil},
 			{"one that rejects", 2, &apiv1.Stream{Id: 2, WantsBundle: true, PushedGeneration: two, AckedGeneration: one, Nack: "no"}, []string{"2 false"}},
 			{"ends", 2, nil, []string{"2 true"}},
 			{"one that asks for no bundle", 3, &apiv1.Stream{Id: 3, PushedGeneration: two}, []string{"3 false", "2 true"}},
@@ -126,6 +129,9 @@ func TestEndedStream(t *testing.T) {
 			{"one that acknowledges", 4, &apiv1.Stream{Id: 4, WantsBundle: true, PushedGeneration: two, AckedGeneration: two}, []string{"3 false", "4 false"}},
 		} {
 			id.Report(step.stream, step.report)
+			if step.stream == 9 {
+				time.Sleep(time.Minute)
+			}
 			if got := streams(); !slices.Equal(got, step.want) {
 				t.Errorf("%s: the CA hears of %q, want %q", step.what, got, step.want)
 			}

@@ -822,6 +822,7 @@ type Stream struct {
 	PushedHash       []byte                 `protobuf:"bytes,14,opt,name=pushed_hash,json=pushedHash,proto3" json:"pushed_hash,omitempty"`       // of the bundle that was pushed last
 	// It ended without an answer to the bundle that was pushed last. It is told of until a later stream of that pod has
 	// acknowledged that bundle, or a later one: one that reconnects for ever is not one that has nothing to acknowledge.
+	// Or it had nothing to answer and was the last of that pod with a bundle: then for 35 s, until its client may have come back.
 	Ended         bool `protobuf:"varint,15,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
