@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"maps"
 	"math/big"
 	"net"
@@ -37,10 +38,13 @@ type Authority struct {
 	Socket string // where it serves SDS
 
 	t      testing.TB
-	root   *x509.Certificate
+	root   *x509.Certificate // that signs
 	key    *ecdsa.PrivateKey
+	roots  []*x509.Certificate // of the bundle, the newest last
 	trust  *sds.Trust
 	closed chan struct{}
+
+	generation uint64 // of the bundle
 
 	mu        sync.Mutex
 	workloads map[spiffeid.ID]*latest.Value[*sds.Material]
@@ -60,12 +64,7 @@ func NewAuthority(t testing.TB, td spiffeid.TrustDomain) *Authority {
 		Domain: td, Socket: filepath.Join(dir, "sds"), t: t, closed: make(chan struct{}),
 		workloads: map[spiffeid.ID]*latest.Value[*sds.Material]{}, streams: map[uint64]sds.Report{},
 	}
-	a.root, a.key = a.sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: td.Name()}, IsCA: true, KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{td.ID().URL()}, NotAfter: time.Now().Add(time.Hour),
-	})
-	if a.trust, err = sds.NewTrust(a.Bundle(), nil, 1); err != nil {
-		t.Fatal(err)
-	}
+	a.AddRoot()
 	l, err := net.Listen("unix", a.Socket)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +83,42 @@ func NewAuthority(t testing.TB, td spiffeid.TrustDomain) *Authority {
 
 // Bundle is the trust bundle.
 func (a *Authority) Bundle() *x509bundle.Bundle {
-	return x509bundle.FromX509Authorities(a.Domain, []*x509.Certificate{a.root})
+	return x509bundle.FromX509Authorities(a.Domain, a.roots)
+}
+
+// AddRoot makes a root, by which is signed from now on. It comes into the bundle beside those that are there.
+func (a *Authority) AddRoot() {
+	a.t.Helper()
+	a.root, a.key = nil, nil // by itself
+	a.root, a.key = a.sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: fmt.Sprintf("%s %d", a.Domain, a.generation)}, IsCA: true, KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{a.Domain.ID().URL()}, NotAfter: time.Now().Add(time.Hour),
+	})
+	a.publish(append(a.roots, a.root))
+}
+
+// RemoveRoots takes all roots but the newest out of the bundle.
+func (a *Authority) RemoveRoots() {
+	a.t.Helper()
+	a.publish(a.roots[len(a.roots)-1:])
+}
+
+// publish makes these the bundle, and brings it to all streams.
+func (a *Authority) publish(roots []*x509.Certificate) {
+	a.t.Helper()
+	a.roots = roots
+	a.generation++
+	trust, err := sds.NewTrust(a.Bundle(), nil, a.generation)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.trust = trust
+	for _, w := range a.workloads {
+		if m := w.Load(); m != nil {
+			w.Set(&sds.Material{Identity: m.Identity, Trust: trust})
+		}
+	}
 }
 
 // sign signs c with a new key, by itself while there is no root.
@@ -113,14 +147,20 @@ func (a *Authority) sign(c *x509.Certificate) (*x509.Certificate, *ecdsa.Private
 	return cert, key
 }
 
-// Issue gives a workload a new SVID, which goes to all of its streams.
-func (a *Authority) Issue(id spiffeid.ID) {
+// SVID signs a new SVID that lives so long, for whoever takes none over SDS.
+func (a *Authority) SVID(id spiffeid.ID, ttl time.Duration) *x509svid.SVID {
 	a.t.Helper()
 	cert, key := a.sign(&x509.Certificate{
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		URIs: []*url.URL{id.URL()}, NotAfter: time.Now().Add(time.Hour),
+		URIs: []*url.URL{id.URL()}, NotAfter: time.Now().Add(ttl),
 	})
-	identity, err := sds.NewIdentity(&x509svid.SVID{ID: id, Certificates: []*x509.Certificate{cert}, PrivateKey: key})
+	return &x509svid.SVID{ID: id, Certificates: []*x509.Certificate{cert}, PrivateKey: key}
+}
+
+// Issue gives a workload a new SVID, which goes to all of its streams.
+func (a *Authority) Issue(id spiffeid.ID) {
+	a.t.Helper()
+	identity, err := sds.NewIdentity(a.SVID(id, time.Hour))
 	if err != nil {
 		a.t.Fatal(err)
 	}
