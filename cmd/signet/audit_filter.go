@@ -26,6 +26,10 @@ const (
 	kindAllow  = "allow-node"
 	kindIssue  = "issue"
 	kindRefuse = "refuse"
+
+	kindRotate  = "rotate"
+	kindBackup  = "backup"
+	kindRestore = "restore"
 )
 
 // auditKinds are the kinds of entries that this build can ask for, with what they are.
@@ -36,6 +40,9 @@ var auditKinds = [][2]string{
 	{kindRefuse, "a refusal"},
 	{kindBan, "a node was banned"},
 	{kindAllow, "the ban of a node was taken back"},
+	{kindRotate, "a rotation was begun, taken a step further or ended, or somebody was excused"},
+	{kindBackup, "a backup was taken away"},
+	{kindRestore, "the record was restored from a backup"},
 	{"operator", "an operator came in from elsewhere"},
 }
 

@@ -19,6 +19,9 @@ var outcomes = map[string]string{
 	kindRefuse:     "REFUSED",
 	kindBan:        "a node was banned",
 	kindAllow:      "the ban of a node was taken back",
+	kindRotate:     "the root's rotation was decided on",
+	kindBackup:     "a backup was taken away",
+	kindRestore:    "the record was restored from a backup",
 	"operator":     "an operator came in from elsewhere",
 }
 
@@ -26,8 +29,11 @@ var outcomes = map[string]string{
 func (a *app) describeDecision(d *decision) []block {
 	e := d.Entry
 	found := "Found"
-	if e.Type == kindBan || e.Type == kindAllow {
+	switch e.Type {
+	case kindBan, kindAllow:
 		found = "Why" // in the operator's words
+	case kindRotate, kindBackup, kindRestore:
+		found = "What"
 	}
 	about := known(
 		pair{"ID", e.CorrelationID},
