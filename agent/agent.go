@@ -28,7 +28,7 @@ import (
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Dial        func(ctx context.Context) (net.Conn, error) // a new connection to the CA
-	Trust       *Trust                                      // the first trust; what the cache holds comes before it, unless it is of a lower generation
+	Trust       *Trust                                      // the first trust; what the cache holds comes before it
 	Published   func() (*Trust, error)                      // reads the published bundle: asked where the CA is not known by what is held. nil: none
 	Prover      attestor.Prover                             // the agent's own token, audience api.AgentAudience
 	Verifier    func(KeySets) (attestor.Attestor, error)    // checks workloads' tokens by the key sets that the CA pushed

@@ -238,7 +238,7 @@ func (a *Agent) thaw(c cachedSVID, now time.Time) (*x509svid.SVID, error) {
 }
 
 // restore takes from the cache what is still good and deletes the rest, but what is not good yet. The bundle comes first, for everything else must
-// verify under it; where there is none, or one of a lower generation, it is the one to begin with.
+// verify under it; where there is none, it is the one to begin with.
 func (a *Agent) restore(now time.Time) {
 	entries := map[string][]byte{}
 	if a.cfg.Cache != nil {
@@ -265,15 +265,11 @@ func (a *Agent) restore(now time.Time) {
 		}
 	}
 	use(entryTrust, a.restoreTrust)
-	switch held, first := a.trust.Load(), a.cfg.Trust; {
-	case held == nil && first == nil:
-		return // without a bundle nothing else can be checked
-	case held == nil:
-		a.trust.Set(first)
-	case first != nil && first.Generation.Sequence() > held.Generation.Sequence():
-		// It was away for so long that the cache may hold roots that nobody trusts any more.
-		a.trust.Set(first)
-		a.cacheTrust(first)
+	if a.trust.Load() == nil {
+		if a.cfg.Trust == nil {
+			return // without a bundle nothing else can be checked
+		}
+		a.trust.Set(a.cfg.Trust)
 	}
 	use(entryKeySets, a.restoreKeySets)
 	use(entrySelf, func(content []byte) error { return a.restoreSelf(content, now) })

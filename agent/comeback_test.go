@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -81,19 +82,21 @@ func isUnder(h agent.Held, root string) bool {
 func TestBackAfterEmergency(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
-		file    bool // the published bundle reaches the node, as kubelet brings a ConfigMap
-		restart bool // with what is published by then
+		restart bool
 	}{
-		{"by the published bundle", true, false},
-		{"by a restart", false, true},
+		{"as it runs", false},
+		{"restarted", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
-				w, cache := &wire{s: s}, newMemory()
+				w, cache, file := &wire{s: s}, newMemory(), new(atomic.Bool) // file: the published bundle reaches the node
 				change := func(c *agent.Config) {
 					c.Dial, c.Cache = w.dial, cache
-					if tc.file {
-						c.Published = func() (*agent.Trust, error) { return firstTrust(t, s), nil }
+					c.Published = func() (*agent.Trust, error) {
+						if file.Load() {
+							return firstTrust(t, s), nil
+						}
+						return nil, errors.New("no such file")
 					}
 				}
 				admin, old := adminOf(t, s), hex.EncodeToString(s.CA().Bundle().Roots[0].SubjectKeyId)
@@ -106,12 +109,11 @@ func TestBackAfterEmergency(t *testing.T) {
 				time.Sleep(5 * time.Second)
 				compromised(t, admin, old)
 				w.cut(false)
-				if !tc.file {
-					time.Sleep(5 * time.Minute)
-					if n.metric("signet_agent_connected") == 1 {
-						t.Fatal("it believes a CA under a root that it has never heard of")
-					}
+				time.Sleep(5 * time.Minute)
+				if n.metric("signet_agent_connected") == 1 {
+					t.Fatal("it believes a CA under a root that it has never heard of")
 				}
+				file.Store(true)
 				if tc.restart {
 					n.stop()
 					n = startNode(t, s, here, change)
@@ -137,6 +139,9 @@ func TestPublishedIsOlder(t *testing.T) {
 		}},
 		{"without one", func() (*agent.Trust, error) {
 			return agent.NewTrust(spiffeid.RequireTrustDomainFromString(domain), api.Generation{}, []*x509.Certificate{newRoot(t).cert})
+		}},
+		{"of a generation that nobody can have come to", func() (*agent.Trust, error) {
+			return agent.NewTrust(spiffeid.RequireTrustDomainFromString(domain), api.FromSequence(1<<63), []*x509.Certificate{newRoot(t).cert})
 		}},
 		{"unreadable", func() (*agent.Trust, error) { return nil, errors.New("no such file") }},
 	} {

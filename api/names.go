@@ -126,6 +126,23 @@ func FromSequence(s uint64) Generation { return Generation{Epoch: uint32(s >> 32
 // String is "epoch.number".
 func (g Generation) String() string { return fmt.Sprintf("%d.%d", g.Epoch, g.Number) }
 
+// epochsFrom is when epochs began to be counted in hours, and maxClockEpoch bounds them: so spiffe_sequence stays below 2^53, which is
+// what readers of JSON count up to, for more than a century.
+var epochsFrom = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+const maxClockEpoch = 1 << 20
+
+// EpochAt is the least epoch of what is restored from a backup at that time, in hours.
+func EpochAt(now time.Time) uint32 {
+	return uint32(min(max(0, now.Sub(epochsFrom)/time.Hour), maxClockEpoch))
+}
+
+// Plausible reports whether a bundle can have this generation at that time, give or take seven years of its clock. One that cannot is
+// of nobody who counts as Signet does: whoever held it would take every bundle that comes for an old one.
+func (g Generation) Plausible(now time.Time) bool {
+	return g.Epoch <= EpochAt(now)+1<<16
+}
+
 // BundleHash identifies the contents of a bundle: SHA-256 over the SHA-256 of each root's DER, sorted. The order of roots
 // does not matter, so two bundles with the same roots are the same bundle.
 func BundleHash(roots []*x509.Certificate) [sha256.Size]byte {

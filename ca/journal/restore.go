@@ -8,13 +8,6 @@ import (
 	"github.com/signet-ca/signet/api"
 )
 
-// The least epoch after a restore follows from the clock, so that two restores of one backup of which the second knows nothing of
-// the first do not come to the same generation. In hours, and bounded: so spiffe_sequence stays below 2^53, which is what readers
-// of JSON count up to, for more than a century.
-var epochsFrom = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-
-const maxClockEpoch = 1 << 20
-
 // Restored returns the record of a backup as it goes on now: its generation is above its own, above each of seen, which are those
 // that anybody is known to have shown since, and above what the restore of an hour ago came to. Nobody who ever held a bundle of
 // this trust domain takes the restored one for an old one.
@@ -37,7 +30,8 @@ func Restored(j Journal, seen []api.Generation, now time.Time) (Journal, error) 
 		return Journal{}, api.E(api.StateFull, "there is no epoch after %d", highest)
 	}
 	next := j.begin(now)
-	next.Epoch = max(highest+1, clockEpoch(now))
+	// By the clock, so that two restores of one backup of which the second knows nothing of the first do not come to the same generation.
+	next.Epoch = max(highest+1, api.EpochAt(now))
 	for i, a := range next.Authorities {
 		if !a.State.Trusted() {
 			continue
@@ -61,11 +55,6 @@ func Restored(j Journal, seen []api.Generation, now time.Time) (Journal, error) 
 	}
 	next.Gone, next.Past, next.Excuses = nilIfEmpty(next.Gone), nilIfEmpty(next.Past), nilIfEmpty(next.Excuses)
 	return next, next.Validate()
-}
-
-// clockEpoch is the least epoch of a restore at that time.
-func clockEpoch(now time.Time) uint32 {
-	return uint32(min(max(0, now.Sub(epochsFrom)/time.Hour), maxClockEpoch))
 }
 
 // Compromised returns the ids of those roots that j trusts, or is about to, and of which known says that they were compromised.

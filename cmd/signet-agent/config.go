@@ -48,9 +48,8 @@ type config struct {
 type caConfig struct {
 	// host:port. The CA is known by its SPIFFE ID, not by this name. Required.
 	Address string `yaml:"address"`
-	// The published bundle, bundle.json or bundle.pem, for the first trust. Once there is a cache, it is taken
-	// only where its generation is higher than that of what is held (bundle.pem has none): at a start, and where the CA is not known.
-	// Required.
+	// The published bundle, bundle.json or bundle.pem, for the first trust. Once there is a cache, it is read
+	// only where the CA is not known by what is held, and taken where its generation is higher (bundle.pem has none). Required.
 	BundleFile string `yaml:"bundleFile"`
 }
 

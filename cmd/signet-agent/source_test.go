@@ -108,6 +108,7 @@ func TestServe(t *testing.T) {
 		for _, p := range []*proxy{identity, trust, picky} {
 			p.end()
 		}
+		time.Sleep(time.Minute) // they may come back
 		if streams := r.streams("web-1"); len(streams) != 0 {
 			t.Errorf("of streams that have ended the CA heard %v", streams)
 		}
