@@ -622,7 +622,7 @@ var table = []Page{
 		"Take another copy, or the backup before it. `signet-ca restore --dry-run FILE` checks one and changes nothing."},
 	{LosingMore, 824, KindConflict, "More workloads would lose mTLS than was agreed to",
 		"An emergency is confirmed by the number of workloads under the compromised root. By now there are more, by more than a twentieth. Nothing was changed.",
-		"Look again with `signet rotate emergency ID --dry-run`, and confirm the number that is there now."},
+		"Look again with `signet rotate emergency ID --dry-run`, and confirm the number that is there now, or a larger one: fewer are no reason to refuse."},
 	{RotationInvalid, 831, KindInvalid, "The request makes no rotation",
 		"Something that it needs is missing or out of range: an id, who asks, a reason, a limit, a time.",
 		"The message says what; `signet rotate --help` has the ranges."},

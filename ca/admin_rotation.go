@@ -184,7 +184,14 @@ func (a *admin) AbortRotation(ctx context.Context, r *apiv1.AbortRotationRequest
 	if err != nil {
 		return nil, err
 	}
-	changed, err := a.ca.operate(ctx, e, func(j journal.Journal, now time.Time) (journal.Journal, error) { return journal.Abort(j, by, now) })
+	roles := admitted(ctx).roles
+	changed, err := a.ca.operate(ctx, e, func(j journal.Journal, now time.Time) (journal.Journal, error) {
+		if o := j.Operation; o != nil && o.ID == by.ID && o.Kind == journal.Emergency && !slices.Contains(roles, roleEmergency) {
+			return journal.Journal{}, api.E(api.RoleRequired, "to take back what was said of a compromised root takes the role that says it, %q, and the caller's are %q",
+				roleEmergency.short(), shortRoles(roles))
+		}
+		return journal.Abort(j, by, now)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +206,7 @@ func (a *admin) RollbackRotation(ctx context.Context, r *apiv1.RollbackRotationR
 	if err != nil {
 		return nil, err
 	}
-	changed, err := a.ca.operate(ctx, e, func(j journal.Journal, now time.Time) (journal.Journal, error) { return journal.Rollback(j, by, now) })
+	changed, err := a.ca.rollback(ctx, e, by)
 	if err != nil {
 		return nil, err
 	}

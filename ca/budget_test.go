@@ -21,7 +21,7 @@ func TestMintBudgetOfRotation(t *testing.T) {
 		d := newDrill(t, catest.Options{Config: func(cfg *ca.Config) { cfg.MintBudget = 1 }}, 1)
 		for i := range 4 {
 			old, began, id := d.active(), time.Now(), fmt.Sprint("stolen-", i)
-			if _, err := d.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: id, Reason: "key on the net", Losing: 1}); err != nil {
+			if _, err := d.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: id, Compromised: old, Reason: "key on the net", Losing: 1}); err != nil {
 				t.Fatal(api.FromStatus(err))
 			}
 			d.over(id, "done")

@@ -112,7 +112,7 @@ type CA struct {
 	keys         keyUses                      // of intermediates
 	evidence     latest.Value[struct{}]       // is set when a rotation may find other evidence than before
 	autoAgain    time.Time                    // not before then is a rotation begun by itself; of keepRotation alone
-	toldBlockers string                       // who was logged last; of keepRotation alone
+	toldBlockers uint64                       // a hash of who was logged last; of keepRotation alone
 	seen         []AgentSeen                  // as it was written down last; of keepAgents alone, once it runs
 	away         absent                       // agents
 	shown        latest.Value[journal.Copy]   // the bundle as it was published last; zero while it was not
@@ -123,8 +123,10 @@ type CA struct {
 	asking       atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
 	vain         atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
 	told         latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record
-	probed       atomic.Pointer[probed]            // what the last probe of the upstream found; nil before the first
-	stopping     chan struct{}                     // closed when Run ends: sessions end with it
+	telling      sync.Mutex
+	tells        []*x509.Certificate    // what the upstream told last; guarded by telling
+	probed       atomic.Pointer[probed] // what the last probe of the upstream found; nil before the first
+	stopping     chan struct{}          // closed when Run ends: sessions end with it
 	issued       atomic.Uint64
 	refused      atomic.Uint64
 	quiet        quiet

@@ -37,7 +37,7 @@ func (s *showcase) Publish(context.Context, *ca.Bundle) error {
 func (d *drill) emergency(id string, losing uint32) (old string, took time.Duration) {
 	d.t.Helper()
 	old, began := d.active(), time.Now()
-	if _, err := d.admin.EmergencyRotation(d.t.Context(), &apiv1.EmergencyRotationRequest{Operation: id, Reason: "key on the net", Losing: losing}); err != nil {
+	if _, err := d.admin.EmergencyRotation(d.t.Context(), &apiv1.EmergencyRotationRequest{Operation: id, Compromised: old, Reason: "key on the net", Losing: losing}); err != nil {
 		d.t.Fatal(api.FromStatus(err))
 	}
 	d.over(id, "done")
@@ -109,7 +109,7 @@ func TestEmergencyAgreed(t *testing.T) {
 			eventually(t, "the report", func() bool { return d.status().GetPods() == uint32(pods+1) })
 		}
 		declare := func(id string, losing uint32) error {
-			_, err := d.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: id, Reason: "key on the net", Losing: losing})
+			_, err := d.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: id, Compromised: d.active(), Reason: "key on the net", Losing: losing})
 			return api.FromStatus(err)
 		}
 		hold(12)

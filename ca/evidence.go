@@ -30,6 +30,7 @@ const (
 	maxPodsTold  = 1024           // of an agent that is away
 	maxNackTold  = 512            // bytes
 	maxNameTold  = 253            // bytes
+	maxLabelTold = 63             // bytes, of a namespace or a UID
 	keepAgentsIn = time.Second    // between two writes of who was seen
 	parted       = time.Minute    // by how much the two clocks may part at once
 	partedFor    = time.Hour      // for how long nothing is decided by them after that
@@ -54,7 +55,7 @@ func (a *absent) put(agent journal.Agent) {
 			agent.Until = was.Until
 		}
 		if agent.Held == (journal.Held{}) && len(agent.Pods) == 0 {
-			agent.Held, agent.Pods = was.Held, was.Pods
+			agent.Held, agent.Pods, agent.PodsUnknown = was.Held, was.Pods, was.PodsUnknown
 		}
 	}
 	a.of[k] = agent
@@ -80,7 +81,12 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 		if r.Name == ca.cfg.Replica {
 			continue
 		}
-		acks.Replicas = append(acks.Replicas, replicaOf(r, now.Sub(r.Beat).Abs() < beatFresh, r.Signs))
+		reachable := now.Sub(r.Beat).Abs() < beatFresh
+		e := replicaOf(r, reachable, r.Signs)
+		e.Ready = reachable && slices.ContainsFunc(e.Intermediates, func(i journal.Intermediate) bool {
+			return i.Root == j.ActiveAuthority().ID && !i.Destroyed && now.Before(i.NotAfter)
+		})
+		acks.Replicas = append(acks.Replicas, e)
 		seen = append(seen, r.Agents...)
 	}
 	own, ok := Replica{Name: ca.cfg.Replica}, false
@@ -91,7 +97,9 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 		own = replicas[i]
 	}
 	own.Minted = ca.keys.account(own.Minted, ca.started)
-	acks.Replicas = append(acks.Replicas, replicaOf(own, true, ca.record.Load().ActiveAuthority().ID))
+	e, s := replicaOf(own, true, ca.record.Load().ActiveAuthority().ID), ca.signing.Load()
+	e.Ready = s != nil && s.root == j.ActiveAuthority().ID && now.Before(s.cert.NotAfter)
+	acks.Replicas = append(acks.Replicas, e)
 	slices.SortFunc(acks.Replicas, func(a, b journal.Replica) int { return strings.Compare(a.Name, b.Name) })
 	acks.Agents = ca.agents(j, seen, now)
 	if shown := ca.shown.Load(); ca.cfg.Publisher != nil {
@@ -129,10 +137,21 @@ func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journ
 		all[nodeKey{s.Cluster, s.NodeUID}] = s.agent()
 	}
 	maps.Copy(all, ca.away.live(now))
-	sessions := ca.sessions.all()
-	slices.SortFunc(sessions, func(a, b *session) int { return a.began.Compare(b.began) })
-	for _, x := range sessions {
-		all[nodeKey{x.issuer, x.nodeUID}] = x.agent(j)
+	newest := map[nodeKey]*session{}
+	for _, x := range ca.sessions.all() {
+		k := nodeKey{x.issuer, x.nodeUID}
+		switch old := newest[k]; {
+		case old == nil:
+		case old.began.After(x.began):
+			x.forget()
+			continue
+		default:
+			old.forget()
+		}
+		newest[k] = x
+	}
+	for k, x := range newest {
+		all[k] = x.agent(j)
 	}
 	var list []journal.Agent
 	for k, a := range all {
@@ -172,10 +191,17 @@ func (x *session) agent(j journal.Journal) journal.Agent {
 	return a
 }
 
+// forget drops what was made of a session of which nobody asks any more: a node can have several.
+func (x *session) forget() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.told = nil
+}
+
 // podOf is a holding as evidence. Its words are an agent's, who may be anybody that has a node.
 func podOf(r reported, j journal.Journal) journal.Pod {
 	h := r.holding
-	p := journal.Pod{Namespace: word(h.GetNamespace(), maxNameTold), Name: word(h.GetPodName(), maxNameTold), UID: word(h.GetPodUid(), maxNameTold)}
+	p := journal.Pod{Namespace: word(h.GetNamespace(), maxLabelTold), Name: word(h.GetPodName(), maxNameTold), UID: word(h.GetPodUid(), maxLabelTold)}
 	switch root := h.GetRootKeyId(); {
 	case h.GetSerial() == "":
 	case root != "":
@@ -193,7 +219,7 @@ func podOf(r reported, j journal.Journal) journal.Pod {
 			Bundle:      s.GetWantsBundle(),
 			Acked:       held(api.FromSequence(s.GetAckedGeneration()), s.GetAckedHash()),
 			Pushed:      held(api.FromSequence(s.GetPushedGeneration()), s.GetPushedHash()),
-			PushedAt:    r.pushed[s.GetId()],
+			PushedAt:    r.brought.at,
 			Nack:        word(s.GetNack(), maxNackTold),
 		})
 	}
@@ -220,27 +246,22 @@ func held(g api.Generation, hash []byte) journal.Held {
 	return h
 }
 
-// pushedSince says since when streams of the Workload API have what they were given last: since it was first heard of.
-func pushedSince(was reported, h *apiv1.Holding, now time.Time) map[uint64]time.Time {
-	var since map[uint64]time.Time
+// brought is a bundle that streams of the Workload API of one pod were given, and since when the first of them has it, as far as is
+// known here. It is counted for the pod, since one that opens a stream each minute would never get through a soak of five.
+type brought struct {
+	bundle journal.Held
+	at     time.Time
+}
+
+// broughtOf returns what the newest of a pod's bundles is and since when, after what it was before.
+func broughtOf(was brought, h *apiv1.Holding, now time.Time) brought {
 	for _, s := range h.GetStreams() {
-		if s.GetProtocol() != workloadAPI {
-			continue
+		is := held(api.FromSequence(s.GetPushedGeneration()), s.GetPushedHash())
+		if s.GetProtocol() == workloadAPI && is != was.bundle && is.Generation.Sequence() >= was.bundle.Generation.Sequence() {
+			was = brought{is, now}
 		}
-		at := now
-		for _, old := range was.holding.GetStreams() {
-			if old.GetId() == s.GetId() && old.GetPushedGeneration() == s.GetPushedGeneration() && bytes.Equal(old.GetPushedHash(), s.GetPushedHash()) {
-				if t, ok := was.pushed[s.GetId()]; ok {
-					at = t
-				}
-			}
-		}
-		if since == nil {
-			since = map[uint64]time.Time{}
-		}
-		since[s.GetId()] = at
 	}
-	return since
+	return was
 }
 
 // rootAbove returns the id of the root above a chain that verified: of the first certificate from the leaf upwards that one of
@@ -278,16 +299,15 @@ func (ca *CA) noteShown(b *Bundle, now time.Time) {
 
 // agent is what is left of one that was seen.
 func (s AgentSeen) agent() journal.Agent {
-	return journal.Agent{Cluster: s.Cluster, Node: s.Node, NodeUID: s.NodeUID, Seen: s.Seen, Until: s.Until, Root: s.Root,
+	return journal.Agent{Cluster: s.Cluster, Node: s.Node, NodeUID: s.NodeUID, Seen: s.Seen, Until: s.Until, Root: s.Root, PodsUnknown: true,
 		Held: held(api.Generation{Epoch: s.Epoch, Number: s.Number}, s.Hash)}
 }
 
-// recallAgents reads who was seen before this process was started. Where that cannot be read it is not known, and said so.
-func (ca *CA) recallAgents(ctx context.Context) {
+// recallAgents reads who was seen before this process was started. Where that cannot be read nothing may be decided by it.
+func (ca *CA) recallAgents(ctx context.Context) error {
 	r, err := ReplicaOf(ctx, ca.cfg.Store, ca.cfg.Replica)
 	if err != nil {
-		ca.log.ErrorContext(ctx, "which agents were seen before is not known", "error", err)
-		return
+		return err
 	}
 	for _, s := range r.Agents {
 		a := s.agent()
@@ -297,6 +317,7 @@ func (ca *CA) recallAgents(ctx context.Context) {
 		ca.away.put(a)
 	}
 	ca.seen = r.Agents
+	return nil
 }
 
 // keepAgents writes down which agents were seen, at most once a second, where it is another list than the one on record. It

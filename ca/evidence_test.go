@@ -43,6 +43,7 @@ func TestKeyUse(t *testing.T) {
 // taken at its worst.
 func TestAccount(t *testing.T) {
 	started := time.Now().UTC()
+	before := started.Add(-time.Hour)
 	end := started.Add(24 * time.Hour)
 	var k keyUses
 	k.begin("live")
@@ -55,8 +56,9 @@ func TestAccount(t *testing.T) {
 		{ID: "live", NotAfter: end, Longest: time.Hour},
 		{ID: "gone", NotAfter: end, Longest: time.Hour},
 		{ID: "busy", NotAfter: end, Longest: time.Hour},
-		{ID: "earlier", NotAfter: end, Longest: time.Hour},
-		{ID: "earlier, ends soon", NotAfter: started.Add(time.Minute), Longest: time.Hour},
+		{ID: "earlier", At: before, NotAfter: end, Longest: time.Hour},
+		{ID: "earlier, ends soon", At: before, NotAfter: started.Add(time.Minute), Longest: time.Hour},
+		{ID: "earlier, and later by this clock", At: started.Add(time.Hour), NotAfter: end, Longest: time.Hour},
 		{NotAfter: end}, // as earlier versions wrote it
 		{ID: "told", NotAfter: end, Destroyed: true, Leaves: started},
 	}
@@ -64,10 +66,11 @@ func TestAccount(t *testing.T) {
 		all[0],
 		{ID: "gone", NotAfter: end, Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Minute)},
 		all[2],
-		{ID: "earlier", NotAfter: end, Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Hour)},
-		{ID: "earlier, ends soon", NotAfter: started.Add(time.Minute), Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Minute)},
+		{ID: "earlier", At: before, NotAfter: end, Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Hour)},
+		{ID: "earlier, ends soon", At: before, NotAfter: started.Add(time.Minute), Longest: time.Hour, Destroyed: true, Leaves: started.Add(time.Minute)},
+		{ID: "earlier, and later by this clock", At: started.Add(time.Hour), NotAfter: end, Longest: time.Hour, Destroyed: true, Leaves: end},
 		{NotAfter: end, Destroyed: true, Leaves: end},
-		all[6],
+		all[7],
 	}
 	if diff := cmp.Diff(want, k.account(all, started)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

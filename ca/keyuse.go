@@ -96,7 +96,8 @@ func (k *keyUses) begin(id string) *keyUse {
 }
 
 // account says of each intermediate on record what has become of its key. One that this process does not know was in the memory
-// of an earlier one, and is no more; what that signed last is not known, but how long it could at most be good.
+// of an earlier one, and is no more; what that signed last is not known, but how long it could at most be good: counted from the start of
+// this one, or, where that is before it was booked, so that a clock was wrong or the record is, until its end.
 func (k *keyUses) account(all []Minted, started time.Time) []Minted {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -107,7 +108,7 @@ func (k *keyUses) account(all []Minted, started time.Time) []Minted {
 				m.Leaves, m.Destroyed = u.ended()
 			} else {
 				m.Destroyed, m.Leaves = true, m.NotAfter
-				if m.Longest > 0 {
+				if m.Longest > 0 && !m.At.After(started) {
 					m.Leaves = earlier(m.NotAfter, started.Add(m.Longest)).UTC()
 				}
 			}

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -29,10 +31,11 @@ const (
 	rotateRetry = time.Second            // after a failure, and then twice as long each time
 	againAfter  = time.Hour              // a new root could not be made by itself
 
-	maxEntryText = 8 << 10 // bytes of what one entry of the ledger tells of names
-	reissueRate  = 500     // SVIDs a second that a wave of reissues asks for
-	minReissue   = 500 * time.Millisecond
-	maxWatchers  = 32
+	maxEntryText  = 8 << 10 // bytes of what one entry of the ledger tells of names
+	maxEntryNames = 2000    // that are put on record with one step
+	reissueRate   = 500     // SVIDs a second that a wave of reissues asks for
+	minReissue    = 500 * time.Millisecond
+	maxWatchers   = 32
 )
 
 var errNoStep = errors.New("there is no step to take")
@@ -208,6 +211,11 @@ func (ca *CA) recordStep(ctx context.Context, id string, who caller, s journal.S
 	if len(s.Forced) > 0 {
 		e.Method = "ForceStep"
 	}
+	if more := len(names) - maxEntryNames; more > 0 {
+		slices.Sort(names)
+		sum := digestOfNames(names)
+		names = append(names[:maxEntryNames], fmt.Sprintf("and %d more; SHA-256 of all, one a line: %x", more, sum))
+	}
 	for first := true; first || len(names) > 0; first = false {
 		if !first {
 			text = fmt.Sprintf("%s, operation %s, continued", s.Do, s.Operation)
@@ -231,18 +239,19 @@ func (ca *CA) recordStep(ctx context.Context, id string, who caller, s journal.S
 
 // tellBlockers logs who stands in the way, when those change.
 func (ca *CA) tellBlockers(ctx context.Context, j journal.Journal, found []journal.Blocker) {
-	var names []string
-	for _, b := range found {
+	sum := fnv.New64a()
+	fmt.Fprint(sum, j.Operation.ID, " ", j.Generation())
+	for _, b := range found { // which may be those of a whole fleet, and are in order
 		if b.Blocks() {
-			names = append(names, b.Name)
+			io.WriteString(sum, b.Name)
+			sum.Write([]byte{0})
 		}
 	}
-	slices.Sort(names)
-	key := j.Operation.ID + " " + j.Generation().String() + " " + strings.Join(names, " ")
-	if ca.toldBlockers == key {
+	if ca.toldBlockers == sum.Sum64() {
 		return
 	}
-	ca.toldBlockers = key
+	ca.toldBlockers = sum.Sum64()
+	names := blockingNames(found)
 	ca.log.InfoContext(ctx, "rotation: waiting", "operation", j.Operation.ID, "waits_for", len(names), "first", strings.Join(names[:min(len(names), 5)], " "))
 }
 
@@ -468,10 +477,16 @@ func (ca *CA) taint(ctx context.Context, e audit.Entry, r journal.TaintRequest, 
 		return false, err
 	}
 	j := ca.record.Load()
-	if !begunBefore(j, r.ID) {
-		if r.Compromised, err = resolve(j, r.Compromised); err != nil {
-			return false, err
-		}
+	known := begunBefore(j, r.ID)
+	switch id, err := resolve(j, r.Compromised); {
+	case r.Compromised == "":
+		return false, api.E(api.RotationInvalid, "an emergency is about a root; say which")
+	case err == nil:
+		r.Compromised = id
+	case !known:
+		return false, err
+	}
+	if !known {
 		acks, err := ca.gather(ctx, j, time.Now())
 		if err != nil {
 			return false, err
@@ -479,7 +494,8 @@ func (ca *CA) taint(ctx context.Context, e audit.Entry, r journal.TaintRequest, 
 		if n := losing(acks, r.Compromised); n > agreed+agreed/moreLosing {
 			return false, api.E(api.LosingMore, "%d workloads would lose mTLS now, not %d", n, agreed)
 		}
-		if _, err := journal.Taint(j, r, time.Now()); api.ReasonOf(err) == api.SuccessorNeeded {
+		next, err := journal.Taint(j, r, time.Now())
+		if api.ReasonOf(err) == api.SuccessorNeeded || err == nil && ca.keyless(ctx, j, next) {
 			if r.Authority, err = ca.newRoot(ctx, j); err != nil {
 				return false, err
 			}
@@ -487,6 +503,40 @@ func (ca *CA) taint(ctx context.Context, e audit.Entry, r journal.TaintRequest, 
 		e.Issuer = r.Compromised
 	}
 	return ca.operate(ctx, e, func(j journal.Journal, now time.Time) (journal.Journal, error) { return journal.Taint(j, r, now) })
+}
+
+// lacksKey reports whether the upstream does not have the key of a root, as after a switch from another one. Where that cannot be
+// told now it is not said.
+func (ca *CA) lacksKey(ctx context.Context, root journal.Authority) bool {
+	limited, cancel := context.WithTimeout(ctx, mintTime)
+	defer cancel()
+	return api.ReasonOf(ca.cfg.Upstream.Probe(limited, ca.cfg.TrustDomain, root)) == api.UpstreamRoot
+}
+
+// keyless reports whether an emergency leads to another root than the active one, such as one that retires, which nobody here can
+// sign under.
+func (ca *CA) keyless(ctx context.Context, j, next journal.Journal) bool {
+	o := next.Operation
+	if o == nil || o.Authority == j.ActiveAuthority().ID {
+		return false
+	}
+	i := slices.IndexFunc(next.Authorities, func(a journal.Authority) bool { return a.ID == o.Authority })
+	return i >= 0 && ca.lacksKey(ctx, next.Authorities[i])
+}
+
+// rollback makes the root that was active before active again, if anything can be issued under it.
+func (ca *CA) rollback(ctx context.Context, e audit.Entry, r journal.Request) (changed bool, err error) {
+	if err := ca.reload(ctx); err != nil {
+		return false, err
+	}
+	j := ca.record.Load()
+	if o := j.Operation; o != nil && o.ID == r.ID && o.Back == nil {
+		i := slices.IndexFunc(j.Authorities, func(a journal.Authority) bool { return a.ID == o.Replaces })
+		if i >= 0 && j.Authorities[i].State == journal.Retiring && ca.lacksKey(ctx, j.Authorities[i]) {
+			return false, api.E(api.UpstreamRoot, "the key of authority %s is not where the configuration says; configure its upstream again first", o.Replaces)
+		}
+	}
+	return ca.operate(ctx, e, func(j journal.Journal, now time.Time) (journal.Journal, error) { return journal.Rollback(j, r, now) })
 }
 
 // forecast is what an emergency about a root would do; without one, what a planned rotation would, or what is under way has left.
@@ -507,7 +557,7 @@ func (ca *CA) forecast(ctx context.Context, j journal.Journal, emergency bool, c
 	}
 	r := journal.TaintRequest{Request: journal.Request{ID: "plan", By: "plan"}, Compromised: compromised, Limits: limits}
 	next, err := journal.Taint(j, r, now)
-	if api.ReasonOf(err) == api.SuccessorNeeded {
+	if api.ReasonOf(err) == api.SuccessorNeeded || err == nil && ca.keyless(ctx, j, next) {
 		if r.Authority, err = ca.newRoot(ctx, j); err == nil {
 			next, err = journal.Taint(j, r, now)
 		}

@@ -29,8 +29,9 @@ const (
 	maxSessions  = 4 // of one node; a further one ends the oldest
 	maxHoldings  = 4096
 	maxHolding   = 128 << 10 // bytes of one
-	maxHeld      = 16 << 20  // bytes of all
+	maxHeld      = 16 << 20  // bytes of all, with what each stream takes beside them
 	maxStreams   = 64        // of one holding
+	streamWeight = 512       // bytes that a stream takes in memory, of which a few are on the wire
 )
 
 // sessions are the agents that are connected now. A node may have two for a moment, while its agent changes to a
@@ -65,9 +66,9 @@ type session struct {
 
 type reported struct {
 	holding *apiv1.Holding
-	size    int
+	weight  int // in maxHeld
 	at      time.Time
-	pushed  map[uint64]time.Time // since when streams of the Workload API have the bundle that they have, as far as is known here
+	brought brought
 }
 
 func (s *sessions) add(x *session) {
@@ -166,7 +167,11 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 	}
 	x.root = rootAbove(x.chain, ca.bundle.Load().Roots)
 	ca.sessions.add(x)
-	if err := ca.refuseBanned(x.issuer, x.nodeUID); err != nil { // since it was asked for its Hello
+	err = ca.refuseBanned(x.issuer, x.nodeUID) // since it was asked for its Hello
+	if err == nil {
+		_, err = ca.verifyPeer(x.chain, time.Now()) // a root may have gone before there was a session to end
+	}
+	if err != nil {
 		ca.sessions.remove(x)
 		return err
 	}
@@ -376,22 +381,22 @@ func (x *session) apply(r *apiv1.Report) error {
 	now := time.Now()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	before := x.holdings
 	if r.GetFull() {
-		clear(x.holdings)
-		x.held = 0
+		x.holdings, x.held = map[string]reported{}, 0
 	}
 	for _, k := range r.GetRemoved() {
-		x.held -= x.holdings[k].size
+		x.held -= x.holdings[k].weight
 		delete(x.holdings, k)
 	}
 	for _, h := range r.GetChanged() {
 		size := proto.Size(h)
+		weight := size + streamWeight*len(h.GetStreams())
 		if size > maxHolding || len(h.GetStreams()) > maxStreams {
 			return api.E(api.SessionProtocol, "a holding above %d bytes or with more than %d streams", maxHolding, maxStreams)
 		}
-		was := x.holdings[h.GetKey()]
-		x.held += size - was.size
-		x.holdings[h.GetKey()] = reported{h, size, now, pushedSince(was, h, now)}
+		x.held += weight - x.holdings[h.GetKey()].weight
+		x.holdings[h.GetKey()] = reported{h, weight, now, broughtOf(before[h.GetKey()].brought, h, now)}
 		// No SVID is longer valid than the longest: an agent that says so of one errs.
 		if until := h.GetNotAfter(); until.IsValid() && until.AsTime().After(x.until) {
 			x.until = earlier(until.AsTime(), now.Add(MaxTTL))

@@ -341,9 +341,12 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 		return api.E(api.MintBudget, "%d intermediates were minted under this root in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
 	}
 	r.Minted, r.Vain = append(ca.keys.account(kept, ca.started), m), Vain{}
-	ca.keys.forget(r.Minted)
 	ca.own.Store(&r)
-	return ca.cfg.Store.SaveReplica(ctx, r)
+	if err := ca.cfg.Store.SaveReplica(ctx, r); err != nil {
+		return err
+	}
+	ca.keys.forget(r.Minted) // now that it is stored what has become of them
+	return nil
 }
 
 // unbookMint takes back what was booked when the upstream was asked in vain, and writes that down instead.
@@ -378,11 +381,14 @@ func (ca *CA) identify(ctx context.Context, s *signing, now time.Time) (*signing
 		return nil, err
 	}
 	e := audit.Entry{Time: now, Kind: audit.KindIssue, CorrelationID: api.NewCorrelationID(), SPIFFEID: id.String()}
+	next := *s
+	// Nobody else holds it, and it goes with its intermediate: no removal of the root waits until it would expire.
+	s = new(next)
+	s.use = newKeyUse()
 	issued, err := ca.recordAndSign(ctx, s, p, &e)
 	if err != nil {
 		return nil, err
 	}
-	next := *s
 	next.self = &tls.Certificate{Certificate: issued.Chain, PrivateKey: key, Leaf: issued.Leaf}
 	next.selfEnd = issued.RenewAt
 	return &next, nil

@@ -35,6 +35,8 @@ type Replica struct {
 	// goes by. A replica books a mint in its own record, reads the shared one again, and only then asks for it: so one that
 	// slept through a step cannot come by an intermediate that is not in Intermediates.
 	Signs string
+	// Ready says that it can issue under the active root now.
+	Ready bool
 	// Intermediates are all that it may have: each is booked before it is asked for.
 	Intermediates []Intermediate
 	// Leaves is when the last leaf expires that it signed, by id of the root above; complete where every intermediate under
@@ -62,6 +64,8 @@ type Agent struct {
 	Held  Held   // the lowest bundle that it may go by: what it has kept
 	Root  string // id of the authority above its own SVID
 	Pods  []Pod
+	// PodsUnknown says that Pods are not all: it has had no session since the CA was started, and of pods nothing is written down.
+	PodsUnknown bool
 }
 
 // Pod is a pod that an agent serves.

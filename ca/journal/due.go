@@ -9,7 +9,7 @@ import (
 const (
 	prepareBefore = 90 * 24 * time.Hour
 	latestBefore  = 30 * 24 * time.Hour
-	abortedPause  = 24 * time.Hour // after somebody ended an automatic rotation
+	abortedPause  = 24 * time.Hour // after somebody ended a rotation
 )
 
 // Schedule is when the active root is replaced by itself.
@@ -22,8 +22,8 @@ type Schedule struct {
 }
 
 // Due returns when the active root is replaced, and whether that is now. It is not while an operation is under way, while the
-// clock is behind the record's last change, and not for a day after somebody aborted or rolled back an automatic one, unless
-// its latest date is over. What it begins goes through the same gates as what people begin.
+// clock is behind the record's last change, and not for a day after somebody aborted one or rolled it back, unless the latest
+// date is over. What it begins goes through the same gates as what people begin.
 func Due(j Journal, now time.Time) Schedule {
 	s := scheduleOf(j.ActiveAuthority())
 	if s.Expires.IsZero() {
@@ -33,7 +33,7 @@ func Due(j Journal, now time.Time) Schedule {
 	s.Due = !now.Before(s.Prepare) && j.Operation == nil && !now.Add(clockSlack).Before(j.Changed)
 	if n := len(j.Past); s.Due && !s.Overdue && n > 0 {
 		last := j.Past[n-1]
-		s.Due = !last.Automatic || last.Outcome != Aborted && last.Outcome != RolledBack || now.Sub(last.Ended) >= abortedPause
+		s.Due = last.Outcome != Aborted && last.Outcome != RolledBack || now.Sub(last.Ended) >= abortedPause
 	}
 	return s
 }

@@ -3,6 +3,8 @@ package journal
 import (
 	"testing"
 	"time"
+
+	"github.com/signet-ca/signet/api"
 )
 
 // TestEmergencyGate: an emergency waits for what can be heard of, for at most its limit, and not at all for what nobody would ever
@@ -92,4 +94,61 @@ func TestEmergencyAway(t *testing.T) {
 			t.Errorf("away for %s: %v, %+v", tt.away, s, found)
 		}
 	}
+}
+
+// TestEmergencySigner: a compromised root stays in the bundle while nobody can issue under another one, whatever the limit says.
+func TestEmergencySigner(t *testing.T) {
+	roots := pool(t, 2)
+	j := must(t)(Taint(journalOf(t, roots[0]), TaintRequest{Request: request("fire"), Compromised: roots[0].ID, Authority: roots[1].Authority}, t0))
+	for range 2 {
+		j = step(t, j, t0, ready(t, j, t0))
+	}
+	now := t0.Add(time.Hour)
+	for _, tt := range []struct {
+		ready [2]bool
+		want  bool
+	}{{[2]bool{false, false}, false}, {[2]bool{true, false}, true}, {[2]bool{false, true}, true}} {
+		acks := ready(t, j, now)
+		for i := range acks.Replicas {
+			acks.Replicas[i].Ready = tt.ready[i]
+		}
+		s, found := Next(j, now, acks)
+		if (s.Do == Remove) != tt.want {
+			t.Errorf("ready %v: %v, %+v", tt.ready, s, found)
+		}
+		if tt.want {
+			continue
+		}
+		if s, err := Force(j, now, acks, []string{"replicas"}, "uid:0"); err != nil || s.Do != Remove {
+			t.Errorf("forced: %v, %v", s, err)
+		}
+	}
+}
+
+// TestIDsOfOperations: an id under which something else was begun is refused; what was begun under it itself is not begun again.
+func TestIDsOfOperations(t *testing.T) {
+	roots := pool(t, 4)
+	a, b := roots[0], roots[1]
+	j := must(t)(Start(journalOf(t, a), planned("one", b.by(t, a)), t0))
+	j = step(t, j, t0, ready(t, j, t0))
+	j = step(t, j, t0, ready(t, j, t0))
+	taint := func(id, compromised string) error {
+		_, err := Taint(j, TaintRequest{Request: request(id), Compromised: compromised, Authority: roots[2].Authority}, t0)
+		return err
+	}
+	wantReason := func(err error, want api.Reason) {
+		t.Helper()
+		if (err == nil) != (want == "") || err != nil && api.ReasonOf(err) != want {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	wantReason(taint("one", b.ID), api.RotationInvalid)
+	j = must(t)(Taint(j, TaintRequest{Request: request("fire"), Compromised: b.ID, Authority: roots[2].Authority}, t0))
+	wantReason(taint("fire", b.ID), "")
+	wantReason(taint("fire", a.ID), api.RotationInvalid) // that it is another root has to be heard
+	wantReason(taint("one", a.ID), api.RotationInvalid)
+	_, err := Start(j, planned("fire", roots[3].Authority), t0)
+	wantReason(err, api.RotationInvalid)
+	_, err = Start(j, planned("one", roots[3].Authority), t0)
+	wantReason(err, "")
 }

@@ -20,6 +20,9 @@ type gate struct {
 	acks  Acks
 	want  Held
 	found []Blocker
+
+	rest  Pass // passAll, once it was asked
+	asked bool
 }
 
 // gate returns who is not ready for a step, and of each whether it stands in the way.
@@ -41,6 +44,7 @@ func (j Journal) gate(s Step, now time.Time, acks Acks) []Blocker {
 	case g.about.State == Tainted:
 		g.reissued()
 		g.signers(false)
+		g.somebody()
 	default:
 		g.anybody()
 		g.signers(true)
@@ -96,12 +100,20 @@ func (g *gate) pass(b Blocker) Pass {
 			return Excused
 		}
 	}
+	if !g.asked {
+		g.rest, g.asked = g.passAll(), true
+	}
+	return g.rest
+}
+
+// passAll is pass as far as it is the same of all agents, pods and copies. It is asked once for all of them: it parses certificates.
+func (g *gate) passAll() Pass {
 	active := g.j.ActiveAuthority()
 	next := active // under which is signed once the step is taken
 	if g.do == Activate {
 		next = g.about
 	}
-	over := func(since time.Time) bool { return !since.IsZero() && g.now.Sub(since) >= g.op.Straggler }
+	over := func(since time.Time) bool { return !since.IsZero() && g.waited(since) }
 	since := next.Times.Published
 	if g.about.State == Tainted {
 		since = g.about.Times.Tainted
@@ -113,7 +125,19 @@ func (g *gate) pass(b Blocker) Pass {
 		return Expired
 	case g.crossed(next) && over(since):
 		return Straggler
-	case g.op.Automatic && !g.op.Latest.IsZero() && !g.now.Before(g.op.Latest):
+	}
+	return g.overdue()
+}
+
+// waited reports whether the operation's limit is over since then. In an emergency a time that is yet to come was told by a clock that
+// was wrong, and nothing waits for it to come again.
+func (g *gate) waited(since time.Time) bool {
+	return g.now.Sub(since) >= g.op.Straggler || g.op.Kind == Emergency && since.After(g.now.Add(clockSlack))
+}
+
+// overdue is Overdue once the latest date of an automatic rotation is over.
+func (g *gate) overdue() Pass {
+	if g.op.Automatic && !g.op.Latest.IsZero() && !g.now.Before(g.op.Latest) {
 		return Overdue
 	}
 	return ""
@@ -194,12 +218,16 @@ func (g *gate) holders() {
 			}
 			// A whole node is not given up for being late by two rotations. A pod is: no single one holds up anything for ever.
 			if b.Pass = g.pass(b); b.Pass == Straggler && g.older(a.Held) {
-				b.Pass = ""
+				b.Pass = g.overdue()
 			}
 			if b.Pass == "" && g.longAway(a) {
 				b.Pass = Urgent
 			}
 			g.found = append(g.found, b)
+		} else if a.PodsUnknown {
+			b := agentBlocker(a, "has not been heard of since the CA was started, so what its pods have is not known")
+			b.Until = a.Until
+			g.addOf(a, b)
 		}
 		for _, p := range a.Pods {
 			g.pod(a, p)
@@ -216,7 +244,7 @@ func (g *gate) holders() {
 
 // pod finds what the streams of one pod still owe: at most one blocker, and the worst.
 func (g *gate) pod(a Agent, p Pod) {
-	owes, waits := podBlocker(a, p, ""), podBlocker(a, p, "")
+	var owes, waits Blocker // of which there is one at most; they are named once there is
 	for _, s := range p.Streams {
 		switch {
 		case s.WorkloadAPI:
@@ -234,11 +262,16 @@ func (g *gate) pod(a Agent, p Pod) {
 			}
 		}
 	}
-	if owes.Why != "" {
-		g.addOf(a, owes)
-	} else if waits.Why != "" {
-		g.addOf(a, waits)
+	is := owes
+	if is.Why == "" {
+		is = waits
 	}
+	if is.Why == "" {
+		return
+	}
+	b := podBlocker(a, p, is.Why)
+	b.Nack, b.Until, b.Pass = is.Nack, is.Until, is.Pass
+	g.addOf(a, b)
 }
 
 // soak judges one that was brought the bundle and cannot say that it uses it: for a while it stands in the way, and is never
@@ -316,10 +349,19 @@ func (g *gate) signers(hard bool) {
 		default:
 			continue
 		}
-		if !hard && g.now.Sub(g.about.Times.Tainted) >= g.op.Straggler {
+		if !hard && g.waited(g.about.Times.Tainted) {
 			b.Pass = Urgent
 		}
 		g.add(b)
+	}
+}
+
+// somebody stops the removal of a compromised root while nobody can sign under another one: it would be the end of all issuance, and of
+// every session, for as long as the upstream is away. What the thief has meanwhile he had before. Who wants him out at any price can
+// force it.
+func (g *gate) somebody() {
+	if !slices.ContainsFunc(g.acks.Replicas, func(r Replica) bool { return r.Ready }) {
+		g.add(Blocker{Kind: ByReplica, Name: "replicas", Why: "none has an intermediate under the active root, so nobody could issue anything"})
 	}
 }
 

@@ -47,7 +47,10 @@ func Start(j Journal, r StartRequest, now time.Time) (Journal, error) {
 	if !r.good() || r.Kind != Planned && r.Kind != Switch || !limits.good() {
 		return Journal{}, api.E(api.RotationInvalid, "operation %.64q needs an id, a kind, who begins it, and limits from %s to %s", r.ID, minLimit, maxLimit)
 	}
-	if j.knows(r.ID) {
+	if kind, ok := j.knows(r.ID); ok {
+		if kind == Emergency {
+			return Journal{}, another(r.ID)
+		}
 		return j, nil
 	}
 	if o := j.Operation; o != nil {
@@ -149,7 +152,10 @@ func Taint(j Journal, r TaintRequest, now time.Time) (Journal, error) {
 	if !r.good() || !limits.good() {
 		return Journal{}, api.E(api.RotationInvalid, "emergency %.64q needs an id, who declares it, and limits from %s to %s", r.ID, minLimit, maxLimit)
 	}
-	if j.knows(r.ID) {
+	if kind, ok := j.knows(r.ID); ok {
+		if o := j.Operation; kind != Emergency || o != nil && o.ID == r.ID && !slices.Contains(o.Compromised, r.Compromised) {
+			return Journal{}, another(r.ID)
+		}
 		return j, nil
 	}
 	next := j.begin(now)
@@ -327,9 +333,20 @@ func (j Journal) admitCross(a *Authority, c *x509.Certificate, by string) error 
 	return nil
 }
 
-// knows reports whether an operation of that id was begun.
-func (j Journal) knows(id string) bool {
-	return j.Operation != nil && j.Operation.ID == id || slices.ContainsFunc(j.Past, func(p Past) bool { return p.ID == id })
+// knows reports whether an operation of that id was begun, and of which kind.
+func (j Journal) knows(id string) (Kind, bool) {
+	if o := j.Operation; o != nil && o.ID == id {
+		return o.Kind, true
+	}
+	if i := slices.IndexFunc(j.Past, func(p Past) bool { return p.ID == id }); i >= 0 {
+		return j.Past[i].Kind, true
+	}
+	return "", false
+}
+
+// another refuses an id under which something else was begun: to answer that it is done would be worse than any error.
+func another(id string) error {
+	return api.E(api.RotationInvalid, "operation %s is another one; use another id", id)
 }
 
 // reached reports whether an operation has ended that way; RotationOver where it ended otherwise or is not known.

@@ -123,7 +123,7 @@ func ready(t testing.TB, j Journal, now time.Time) Acks {
 	h, active := heldOf(t, j), j.ActiveAuthority().ID
 	acks := Acks{Copies: []Copy{{Kind: "ConfigMap", Name: "signet-bundle", Held: h, At: now.Add(-time.Hour)}}}
 	for _, name := range []string{"ca-0", "ca-1"} {
-		acks.Replicas = append(acks.Replicas, Replica{Name: name, Reachable: true, Signs: active,
+		acks.Replicas = append(acks.Replicas, Replica{Name: name, Reachable: true, Ready: true, Signs: active,
 			Intermediates: []Intermediate{{Root: active, NotAfter: now.Add(24 * time.Hour)}}, Leaves: map[string]time.Time{active: now.Add(time.Hour)}})
 	}
 	for i, name := range []string{"node-a", "node-b"} {

@@ -129,6 +129,9 @@ func TestActivateGate(t *testing.T) {
 		{name: "away, with SVIDs", change: func(f *fleet) {
 			f.acks.Agents[0].Connected, f.acks.Agents[0].Held = false, older(f.j)
 		}, blocks: []string{"node/node-a"}},
+		{name: "not heard of since the CA was started", change: func(f *fleet) {
+			f.acks.Agents[0].Connected, f.acks.Agents[0].Pods, f.acks.Agents[0].PodsUnknown = false, nil, true
+		}, blocks: []string{"node/node-a"}},
 		{name: "away, its SVIDs expired", change: func(f *fleet) {
 			f.acks.Agents[0].Connected, f.acks.Agents[0].Held, f.acks.Agents[0].Until = false, older(f.j), f.now
 		}},
@@ -272,6 +275,16 @@ func TestLateByTwo(t *testing.T) {
 	acks.Agents[0].Held = first
 	if s, found := Next(j, now, acks); s.Is() || found[0].Name != "node/node-a" || !found[0].Blocks() || found[0].Hard {
 		t.Errorf("a node: %v, %+v", s, found)
+	}
+	j.Operation.Automatic, j.Operation.Latest = true, now.Add(time.Hour)
+	if s, _ := Next(j, now, acks); s.Is() {
+		t.Errorf("a node, before the latest date: %v", s)
+	}
+	now = j.Operation.Latest // from which on nobody is waited for, however late he is
+	acks = ready(t, j, now)
+	acks.Agents[0].Held = first
+	if s, found := Next(j, now, acks); s.Do != Activate || found[0].Pass != Overdue {
+		t.Errorf("a node, at the latest date: %v, %+v", s, found)
 	}
 }
 

@@ -275,6 +275,7 @@ func (w *walk) acks(s world) Acks {
 	var acks Acks
 	for i, r := range s.replicas {
 		out := Replica{Name: fmt.Sprint("ca-", i), Reachable: true, Signs: w.roots[r.signs].ID, Leaves: map[string]time.Time{}}
+		out.Ready = r.mints[w.index(w.journals[s.journal].ActiveAuthority().ID)] > s.hour
 		for k := range r.mints {
 			if r.mints[k] > 0 || r.gone[k] {
 				out.Intermediates = append(out.Intermediates, Intermediate{Root: w.roots[k].ID, NotAfter: at(r.mints[k]), Destroyed: r.gone[k]})
