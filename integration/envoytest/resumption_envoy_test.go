@@ -117,42 +117,101 @@ func TestEnvoyServerResumes(t *testing.T) {
 			t.Run(tt.name+", "+v.name, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 				defer cancel()
-				td := spiffeid.RequireTrustDomainFromString("envoy.test")
-				checkout, payments := spiffeid.RequireFromPath(td, "/ns/demo/sa/checkout"), spiffeid.RequireFromPath(td, "/ns/demo/sa/payments")
-				a := NewAuthority(t, td)
-				a.Issue(payments)
-				token := filepath.Join(t.TempDir(), "token")
-				writeToken(t, token, payments.String())
-				door := freeAddress(t)
-				runText(t, envoy.Proxy{Name: "payments", SDS: envoy.SDS{Socket: a.Socket, TokenFile: token}, Inbound: &envoy.Inbound{
-					Listen: door, Peers: []spiffeid.ID{checkout}, Backend: Backend(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})),
-				}}, func(s string) string { return tt.change(t, s) })
-				h := &ticketHolder{svid: a.SVID(checkout, time.Hour), version: v.version}
-				eventually(t, "the first answer", func() bool { _, err := h.call(ctx, door.String()); return err == nil })
+				p := newServer(t, tt.change)
+				p.await(t, ctx, v.version)
+				a, h := p.a, &ticketHolder{svid: p.a.SVID(p.checkout, time.Hour), version: v.version}
+				if _, err := h.call(ctx, p.door); err != nil {
+					t.Fatal(err)
+				}
 				if (h.kept != nil) != tt.resumes {
 					t.Errorf("it has a session: %v", h.kept != nil)
 				}
-				if resumed, err := h.call(ctx, door.String()); err != nil || resumed != tt.resumes {
+				if resumed, err := h.call(ctx, p.door); err != nil || resumed != tt.resumes {
 					t.Errorf("while nothing changes: resumed %v, %v", resumed, err)
 				}
 				a.AddRoot()
-				a.Issue(payments)
+				a.Issue(p.payments)
 				a.acknowledged(t)
-				if _, err := h.call(ctx, door.String()); err != nil {
+				if _, err := h.call(ctx, p.door); err != nil {
 					t.Errorf("while both roots are trusted: %v", err)
 				}
 				a.RemoveRoots()
 				a.acknowledged(t)
-				if resumed, err := h.call(ctx, door.String()); err == nil || resumed {
+				if resumed, err := h.call(ctx, p.door); err == nil || resumed {
 					t.Errorf("after its root was removed: resumed %v, %v", resumed, err)
 				}
 				// It is the certificate that is refused: others are let in.
-				if _, err := (&ticketHolder{svid: a.SVID(checkout, time.Hour), version: v.version}).call(ctx, door.String()); err != nil {
+				if _, err := (&ticketHolder{svid: a.SVID(p.checkout, time.Hour), version: v.version}).call(ctx, p.door); err != nil {
 					t.Errorf("under the new root: %v", err)
 				}
 			})
 		}
 	}
+}
+
+// TestEnvoyServerResumesExpired keeps the session of a client whose SVID expires. As we write it, it is refused; without that, Envoy
+// lets it in for as long as its ticket is good.
+func TestEnvoyServerResumesExpired(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*testing.T, string) string
+		lets   bool
+	}{
+		{"as we write it", func(_ *testing.T, s string) string { return s }, false},
+		{"as Envoy is without it", func(t *testing.T, s string) string { return without(t, s, noTickets, noSessionIDs) }, true},
+	} {
+		for _, v := range versions {
+			t.Run(tt.name+", "+v.name, func(t *testing.T) {
+				t.Parallel() // they wait for the end of a certificate
+				ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+				defer cancel()
+				p := newServer(t, tt.change)
+				p.await(t, ctx, v.version)
+				h := &ticketHolder{svid: p.a.SVID(p.checkout, 5*time.Second), version: v.version}
+				if _, err := h.call(ctx, p.door); err != nil {
+					t.Skipf("the certificate expired before it was shown: %v", err)
+				}
+				expired := time.NewTimer(time.Until(h.svid.Certificates[0].NotAfter) + time.Second)
+				<-expired.C
+				if resumed, err := h.call(ctx, p.door); (err == nil) != tt.lets || resumed != tt.lets {
+					t.Errorf("with an SVID that has expired: resumed %v, %v", resumed, err)
+				}
+			})
+		}
+	}
+}
+
+// server is an Envoy with the name payments, which lets checkout in.
+type server struct {
+	a        *Authority
+	checkout spiffeid.ID
+	payments spiffeid.ID
+	door     string
+}
+
+// newServer starts one on a bootstrap that was changed. It may still wait for its certificate.
+func newServer(t *testing.T, change func(*testing.T, string) string) *server {
+	t.Helper()
+	td := spiffeid.RequireTrustDomainFromString("envoy.test")
+	p := &server{a: NewAuthority(t, td), checkout: spiffeid.RequireFromPath(td, "/ns/demo/sa/checkout"), payments: spiffeid.RequireFromPath(td, "/ns/demo/sa/payments")}
+	p.a.Issue(p.payments)
+	token, door := filepath.Join(t.TempDir(), "token"), freeAddress(t)
+	writeToken(t, token, p.payments.String())
+	runText(t, envoy.Proxy{Name: "payments", SDS: envoy.SDS{Socket: p.a.Socket, TokenFile: token}, Inbound: &envoy.Inbound{
+		Listen: door, Peers: []spiffeid.ID{p.checkout}, Backend: Backend(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})),
+	}}, func(s string) string { return change(t, s) })
+	p.door = door.String()
+	return p
+}
+
+// await waits until it answers.
+func (p *server) await(t *testing.T, ctx context.Context, version uint16) {
+	t.Helper()
+	svid := p.a.SVID(p.checkout, time.Hour)
+	eventually(t, "the first answer", func() bool {
+		_, err := (&ticketHolder{svid: svid, version: version}).call(ctx, p.door)
+		return err == nil
+	})
 }
 
 // TestEnvoyClientResumes has a real Envoy as the client of a server that gives out sessions, and whose root is removed. As we write
