@@ -132,26 +132,10 @@ func (ca *CA) watchUpstream(ctx context.Context) error {
 // announce notes which of the upstream's roots are not in the record. They are shown, and nothing else: whom they would be
 // trusted by is decided by a rotation.
 func (ca *CA) announce(ctx context.Context, roots []*x509.Certificate) {
-	ca.telling.Lock()
-	defer ca.telling.Unlock()
-	ca.tells = slices.DeleteFunc(slices.Clone(roots[:min(len(roots), maxAnnounced)]), func(c *x509.Certificate) bool { return c == nil })
-	ca.told.Set(ca.foreign(ctx))
-}
-
-// announceAgain is announce of what was told last: one of its roots may have come into the record since, or gone.
-func (ca *CA) announceAgain(ctx context.Context) {
-	ca.telling.Lock()
-	defer ca.telling.Unlock()
-	if fresh := ca.foreign(ctx); !slices.EqualFunc(fresh, ca.told.Load(), (*x509.Certificate).Equal) {
-		ca.told.Set(fresh)
-	}
-}
-
-// foreign returns those of the upstream's roots that are not in the record, and logs what is new among them. The caller holds telling.
-func (ca *CA) foreign(ctx context.Context) (fresh []*x509.Certificate) {
+	var fresh []*x509.Certificate
 	known := ca.record.Load().Authorities
-	for _, c := range ca.tells {
-		if slices.ContainsFunc(fresh, c.Equal) || slices.ContainsFunc(known, func(a journal.Authority) bool { return string(a.Certificate) == string(c.Raw) }) {
+	for _, c := range roots[:min(len(roots), maxAnnounced)] {
+		if c == nil || slices.ContainsFunc(fresh, c.Equal) || slices.ContainsFunc(known, func(a journal.Authority) bool { return string(a.Certificate) == string(c.Raw) }) {
 			continue
 		}
 		fresh = append(fresh, c)
@@ -161,7 +145,7 @@ func (ca *CA) foreign(ctx context.Context) (fresh []*x509.Certificate) {
 		}
 	}
 	ca.metrics.rootsAnnounced.Set(float64(len(fresh)))
-	return fresh
+	ca.told.Set(fresh)
 }
 
 // announced are the roots that the upstream told of, without those that a rotation has taken up since.
@@ -238,12 +222,10 @@ func (ca *CA) upstreamStatus() *apiv1.UpstreamStatus {
 	return s
 }
 
-// probeUpstream asks now and then, and whenever it tells of its roots or the record is another, whether the upstream would sign, so that its absence
+// probeUpstream asks now and then, and whenever it tells of its roots, whether the upstream would sign, so that its absence
 // is known long before it is needed.
 func (ca *CA) probeUpstream(ctx context.Context) error {
 	for {
-		_, changed := ca.record.Get()
-		ca.announceAgain(ctx)
 		_, told := ca.told.Get()
 		err := ca.ProbeUpstream(ctx)
 		if ctx.Err() != nil {
@@ -260,7 +242,6 @@ func (ca *CA) probeUpstream(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-told:
-		case <-changed:
 		case <-time.After(probePause):
 		}
 	}
