@@ -123,8 +123,8 @@ type CA struct {
 	asking       atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
 	vain         atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
 	told         latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record
-	probed       atomic.Pointer[probed] // what the last probe of the upstream found; nil before the first
-	stopping     chan struct{}          // closed when Run ends: sessions end with it
+	probed       atomic.Pointer[probed]            // what the last probe of the upstream found; nil before the first
+	stopping     chan struct{}                     // closed when Run ends: sessions end with it
 	issued       atomic.Uint64
 	refused      atomic.Uint64
 	quiet        quiet
