@@ -107,8 +107,23 @@ func (v *rotationView) stateText() string {
 	return fmt.Sprintf("WAIT: to %s, for %d", stepText(g.Step, g.Authority), g.Blocking) + after("; that ends by itself ", v.ends(g))
 }
 
-// ends says when the last of those who stand in the way of g no longer does, if of all of them that is known.
+// ends says when the step is taken at the latest, though nobody does anything: once the last of those who stand in its way no longer
+// does, or nobody is waited for any more; empty where neither is known.
 func (v *rotationView) ends(g *gateView) string {
+	last := v.untilGone(g)
+	for _, s := range v.Steps {
+		if s.Step == g.Step && s.Authority == g.Authority && !s.latest.IsZero() && (last.IsZero() || s.latest.Before(last)) {
+			last = s.latest
+		}
+	}
+	if last.IsZero() {
+		return ""
+	}
+	return comes(last, v.now)
+}
+
+// untilGone is when the last of those who stand in the way of g no longer does; zero where that is not known of all of them.
+func (v *rotationView) untilGone(g *gateView) time.Time {
 	var last time.Time
 	named := 0
 	for _, b := range g.Blockers {
@@ -116,17 +131,17 @@ func (v *rotationView) ends(g *gateView) string {
 			continue
 		}
 		if b.until.IsZero() {
-			return ""
+			return time.Time{}
 		}
 		named++
 		if b.until.After(last) {
 			last = b.until
 		}
 	}
-	if named < g.Blocking || last.IsZero() {
-		return ""
+	if named < g.Blocking {
+		return time.Time{}
 	}
-	return comes(last, v.now)
+	return last
 }
 
 func stepText(do, authority string) string {
