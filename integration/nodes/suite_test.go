@@ -66,6 +66,7 @@ func TestCluster(t *testing.T) {
 		// threat: B06
 		{"Banned", false, (*suite).banned},
 		{"Envoy", false, (*suite).envoy},
+		{"Rotation", false, (*suite).rotation},
 		// threat: B18, D16
 		{"Replace", false, (*suite).replace},
 		{"AgentsAway", false, (*suite).agentsAway},
