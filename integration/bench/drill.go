@@ -33,8 +33,8 @@ const (
 func benchDrill(ctx context.Context, b *bench) error {
 	f := b.figures
 	f.declare("drill_1000_seconds", "from the command until the compromised root is in no bundle of 20 agents and 2,000 streams, all acknowledged", "s").below(10).anySpread()
-	f.declare("drill_1000_published_seconds", "of these until the new root is published", "s").anySpread()
-	f.declare("drill_1000_active_seconds", "until it is active", "s").anySpread()
+	f.declare("drill_1000_published_seconds", "from the command until the new root is published", "s").anySpread()
+	f.declare("drill_1000_active_seconds", "until the new root is active, and everything under the other is ordered to be replaced", "s").anySpread()
 	f.declare("drill_1000_reissued_seconds", "until the last of 1,000 SVIDs is replaced and its stream has acknowledged", "s").anySpread()
 	f.declare("drill_1000_removed_seconds", "until the CA has removed the compromised root", "s").anySpread()
 	f.declare("drill_1000_ca_cpu_seconds", "the CA's processor time for it", "s")
@@ -67,7 +67,7 @@ func benchReplace(ctx context.Context, b *bench) error {
 	f := b.figures
 	f.declare("replace_1000_seconds", "1,000 SVIDs of one agent replaced at the CA's order, until the last stream has acknowledged", "s").below(3).anySpread()
 	f.declare("replace_1000_agent_cpu_seconds", "the agent's processor time for a drill with 1,000 pods", "s")
-	f.declare("replace_1000_ca_cpu_seconds", "the CA's", "s")
+	f.declare("replace_1000_ca_cpu_seconds", "the CA's processor time for it", "s")
 	w, err := b.newDrillWorld(ctx, "replace", 1, pods)
 	if err != nil {
 		return err
