@@ -285,7 +285,7 @@ func (ca *CA) keepPublished(ctx context.Context) error {
 	for retry := publishRetry; ; {
 		b, changed := ca.bundle.Get()
 		wait := publishPause
-		raised, err := ca.show(ctx, b)
+		schema, err := ca.show(ctx, b)
 		if err != nil {
 			ca.log.ErrorContext(ctx, "bundle not published", "error", err)
 			ca.metrics.publishFailures.Inc()
@@ -295,12 +295,9 @@ func (ca *CA) keepPublished(ctx context.Context) error {
 		} else {
 			retry = publishRetry
 		}
-		select {
-		case <-ctx.Done():
+		ca.restShown(ctx, changed, schema, wait)
+		if ctx.Err() != nil {
 			return nil
-		case <-changed:
-		case <-raised:
-		case <-time.After(wait):
 		}
 	}
 }

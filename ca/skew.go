@@ -22,18 +22,37 @@ func (ca *CA) agree(newest, oldest uint32) (uint32, error) {
 	return 0, api.E(api.ProtocolSkew, "the agent speaks protocol %s, this CA speaks %s: the %s has to be upgraded", peer, ca.protocols, behind)
 }
 
-// show publishes the bundle, and with it the schema of the record, by which an installer tells what cannot read that record.
-// It returns a channel that is closed when either may have changed.
-func (ca *CA) show(ctx context.Context, b *Bundle) (raised <-chan struct{}, err error) {
-	j, raised := ca.record.Get()
-	if j.Schema == journal.Schema {
-		raised = nil // this build writes no higher one
-	}
+// show publishes the bundle, and with it the schema of the record, which it returns: by that an installer tells what cannot read that
+// record.
+func (ca *CA) show(ctx context.Context, b *Bundle) (schema int, err error) {
 	shown := *b
-	shown.RecordSchema = j.Schema
+	shown.RecordSchema = ca.record.Load().Schema
 	if err := ca.cfg.Publisher.Publish(ctx, &shown); err != nil {
-		return raised, err
+		return shown.RecordSchema, err
 	}
 	ca.noteShown(b, time.Now())
-	return raised, nil
+	return shown.RecordSchema, nil
+}
+
+// restShown waits until another bundle or another schema than what was shown is there, but no longer than wait.
+func (ca *CA) restShown(ctx context.Context, changed <-chan struct{}, schema int, wait time.Duration) {
+	over := time.After(wait)
+	for {
+		j, recorded := ca.record.Get()
+		if j.Schema != schema {
+			return
+		}
+		if schema == journal.Schema {
+			recorded = nil // this build writes no higher one
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			return
+		case <-over:
+			return
+		case <-recorded: // and may be as it was in that
+		}
+	}
 }
