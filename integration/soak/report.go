@@ -124,7 +124,7 @@ func (r *Report) write(w io.Writer) error {
 	}
 	line("seed", "%d", r.Seed)
 	line("rotations", "%d of %d in %.0f s; one took %.1f s (p50) to %.1f s (p99)", len(r.Took), r.Rotations, r.Lasted.Seconds(), percentile(r.Took, 50).Seconds(), percentile(r.Took, 99).Seconds())
-	line("killed", "%d CA, %d agents, %d Envoys; %d agents were held for 1 to 3 s", r.Kills["signet-ca"], r.Kills["agent"], r.Kills["envoy"], r.Held)
+	line("killed", "%d CA, %d agents, %d Envoys; %d agents were held for 1 to 3 s", r.Kills[victimCA], r.Kills[victimAgent], r.Kills[victimEnvoy], r.Held)
 	made, excused := 0, 0
 	for _, kind := range slices.Sorted(maps.Keys(r.Pairs)) {
 		line(kind, "%d pairs, %d handshakes, %d failed, %d excused", r.Pairs[kind], r.Handshakes[kind], r.FailedOf[kind], r.Excused[kind])

@@ -27,12 +27,19 @@ const (
 	longestDead  = 1500 * time.Millisecond // of a process that is killed, until it is started again
 )
 
+// The kinds of those who are killed.
+const (
+	victimCA    = "signet-ca"
+	victimAgent = "agent"
+	victimEnvoy = "envoy"
+)
+
 // A trouble is what happens in one rotation, as it was drawn.
 type trouble struct {
 	slow         *node // its agent is held
 	slowAt, hold time.Duration
 
-	victim     string // "signet-ca", "agent", "envoy"; empty: nobody is killed
+	victim     string // empty: nobody is killed
 	agent      *node
 	peer       *peer
 	at, deadly time.Duration // when it is killed, and for how long it is dead
@@ -48,10 +55,7 @@ func (s *soak) draw(n int) trouble {
 	t := trouble{slow: nodes[slow], slowAt: upTo(0, 300*time.Millisecond), hold: upTo(longestHold/3, longestHold)}
 	t.at, t.deadly = upTo(0, s.cfg.TTL), upTo(0, cmp.Or(s.cfg.Dead, longestDead))
 	if len(s.deck) == 0 {
-		s.deck = []string{"signet-ca", "agent"}
-		if s.cfg.Envoys > 0 {
-			s.deck = append(s.deck, "envoy")
-		}
+		s.deck = slices.Clone(s.cfg.Victims)
 		s.rng.Shuffle(len(s.deck), func(i, j int) { s.deck[i], s.deck[j] = s.deck[j], s.deck[i] })
 	}
 	if n >= s.cfg.Kills {
@@ -59,9 +63,9 @@ func (s *soak) draw(n int) trouble {
 	}
 	t.victim, s.deck = s.deck[0], s.deck[1:]
 	switch t.victim {
-	case "agent": // never the one that is held
+	case victimAgent: // never the one that is held
 		t.agent = nodes[(slow+1+s.rng.IntN(len(nodes)-1))%len(nodes)]
-	case "envoy":
+	case victimEnvoy:
 		proxies := slices.DeleteFunc(slices.Clone(s.peers), func(p *peer) bool { return p.proxy == nil })
 		t.peer = proxies[s.rng.IntN(len(proxies))]
 	}
@@ -72,11 +76,11 @@ func (s *soak) draw(n int) trouble {
 func (t trouble) String() string {
 	said := fmt.Sprintf("the agent of %s is held for %.1f s", t.slow.name, t.hold.Seconds())
 	switch t.victim {
-	case "signet-ca":
+	case victimCA:
 		said += ", the CA"
-	case "agent":
+	case victimAgent:
 		said += ", the agent of " + t.agent.name
-	case "envoy":
+	case victimEnvoy:
 		said += ", the Envoy " + t.peer.name
 	default:
 		return said
@@ -170,9 +174,9 @@ func (s *soak) kill(ctx context.Context, t trouble) error {
 	s.report.Kills[t.victim]++
 	kill, start, down := s.world.ca.Kill, func() error { return s.world.startCA(ctx) }, &s.world.down
 	switch t.victim {
-	case "agent":
+	case victimAgent:
 		kill, start, down = t.agent.agent.Kill, func() error { return s.world.startAgent(ctx, t.agent) }, &t.agent.down
-	case "envoy":
+	case victimEnvoy:
 		kill, start, down = t.peer.kill, func() error { return t.peer.runEnvoy(ctx) }, &t.peer.down
 		s.note(ctx, t.peer) // what it has counted dies with it
 	}

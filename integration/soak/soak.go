@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type Config struct {
 	Envoy     string        // path; required unless there are only pairs of Go programs
 	Rotations int           // one after the other
 	Kills     int           // in so many of them, from the first on
+	Victims   []string      // kinds of who is killed; nil: the CA, agents and Envoys
 	Seed      uint64        // of what is left to chance
 	Envoys    int           // pairs of two Envoys
 	Gos       int           // pairs of two Go programs
@@ -79,6 +81,12 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 func newSoak(cfg Config) *soak {
 	if cfg.Log == nil {
 		cfg.Log = io.Discard
+	}
+	if cfg.Victims == nil {
+		cfg.Victims = []string{victimCA, victimAgent, victimEnvoy}
+	}
+	if cfg.Envoys == 0 && !cfg.Mixed {
+		cfg.Victims = slices.DeleteFunc(slices.Clone(cfg.Victims), func(v string) bool { return v == victimEnvoy })
 	}
 	s := &soak{cfg: cfg, start: time.Now(), rng: rand.New(rand.NewPCG(cfg.Seed, 0)), generations: map[[sha]byte]string{}}
 	s.report.Kills = map[string]int{}
