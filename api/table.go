@@ -556,7 +556,7 @@ var table = []Page{
 		"For a new trust domain run `signet-ca init`. For an old one restore its volume, or a backup with `signet-ca restore`: docs/backup.md."},
 	{StateExists, 802, KindNotReady, "There is a state already",
 		"`signet-ca init` makes a root once and never replaces one.",
-		"Run `signet-ca run`. To start over, remove the store by hand, and know that every SVID dies with its root."},
+		"Run `signet-ca run`. To put a backup in its place, which keeps it: `signet-ca restore --replace FILE`. To start over, remove the store by hand, and know that every SVID dies with its root."},
 	{StateNewer, 803, KindNotReady, "The state was written by a newer version",
 		"Its schema is higher than what this build knows; reading it could drop fields that matter.",
 		"Run the newer version again, or restore the backup made before the upgrade: docs/upgrades.md."},
