@@ -235,3 +235,36 @@ func TestEmergencyIsNoOther(t *testing.T) {
 		}
 	})
 }
+
+// TestOtherReplica: a replica whose record is in the store is waited for while it may have an intermediate, though it does not live any
+// more, and no longer; and one that shares the store says all the time that it lives, and what it signs under.
+//
+// threat: E09
+func TestOtherReplica(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		st := &sharedStore{changed: make(chan struct{})}
+		d := newDrill(t, catest.Options{Config: func(cfg *ca.Config) { st.Store, cfg.Store = cfg.Store, st }}, 1)
+		old := d.active()
+		for range 5 {
+			time.Sleep(7 * time.Minute)
+			r, err := ca.ReplicaOf(t.Context(), st, catest.Replica)
+			if err != nil || time.Since(r.Beat) > 30*time.Second || r.Signs != old || len(r.Minted) != 1 || !r.Minted[0].NotAfter.After(time.Now()) {
+				t.Fatalf("what the replica says of itself at %s: %+v, %v", time.Now(), r, err)
+			}
+		}
+		end := time.Now().Add(5 * time.Hour).UTC()
+		dead := ca.Replica{Name: "ca-9", Signs: old, Beat: time.Now().UTC(), Minted: []ca.Minted{{At: time.Now().UTC(), NotAfter: end, Root: old, ID: "x", Longest: time.Hour}}}
+		if err := st.SaveReplica(t.Context(), dead); err != nil {
+			t.Fatal(err)
+		}
+		d.begin("first")
+		eventually(t, "the dead replica alone to be waited for", func() bool { return slices.Equal(d.blockers(), []string{"replica/ca-9"}) })
+		if i := slices.IndexFunc(d.status().GetReplicas(), func(r *apiv1.RotationReplica) bool { return r.GetName() == "ca-9" }); i < 0 || d.status().GetReplicas()[i].GetReachable() {
+			t.Errorf("replicas: %v", d.status().GetReplicas())
+		}
+		d.over("first", "done")
+		if late := time.Since(end); late < 0 || late > time.Minute || d.state(old) != "gone" {
+			t.Errorf("the old root is %s, %s after the last intermediate of the dead replica", d.state(old), late)
+		}
+	})
+}

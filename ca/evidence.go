@@ -320,12 +320,13 @@ func (ca *CA) recallAgents(ctx context.Context) error {
 	return nil
 }
 
-// keepAgents writes down which agents were seen, at most once a second, where it is another list than the one on record. It
-// fails only when a write has an unknown outcome.
+// keepAgents writes down which agents were seen, at most once a second, where it is another list than the one on record; and where other
+// replicas share the store that this one lives, a few times a minute. It fails only when a write has an unknown outcome.
 func (ca *CA) keepAgents(ctx context.Context) error {
-	for {
+	_, shared := ca.cfg.Store.(SharedStore)
+	for beat := shared; ; {
 		_, changed := ca.evidence.Get()
-		err := ca.saveAgents(ctx, time.Now())
+		err := ca.saveAgents(ctx, time.Now(), beat)
 		switch {
 		case err == nil || ctx.Err() != nil:
 		case api.ReasonOf(err) == api.StateUnknown:
@@ -338,19 +339,26 @@ func (ca *CA) keepAgents(ctx context.Context) error {
 			return nil
 		case <-time.After(keepAgentsIn):
 		}
+		var due <-chan time.Time
+		if shared {
+			due = time.After(beatFresh / 3)
+		}
+		beat = false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-due:
+			beat = true
 		}
 	}
 }
 
-// saveAgents writes the list, unless it says what was written last.
-func (ca *CA) saveAgents(ctx context.Context, now time.Time) error {
+// saveAgents writes the list, unless it says what was written last and no beat is due.
+func (ca *CA) saveAgents(ctx context.Context, now time.Time, beat bool) error {
 	j := ca.record.Load()
 	list := seenOf(ca.agents(j, nil, now), ca.seen, max(ca.cfg.Policy.MaxTTL(), ca.cfg.AgentTTL))
-	if slices.EqualFunc(list, ca.seen, sameSeen) {
+	if !beat && slices.EqualFunc(list, ca.seen, sameSeen) {
 		return nil
 	}
 	ca.replica.Lock()
