@@ -98,7 +98,7 @@ func (a *admin) ListAuthorities(context.Context, *apiv1.ListAuthoritiesRequest) 
 	for _, g := range a.ca.record.Load().Gone {
 		resp.Gone = append(resp.Gone, &apiv1.GoneAuthority{Id: g.ID, Hash: g.Hash, At: timeProto(g.At), NotAfter: timeProto(g.NotAfter), Tainted: g.Tainted})
 	}
-	for _, c := range a.ca.told.Load() {
+	for _, c := range a.ca.announced() {
 		resp.Announced = append(resp.Announced, authorityInfo(c, "root", "announced"))
 	}
 	return resp, nil

@@ -86,6 +86,7 @@ func (ca *CA) install(j journal.Journal, bundle *Bundle, r Revision) {
 	}
 	ca.bans.Store(b) // before streams are ended: one that begins now finds it
 	ca.record.Set(j)
+	ca.metrics.rootsAnnounced.Set(float64(len(ca.announced())))
 	ca.metrics.banned.Set(float64(len(j.Bans)))
 	for uid := range b.uids {
 		ca.streams.end(uid, nodeBanned())

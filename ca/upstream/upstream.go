@@ -17,10 +17,11 @@ import (
 	"github.com/signet-ca/signet/ca"
 )
 
-// Config says which upstream to use. Only the section of its kind is read.
+// Config says which upstream to use.
 type Config struct {
 	// Kind is the driver: "selfsigned", whose root's key lies sealed in the record, or "disk", whose key lies in files. See
-	// docs/upstreams.md. Default: selfsigned.
+	// docs/upstreams.md. After a switch, roots of the other kind are signed under until a rotation has removed them: those in
+	// the record always, those in files while the section disk is there. Default: selfsigned.
 	Kind string `yaml:"kind"`
 	// TTL is the lifetime of a root that is made by selfsigned, from 24h on. Default: 87600h (ten years).
 	TTL time.Duration `yaml:"ttl"`
@@ -51,7 +52,7 @@ func Register(kind string, d Driver) {
 // Kinds returns the names of all drivers, sorted.
 func Kinds() []string { return slices.Sorted(maps.Keys(drivers)) }
 
-// Open opens the upstream that c describes.
+// Open opens the upstream that c describes, and beside it the one of before a switch, as far as there is what that needs.
 func Open(c Config, p Parts) (ca.Upstream, error) {
 	if c.Kind == "" {
 		c.Kind = "selfsigned"
@@ -60,7 +61,21 @@ func Open(c Config, p Parts) (ca.Upstream, error) {
 	if !ok {
 		return nil, api.E(api.ConfigInvalid, "upstream.kind %.32q is unknown; there are %s", c.Kind, fmt.Sprint(Kinds()))
 	}
-	return d(c, p)
+	up, err := d(c, p)
+	switch {
+	case err != nil:
+		return nil, err
+	case c.Kind != "selfsigned" && p.Sealer != nil:
+		sealed, err := openSelfsigned(Config{}, p) // which makes no root
+		return &both{next: up, sealed: sealed, other: up}, err
+	case c.Kind == "selfsigned" && c.Disk != (DiskConfig{}):
+		files, err := openDisk(c, p)
+		if err != nil {
+			return nil, err
+		}
+		return &both{next: up, sealed: up, other: files}, nil
+	}
+	return up, nil
 }
 
 // maxAnswers is how many answers are remembered: a replica asks for one at a time, and again with the same ID within minutes.
