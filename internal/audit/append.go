@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"time"
 )
 
@@ -64,7 +63,7 @@ func encode(e Entry) ([]byte, error) {
 }
 
 // join puts an entry into a batch that is not written yet. Whoever begins a batch is its leader and has to write it, so
-// no goroutine is needed, and a batch grows for exactly as long as the one before it takes. Its numbers are given when
+// no goroutine is needed, and a batch grows for as long as the one before it takes and somebody else is ready. Its numbers are given when
 // it is written: then the order of the leaders does not matter, and a batch without room leaves no gap.
 func (l *Log) join(body []byte) (b *batch, leader bool, err error) {
 	l.mu.Lock()
@@ -89,7 +88,7 @@ func (l *Log) write(b *batch) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	defer close(b.done)
-	runtime.Gosched() // whoever else is about to put something on record may share the sync
+	l.lull.wait()
 	l.mu.Lock()
 	if l.batch == b {
 		l.batch = nil
