@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 )
@@ -55,7 +54,7 @@ func encode(e Entry) ([]byte, error) {
 		e.Time = time.Now()
 	}
 	e.Time, e.NotAfter, e.Last = e.Time.UTC(), e.NotAfter.UTC(), e.Last.UTC()
-	body, err := json.Marshal(e)
+	body, err := appendEntry(make([]byte, 0, entryBytes), &e)
 	if err == nil && len(body)+overhead > MaxEntryBytes {
 		err = fmt.Errorf("%w: %d bytes", ErrTooLarge, len(body))
 	}
