@@ -108,9 +108,15 @@ func errAmbiguous() error {
 
 func errShape() error { return api.E(api.TokenMalformed, "the token is not a compact JWT") }
 
-func isBase64URL(b byte) bool {
-	return 'a' <= b && b <= 'z' || 'A' <= b && b <= 'Z' || '0' <= b && b <= '9' || b == '-' || b == '_'
-}
+func isBase64URL(b byte) bool { return base64URL[b] }
+
+// base64URL has the characters of RFC 4648 section 5. Every byte of every token is looked up in it.
+var base64URL = func() (is [256]bool) {
+	for _, b := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") {
+		is[b] = true
+	}
+	return is
+}()
 
 // readHeader honours alg, kid and typ. Any other member is refused, whether it is known to be dangerous (jwk, jku, x5u,
 // crit, b64) or not: it says something about the signature that would not be heeded.

@@ -75,7 +75,7 @@ func ticketOf(kind ticketKind, c attestor.Claims, volume string, leaf *x509.Cert
 	if len(leaf.URIs) == 1 {
 		id = leaf.URIs[0].String()
 	}
-	for part, value := range map[int]string{
+	for part, value := range [ticketParts]string{
 		partID: id, partIssuer: c.Issuer, partPod: c.PodUID, partAccount: c.ServiceAccountUID, partNode: c.NodeUID, partToken: c.TokenID,
 		partVolume: volume, partKey: string(leaf.RawSubjectPublicKeyInfo), partSerial: string(leaf.SerialNumber.Bytes()),
 	} {

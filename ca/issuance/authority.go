@@ -171,10 +171,11 @@ func mayParent(parent *x509.Certificate, key crypto.Signer, below int, pub crypt
 // sameTrustDomain refuses an authority that says that it belongs to another trust domain than td. One that does not say is
 // an upstream's, which serves what it serves.
 func sameTrustDomain(c *x509.Certificate, td spiffeid.TrustDomain) error {
-	if names, err := namesOf(c); err == nil && len(names.uris) == 0 {
+	names := namesOf(c)
+	if names.err == nil && len(names.uris) == 0 {
 		return nil
 	}
-	if theirs, err := trustDomainOf(c); err != nil || theirs != td {
+	if theirs, err := names.trustDomain(); err != nil || theirs != td {
 		return api.E(api.ConfigInvalid, "the authorities belong to different trust domains")
 	}
 	return nil
@@ -189,7 +190,7 @@ func authorityTemplate(td spiffeid.TrustDomain, role string, pub crypto.PublicKe
 	if err := CheckKey(pub, Keys{Ed25519: true}); err != nil {
 		return nil, err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(pub)
+	spki, err := encodeKey(pub)
 	if err != nil {
 		return nil, api.Wrap(api.KeyType, err, "the key does not encode")
 	}

@@ -129,7 +129,7 @@ func parseRequestKey(spki asn1.RawValue, allowed Keys) (crypto.PublicKey, error)
 	if !ok {
 		return nil, api.E(api.KeyType, "keys of this type or with these parameters are not accepted")
 	}
-	pub, err := x509.ParsePKIXPublicKey(spki.FullBytes)
+	pub, err := decodeKey(spki.FullBytes)
 	if err != nil && kind == x509.ECDSA {
 		return nil, api.E(api.WeakKey, "the key is not an uncompressed point on its curve")
 	}
@@ -139,7 +139,7 @@ func parseRequestKey(spki asn1.RawValue, allowed Keys) (crypto.PublicKey, error)
 	if err := CheckKey(pub, allowed); err != nil {
 		return nil, err
 	}
-	if again, err := x509.MarshalPKIXPublicKey(pub); err != nil || !bytes.Equal(again, spki.FullBytes) {
+	if again, err := encodeKey(pub); err != nil || !bytes.Equal(again, spki.FullBytes) {
 		return nil, malformed
 	}
 	return pub, nil

@@ -4,6 +4,9 @@ import (
 	"encoding/asn1"
 	"errors"
 	"iter"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // The walk over foreign DER. encoding/asn1 decodes into structs, where it ignores what follows the last field; here
@@ -25,22 +28,36 @@ func isUniversal(v asn1.RawValue, tag int) bool {
 
 // element returns the one element that der is made of.
 func element(der []byte) (asn1.RawValue, error) {
-	var v asn1.RawValue
-	rest, err := asn1.Unmarshal(der, &v)
+	v, rest, err := next(der)
 	if err != nil || len(rest) != 0 {
 		return asn1.RawValue{}, errDER
 	}
 	return v, nil
 }
 
+// next returns the first of the elements that follow each other in der. None has a tag above 30: no form that is read here has
+// such.
+func next(der []byte) (v asn1.RawValue, rest []byte, err error) {
+	s, whole, body := cryptobyte.String(der), cryptobyte.String(nil), cryptobyte.String(nil)
+	var tag cbasn1.Tag
+	if !s.ReadAnyASN1Element(&whole, &tag) {
+		return v, nil, errDER
+	}
+	v.FullBytes = whole
+	if !whole.ReadASN1(&body, tag) {
+		return v, nil, errDER
+	}
+	v.Class, v.Tag, v.IsCompound, v.Bytes = int(tag>>6), int(tag&0x1f), tag&0x20 != 0, body
+	return v, s, nil
+}
+
 // elements yields the elements that follow each other in der. An error is the last thing it yields.
 func elements(der []byte) iter.Seq2[asn1.RawValue, error] {
 	return func(yield func(asn1.RawValue, error) bool) {
 		for len(der) > 0 {
-			var v asn1.RawValue
-			rest, err := asn1.Unmarshal(der, &v)
+			v, rest, err := next(der)
 			if err != nil {
-				yield(asn1.RawValue{}, errDER)
+				yield(asn1.RawValue{}, err)
 				return
 			}
 			if !yield(v, nil) {

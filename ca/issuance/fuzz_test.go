@@ -3,6 +3,7 @@ package issuance
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/asn1"
 	"os"
 	"path/filepath"
 	"slices"
@@ -156,6 +157,32 @@ func FuzzIntermediateCSR(f *testing.F) {
 		}
 		if r, err := x509.ParseCertificateRequest(der); err != nil || r.CheckSignature() != nil || !sameKey(pub, r.PublicKey) {
 			t.Fatalf("%x proves nothing", der)
+		}
+	})
+}
+
+// FuzzElement: the walk over DER sees the elements that encoding/asn1 sees, but for those with a tag above 30.
+func FuzzElement(f *testing.F) {
+	key := newKey(f, KeyP256)
+	for _, der := range [][]byte{
+		nil, {tagSequence, 0}, {tagSequence, 0x80, 0, 0}, {2, 0x81, 1, 0}, {2, 0x82, 0, 1, 0}, {0x1f, 0x1f, 0}, {0x9f, 0x81, 0, 0}, {4, 0x84, 0xff, 0xff, 0xff, 0xff},
+		nested(20), stdCSR(f, key, nil), must(encodeKey(key.Public()))(f),
+	} {
+		f.Add(der)
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		var want asn1.RawValue
+		wantRest, wantErr := asn1.Unmarshal(der, &want)
+		got, rest, err := next(der)
+		if err != nil {
+			if wantErr == nil && want.Tag < 0x1f {
+				t.Fatalf("refused, and encoding/asn1 reads %v", want)
+			}
+			return
+		}
+		if wantErr != nil || got.Class != want.Class || got.Tag != want.Tag || got.IsCompound != want.IsCompound ||
+			!bytes.Equal(got.Bytes, want.Bytes) || !bytes.Equal(got.FullBytes, want.FullBytes) || !bytes.Equal(rest, wantRest) {
+			t.Fatalf("%v and %x, encoding/asn1 has %v and %x, %v", got, rest, want, wantRest, wantErr)
 		}
 	})
 }

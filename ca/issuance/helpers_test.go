@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"io"
+	"math/big"
 	"net/url"
 	"slices"
 	"testing"
@@ -59,12 +60,20 @@ func (h hierarchy) leaf(t testing.TB, edit func(*x509.Certificate)) *x509.Certif
 	t.Helper()
 	r := Request{ID: testID, PublicKey: newKey(t, KeyP256).Public()}
 	p := must(Profile{}.resolve())(t)
-	template, _, err := leafTemplate(p, r, h.issuer, testNow)
-	if err != nil {
-		t.Fatal(err)
-	}
+	template := must(castOf(p, r, h.issuer, testNow))(t).template(t)
 	edit(template)
 	return forge(t, template, h.cert, r.PublicKey, h.key)
+}
+
+// template is what crypto/x509 is to be told for the same leaf.
+func (c *cast) template(t testing.TB) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: new(big.Int).SetBytes(c.serial[:]), NotBefore: c.notBefore, NotAfter: c.notAfter,
+		URIs: []*url.URL{must(url.Parse(c.uri))(t)}, DNSNames: c.dnsNames, SubjectKeyId: c.keyID,
+	}
+	ofEveryLeaf(template)
+	return template
 }
 
 // authority signs whatever edit makes of the template of a good authority, past all checks.

@@ -204,7 +204,7 @@ func warnings(path []*x509.Certificate, dnsNames []string) []Warning {
 	if slices.ContainsFunc(path, func(c *x509.Certificate) bool { return len(c.PermittedURIDomains)+len(c.ExcludedURIDomains) > 0 }) {
 		w = append(w, WarnURIConstraints)
 	}
-	if names, err := namesOf(c); err == nil && len(names.uris) == 0 {
+	if names := namesOf(c); names.err == nil && len(names.uris) == 0 {
 		w = append(w, WarnNoID)
 	}
 	if _, notAfter := validity(path); notAfter.Before(c.NotAfter) {

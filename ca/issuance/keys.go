@@ -1,6 +1,7 @@
 package issuance
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -14,6 +15,9 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/signet-ca/signet/api"
 )
@@ -239,15 +243,45 @@ const keyIDBytes = 20
 // keyID is the subject key identifier of a SubjectPublicKeyInfo: the leftmost 160 bits of the SHA-256 of the key's bits
 // (RFC 7093 section 2, method 1).
 func keyID(spki []byte) ([]byte, error) {
-	var info struct {
-		Algorithm asn1.RawValue
-		Key       asn1.BitString
+	der, info := cryptobyte.String(spki), cryptobyte.String(nil)
+	var key asn1.BitString
+	if !der.ReadASN1(&info, cbasn1.SEQUENCE) || !info.SkipASN1(cbasn1.SEQUENCE) || !info.ReadASN1BitString(&key) {
+		return nil, errDER
 	}
-	if _, err := asn1.Unmarshal(spki, &info); err != nil {
+	sum := sha256.Sum256(key.RightAlign())
+	return sum[:keyIDBytes], nil
+}
+
+// p256Head is what comes before the point in the DER of a SubjectPublicKeyInfo of a P-256 key (RFC 5480 section 2), which nearly
+// all keys are.
+var p256Head = []byte{
+	0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07,
+	0x03, 0x42, 0x00,
+}
+
+// p256Point is the length of an uncompressed point (SEC 1 section 2.3.3).
+const p256Point = 65
+
+// encodeKey is x509.MarshalPKIXPublicKey.
+func encodeKey(pub crypto.PublicKey) ([]byte, error) {
+	k, ok := pub.(*ecdsa.PublicKey)
+	if !ok || k.Curve != elliptic.P256() {
+		return x509.MarshalPKIXPublicKey(pub)
+	}
+	point, err := k.Bytes()
+	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(info.Key.RightAlign())
-	return sum[:keyIDBytes], nil
+	return slices.Concat(p256Head, point), nil
+}
+
+// decodeKey is x509.ParsePKIXPublicKey.
+func decodeKey(spki []byte) (crypto.PublicKey, error) {
+	point, ok := bytes.CutPrefix(spki, p256Head)
+	if !ok || len(point) != p256Point {
+		return x509.ParsePKIXPublicKey(spki)
+	}
+	return ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
 }
 
 // sameKey reports whether two public keys are equal; keys of types without an Equal method never are.

@@ -3,6 +3,7 @@ package issuance
 //lint:file-ignore SA1019 these tests make keys that no current library would
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/dsa"
 	"crypto/ecdh"
@@ -11,6 +12,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"fmt"
 	"math/big"
 	"sync"
@@ -226,6 +228,47 @@ func BenchmarkCheckKey(b *testing.B) {
 				if err := CheckKey(pub, Keys{Ed25519: true}); err != nil {
 					b.Fatal(err)
 				}
+			}
+		})
+	}
+}
+
+// Keys of the common kind are encoded and decoded here, and everything about it is as in crypto/x509.
+func TestKeyEncoding(t *testing.T) {
+	for _, kind := range []KeyKind{KeyP256, KeyP384, KeyEd25519, KeyRSA2048} {
+		pub := newKey(t, kind).Public()
+		want := must(x509.MarshalPKIXPublicKey(pub))(t)
+		if got := must(encodeKey(pub))(t); !bytes.Equal(got, want) {
+			t.Errorf("%s: encoded as %x, want %x", kind, got, want)
+		}
+		if got := must(decodeKey(want))(t); !sameKey(got, pub) {
+			t.Errorf("%s: decoded as %v", kind, got)
+		}
+	}
+	good := must(encodeKey(newKey(t, KeyP256).Public()))(t)
+	point := len(p256Head)
+	if point+p256Point != len(good) {
+		t.Fatalf("a key of %d bytes", len(good))
+	}
+	for name, edit := range map[string]func([]byte) []byte{
+		"off the curve":     func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
+		"compressed":        func(b []byte) []byte { b[point] = 2 + b[len(b)-1]&1; return b },
+		"hybrid":            func(b []byte) []byte { b[point] = 6 + b[len(b)-1]&1; return b },
+		"infinity":          func(b []byte) []byte { clear(b[point:]); return b },
+		"beyond the field":  func(b []byte) []byte { copy(b[point+1:], bytes.Repeat([]byte{0xff}, 32)); return b },
+		"one byte less":     func(b []byte) []byte { return b[:len(b)-1] },
+		"one byte more":     func(b []byte) []byte { return append(b, 0) },
+		"only its head":     func(b []byte) []byte { return b[:point] },
+		"nothing":           func([]byte) []byte { return nil },
+		"unused bits":       func(b []byte) []byte { b[point-1] = 1; return b },
+		"of another curve":  func(b []byte) []byte { b[22] = 6; return b },
+		"of another length": func(b []byte) []byte { b[1]--; return b },
+	} {
+		t.Run(name, func(t *testing.T) {
+			spki := edit(bytes.Clone(good))
+			_, want := x509.ParsePKIXPublicKey(spki)
+			if key, err := decodeKey(spki); err == nil || want == nil {
+				t.Errorf("decoded as %v; crypto/x509 says %v", key, want)
 			}
 		})
 	}

@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
-	"net/url"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -105,18 +104,18 @@ func Prepare(p Profile, r Request, iss *Issuer, now time.Time) (*Prepared, error
 	if err := checkRequest(r, iss); err != nil {
 		return nil, err
 	}
-	template, spki, err := leafTemplate(p, r, iss, now)
+	c, err := castOf(p, r, iss, now)
 	if err != nil {
 		return nil, err
 	}
-	u, err := iss.mold.cast(template, spki)
+	u, err := iss.mold.pour(c)
 	if err != nil {
 		return nil, api.Wrap(api.LintFailed, err, "the certificate could not be built")
 	}
 	if err := checkLeaf(u.preview, r, iss, now); err != nil {
 		return nil, err
 	}
-	lifetime := template.NotAfter.Sub(now)
+	lifetime := c.notAfter.Sub(now)
 	return &Prepared{issuer: iss, unsigned: u, id: r.ID, renewAt: now.Add(p.DrawRenewal(lifetime))}, nil
 }
 
@@ -143,15 +142,15 @@ func checkRequest(r Request, iss *Issuer) error {
 	return nil
 }
 
-// leafTemplate says everything that a leaf is; spki is the DER of its key.
-func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (template *x509.Certificate, spki []byte, err error) {
-	spki, err = x509.MarshalPKIXPublicKey(r.PublicKey) // not as it came: what else came with it would be signed, too
+// castOf says everything that a leaf is.
+func castOf(p Profile, r Request, iss *Issuer, now time.Time) (*cast, error) {
+	spki, err := encodeKey(r.PublicKey) // not as it came: what else came with it would be signed, too
 	if err != nil {
-		return nil, nil, api.Wrap(api.KeyType, err, "the key does not encode")
+		return nil, api.Wrap(api.KeyType, err, "the key does not encode")
 	}
 	id, err := keyID(spki)
 	if err != nil {
-		return nil, nil, api.Wrap(api.Internal, err, "the key does not decode")
+		return nil, api.Wrap(api.Internal, err, "the key does not decode")
 	}
 	notBefore, notAfter := now.Add(-p.Backdate).Truncate(time.Second), now.Add(p.TTL).Truncate(time.Second)
 	if notBefore.Before(iss.notBefore) {
@@ -160,22 +159,22 @@ func leafTemplate(p Profile, r Request, iss *Issuer, now time.Time) (template *x
 	if notAfter.After(iss.notAfter) {
 		notAfter = iss.notAfter
 	}
-	template = &x509.Certificate{
-		SerialNumber: newSerial(),
-		NotBefore:    notBefore,
-		NotAfter:     notAfter,
-		URIs:         []*url.URL{r.ID.URL()},
-		DNSNames:     r.DNSNames,
-		SubjectKeyId: id,
-	}
-	ofEveryLeaf(template)
-	return template, spki, nil
+	return &cast{
+		serial:    drawSerial(),
+		notBefore: notBefore,
+		notAfter:  notAfter,
+		spki:      spki,
+		keyID:     id,
+		dnsNames:  r.DNSNames,
+		uri:       r.ID.String(),
+	}, nil
 }
 
 // checkLeaf compares a leaf with what was asked for, with its issuer and with the clock, and lints it.
 func checkLeaf(c *x509.Certificate, r Request, iss *Issuer, now time.Time) error {
 	parent := iss.chain[0]
-	id, err := workloadID(c)
+	look := lookAt(c)
+	id, err := look.names.workloadID()
 	switch {
 	case err != nil || id != r.ID:
 		return api.E(api.LintFailed, "the certificate is for another identity")
@@ -190,7 +189,7 @@ func checkLeaf(c *x509.Certificate, r Request, iss *Issuer, now time.Time) error
 	case c.NotBefore.Before(iss.notBefore) || c.NotAfter.After(iss.notAfter):
 		return api.E(api.LintFailed, "the certificate outlives its issuer")
 	}
-	return LintLeaf(c)
+	return apply(leafLints, look, true)
 }
 
 // DrawRenewal draws the time from issue to renewal, evenly between the parts of the lifetime that the profile names.

@@ -14,31 +14,44 @@ import (
 // A lint is one rule about one certificate. To add one, write its function and a row in the list it belongs to.
 type lint struct {
 	name  string
-	rule  string                        // where the rule stands
-	house bool                          // ours, stricter than the specifications: not asked of certificates of others
-	check func(*x509.Certificate) error // says what is wrong, without names or keys of the certificate
+	rule  string            // where the rule stands
+	house bool              // ours, stricter than the specifications: not asked of certificates of others
+	check func(*look) error // says what is wrong, without names or keys of the certificate
 }
+
+// look is a certificate while it is looked at. Its names are read once, for all rules.
+type look struct {
+	*x509.Certificate
+	names sanNames
+}
+
+func lookAt(c *x509.Certificate) *look { return &look{c, namesOf(c)} }
 
 // LintLeaf checks a leaf against every rule for the SVIDs that Signet issues. The error is api.LintFailed and names each
 // rule that is broken.
-func LintLeaf(c *x509.Certificate) error { return apply(leafLints, c, true) }
+func LintLeaf(c *x509.Certificate) error { return apply(leafLints, lookAt(c), true) }
 
 // LintRoot is LintLeaf for a self-signed authority that Signet makes.
 func LintRoot(c *x509.Certificate) error {
-	return apply(slices.Concat(authorityLints, rootLints), c, true)
+	return apply(slices.Concat(authorityLints, rootLints), lookAt(c), true)
 }
 
 // LintIntermediate is LintLeaf for an authority that signs leaves and that Signet makes.
 func LintIntermediate(c *x509.Certificate) error {
-	return apply(slices.Concat(authorityLints, intermediateLints), c, true)
+	return apply(slices.Concat(authorityLints, intermediateLints), lookAt(c), true)
 }
 
 // LintCross is LintLeaf for the certificate of a root that an older root signed.
 func LintCross(c *x509.Certificate) error {
-	return apply(slices.Concat(authorityLints, crossLints), c, true)
+	return apply(slices.Concat(authorityLints, crossLints), lookAt(c), true)
 }
 
-func apply(lints []lint, c *x509.Certificate, house bool) error {
+// certificate is a rule that is asked elsewhere, too.
+func certificate(rule func(*x509.Certificate) error) func(*look) error {
+	return func(c *look) error { return rule(c.Certificate) }
+}
+
+func apply(lints []lint, c *look, house bool) error {
 	var broken []string
 	for _, l := range lints {
 		if l.house && !house {
@@ -59,10 +72,10 @@ var leafLints = []lint{
 	{"one-uri", "SPIFFE X509-SVID section 2", false, oneURI},
 	{"workload-id", "SPIFFE X509-SVID sections 3.1, 5.2; SPIFFE-ID section 2", false, leafID},
 	{"not-an-authority", "SPIFFE X509-SVID section 4.1", false, notAnAuthority},
-	{"key-usage", "SPIFFE X509-SVID section 4.3", false, keyUsageCritical},
+	{"key-usage", "SPIFFE X509-SVID section 4.3", false, certificate(keyUsageCritical)},
 	{"digital-signature", "SPIFFE X509-SVID section 4.3", false, digitalSignature},
 	{"no-authority-usage", "SPIFFE X509-SVID section 4.3", false, noAuthorityUsage},
-	{"both-extended-usages", "SPIFFE X509-SVID section 4.4", false, bothExtendedUsages},
+	{"both-extended-usages", "SPIFFE X509-SVID section 4.4", false, certificate(bothExtendedUsages)},
 	{"critical-san", "SPIFFE X509-SVID section 3.1, RFC 5280 section 4.1.2.6", false, criticalSAN},
 	{"signature-algorithm", "NIST SP 800-131A section 3", false, signatureAlgorithm},
 
@@ -81,22 +94,19 @@ var leafLints = []lint{
 
 var errURICount = errors.New("there is not exactly one URI")
 
-func oneURI(c *x509.Certificate) error {
-	names, err := namesOf(c)
-	if err == nil && len(names.uris) != 1 {
-		err = errURICount
-	}
+func oneURI(c *look) error {
+	_, err := c.names.uri()
 	return err
 }
 
-func leafID(c *x509.Certificate) error {
-	if _, err := workloadID(c); err != nil {
+func leafID(c *look) error {
+	if _, err := c.names.workloadID(); err != nil {
 		return errors.New("the URI is not the ID of a workload in canonical form") // whose, is nobody's business
 	}
 	return nil
 }
 
-func notAnAuthority(c *x509.Certificate) error {
+func notAnAuthority(c *look) error {
 	if c.IsCA {
 		return errors.New("it is an authority")
 	}
@@ -110,14 +120,14 @@ func keyUsageCritical(c *x509.Certificate) error {
 	return nil
 }
 
-func digitalSignature(c *x509.Certificate) error {
+func digitalSignature(c *look) error {
 	if c.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		return errors.New("it may not sign in a handshake")
 	}
 	return nil
 }
 
-func noAuthorityUsage(c *x509.Certificate) error {
+func noAuthorityUsage(c *look) error {
 	if c.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
 		return errors.New("it may sign certificates or revocation lists")
 	}
@@ -132,97 +142,95 @@ func bothExtendedUsages(c *x509.Certificate) error {
 	return nil
 }
 
-func criticalSAN(c *x509.Certificate) error {
-	names, err := namesOf(c)
-	if err == nil && hasEmptySubject(c) && !names.critical {
-		err = errors.New("the subject is empty and the alternative name not critical")
+func criticalSAN(c *look) error {
+	if c.names.err == nil && hasEmptySubject(c.Certificate) && !c.names.critical {
+		return errors.New("the subject is empty and the alternative name not critical")
 	}
-	return err
+	return c.names.err
 }
 
-func signatureAlgorithm(c *x509.Certificate) error {
+func signatureAlgorithm(c *look) error {
 	if !strongSignature(c.SignatureAlgorithm) {
 		return errors.New("the signature's algorithm is not accepted")
 	}
 	return nil
 }
 
-func version3(c *x509.Certificate) error {
+func version3(c *look) error {
 	if c.Version != 3 {
 		return errors.New("it is not of version 3")
 	}
 	return nil
 }
 
-func basicConstraints(c *x509.Certificate) error {
-	if ext := extension(c, oidBasicConstraints); ext == nil || !ext.Critical || !c.BasicConstraintsValid {
+func basicConstraints(c *look) error {
+	if ext := extension(c.Certificate, oidBasicConstraints); ext == nil || !ext.Critical || !c.BasicConstraintsValid {
 		return errors.New("basic constraints are missing or not critical")
 	}
 	return nil
 }
 
-func onlyDigitalSignature(c *x509.Certificate) error {
+func onlyDigitalSignature(c *look) error {
 	if c.KeyUsage != x509.KeyUsageDigitalSignature {
 		return errors.New("it has usages beside digitalSignature")
 	}
 	return nil
 }
 
-func onlyBothExtendedUsages(c *x509.Certificate) error {
+func onlyBothExtendedUsages(c *look) error {
 	if len(c.ExtKeyUsage) != 2 || len(c.UnknownExtKeyUsage) != 0 {
 		return errors.New("extended usages are not just the two")
 	}
-	return bothExtendedUsages(c)
+	return bothExtendedUsages(c.Certificate)
 }
 
-func emptySubject(c *x509.Certificate) error {
-	if !hasEmptySubject(c) {
+func emptySubject(c *look) error {
+	if !hasEmptySubject(c.Certificate) {
 		return errors.New("the subject is not empty")
 	}
 	return nil
 }
 
-func serial(c *x509.Certificate) error {
+func serial(c *look) error {
 	if c.SerialNumber == nil || c.SerialNumber.Sign() <= 0 || len(c.SerialNumber.Bytes()) != serialBytes || c.SerialNumber.BitLen() > 8*serialBytes-1 {
 		return fmt.Errorf("the serial number is not a positive one of %d bytes", serialBytes)
 	}
 	return nil
 }
 
-func otherNames(c *x509.Certificate) error {
-	names, err := namesOf(c)
-	if err != nil {
-		return err
+func otherNames(c *look) error {
+	if c.names.err != nil {
+		return c.names.err
 	}
-	if names.others != 0 {
+	if c.names.others != 0 {
 		return errors.New("there are names beside one URI and DNS names")
 	}
 	return checkDNSNames(c.DNSNames)
 }
 
-func keyIdentifiers(c *x509.Certificate) error {
+func keyIdentifiers(c *look) error {
 	if want, err := keyID(c.RawSubjectPublicKeyInfo); err != nil || !slices.Equal(want, c.SubjectKeyId) {
 		return errors.New("the subject key identifier is missing or not that of the key")
 	}
 	return nil
 }
 
-func authorityKeyIdentifier(c *x509.Certificate) error {
+func authorityKeyIdentifier(c *look) error {
 	if len(c.AuthorityKeyId) == 0 || slices.Equal(c.AuthorityKeyId, c.SubjectKeyId) {
 		return errors.New("the authority key identifier is missing or its own")
 	}
 	return nil
 }
 
-func leafLifetime(c *x509.Certificate) error {
+func leafLifetime(c *look) error {
 	if d := c.NotAfter.Sub(c.NotBefore); d <= 0 || d > MaxTTL+MaxBackdate {
 		return errors.New("the lifetime is not positive or too long")
 	}
 	return nil
 }
 
-func leafExtensions(c *x509.Certificate) error {
-	return onlyExtensions(c, oidSubjectAltName, oidKeyUsage, oidExtKeyUsage, oidBasicConstraints, oidSubjectKeyID, oidAuthorityKeyID)
+func leafExtensions(c *look) error {
+	return onlyExtensions(c.Certificate, oidSubjectAltName, oidKeyUsage, oidExtKeyUsage, oidBasicConstraints, oidSubjectKeyID, oidAuthorityKeyID)
 }
 
 var (

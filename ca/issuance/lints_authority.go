@@ -13,9 +13,9 @@ import (
 
 // authorityLints are the rules for every authority that Signet makes.
 var authorityLints = []lint{
-	{"authority", "SPIFFE X509-SVID section 4.1", false, isAuthority},
-	{"key-usage", "SPIFFE X509-SVID section 4.3", false, keyUsageCritical},
-	{"certificate-signing", "SPIFFE X509-SVID sections 3.2, 4.3", false, signsCertificates},
+	{"authority", "SPIFFE X509-SVID section 4.1", false, certificate(isAuthority)},
+	{"key-usage", "SPIFFE X509-SVID section 4.3", false, certificate(keyUsageCritical)},
+	{"certificate-signing", "SPIFFE X509-SVID sections 3.2, 4.3", false, certificate(signsCertificates)},
 	{"trust-domain-id", "SPIFFE X509-SVID section 3.2", false, authorityID},
 	{"signature-algorithm", "NIST SP 800-131A section 3", false, signatureAlgorithm},
 
@@ -64,53 +64,53 @@ func signsCertificates(c *x509.Certificate) error {
 	return nil
 }
 
-func authorityID(c *x509.Certificate) error {
-	_, err := trustDomainOf(c)
+func authorityID(c *look) error {
+	_, err := c.names.trustDomain()
 	return err
 }
 
 // onlyAuthorityUsages keeps an authority from being presented in a handshake: it could not sign there.
-func onlyAuthorityUsages(c *x509.Certificate) error {
-	if c.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign || extension(c, oidExtKeyUsage) != nil {
+func onlyAuthorityUsages(c *look) error {
+	if c.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign || extension(c.Certificate, oidExtKeyUsage) != nil {
 		return errors.New("its usages are not just to sign certificates and revocation lists")
 	}
 	return nil
 }
 
 // ownSubject: verifiers find an issuer by its subject, and try every one that has it.
-func ownSubject(c *x509.Certificate) error {
+func ownSubject(c *look) error {
 	if c.Subject.SerialNumber == "" || c.Subject.CommonName == "" {
 		return errors.New("the subject has no common name or no serial number of its own")
 	}
 	return nil
 }
 
-func criticalConstraints(c *x509.Certificate) error {
-	if ext := extension(c, oidNameConstraints); ext != nil && !ext.Critical {
+func criticalConstraints(c *look) error {
+	if ext := extension(c.Certificate, oidNameConstraints); ext != nil && !ext.Critical {
 		return errors.New("name constraints are not critical")
 	}
 	return nil
 }
 
-func authorityLifetime(c *x509.Certificate) error {
+func authorityLifetime(c *look) error {
 	if !c.NotAfter.After(c.NotBefore) {
 		return errors.New("the lifetime is not positive")
 	}
 	return nil
 }
 
-func authorityExtensions(c *x509.Certificate) error {
-	return onlyExtensions(c, oidSubjectAltName, oidKeyUsage, oidBasicConstraints, oidSubjectKeyID, oidAuthorityKeyID, oidNameConstraints)
+func authorityExtensions(c *look) error {
+	return onlyExtensions(c.Certificate, oidSubjectAltName, oidKeyUsage, oidBasicConstraints, oidSubjectKeyID, oidAuthorityKeyID, oidNameConstraints)
 }
 
-func selfSigned(c *x509.Certificate) error {
+func selfSigned(c *look) error {
 	if !bytes.Equal(c.RawIssuer, c.RawSubject) || len(c.AuthorityKeyId) != 0 && !bytes.Equal(c.AuthorityKeyId, c.SubjectKeyId) {
 		return errors.New("issuer and subject differ")
 	}
 	return nil
 }
 
-func notSelfSigned(c *x509.Certificate) error {
+func notSelfSigned(c *look) error {
 	if bytes.Equal(c.RawIssuer, c.RawSubject) {
 		return errors.New("issuer and subject are the same")
 	}
@@ -118,9 +118,9 @@ func notSelfSigned(c *x509.Certificate) error {
 }
 
 // pathLength wants a path length constraint of n; -1 stands for none.
-func pathLength(n int) func(*x509.Certificate) error {
-	return func(c *x509.Certificate) error {
-		if maxPathLen(c) != n {
+func pathLength(n int) func(*look) error {
+	return func(c *look) error {
+		if maxPathLen(c.Certificate) != n {
 			return errors.New("the path length constraint is wrong")
 		}
 		return nil
@@ -135,17 +135,14 @@ func maxPathLen(c *x509.Certificate) int {
 	return c.MaxPathLen
 }
 
-// trustDomainOf returns the trust domain whose ID, without a path, is the one URI of an authority.
-func trustDomainOf(c *x509.Certificate) (spiffeid.TrustDomain, error) {
-	names, err := namesOf(c)
+// trustDomain returns the trust domain whose ID, without a path, is the one URI of an authority.
+func (n *sanNames) trustDomain() (spiffeid.TrustDomain, error) {
+	uri, err := n.uri()
 	if err != nil {
 		return spiffeid.TrustDomain{}, err
 	}
-	if len(names.uris) != 1 {
-		return spiffeid.TrustDomain{}, errURICount
-	}
-	id, err := spiffeid.FromString(names.uris[0])
-	if err != nil || id.Path() != "" || id.String() != names.uris[0] {
+	id, err := spiffeid.FromString(uri)
+	if err != nil || id.Path() != "" || id.String() != uri {
 		return spiffeid.TrustDomain{}, errors.New("the URI is not the ID of a trust domain")
 	}
 	return id.TrustDomain(), checkTrustDomain(id.TrustDomain())

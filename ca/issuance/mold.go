@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -26,8 +27,19 @@ type mold struct {
 
 // extensionOf is one extension of a mold.
 type extensionOf struct {
-	id  asn1.ObjectIdentifier
 	der []byte // whole; nil where each leaf has its own
+	id  []byte // DER of its object identifier
+	san bool   // of those that are each leaf's own: names, or else the key identifier
+}
+
+// cast is what differs between leaves of one issuer.
+type cast struct {
+	serial              [serialBytes]byte
+	notBefore, notAfter time.Time
+	spki                []byte // DER of the SubjectPublicKeyInfo
+	keyID               []byte
+	dnsNames            []string
+	uri                 string
 }
 
 // moldBytes is room for most leaves.
@@ -60,16 +72,17 @@ func newMold(parent *x509.Certificate) (*mold, error) {
 	m.version, m.algorithm, m.issuer = version, algorithm, issuer
 	own := 0
 	for !list.Empty() {
-		var whole, inner cryptobyte.String
+		var whole, inner, id cryptobyte.String
 		var e extensionOf
 		if !list.ReadASN1Element(&whole, cbasn1.SEQUENCE) {
 			return nil, errMold
 		}
 		e.der = whole
-		if !whole.ReadASN1(&inner, cbasn1.SEQUENCE) || !inner.ReadASN1ObjectIdentifier(&e.id) {
+		if !whole.ReadASN1(&inner, cbasn1.SEQUENCE) || !inner.ReadASN1Element(&id, cbasn1.OBJECT_IDENTIFIER) {
 			return nil, errMold
 		}
-		if e.id.Equal(oidSubjectKeyID) || e.id.Equal(oidSubjectAltName) {
+		e.id = id
+		if e.san = string(id) == string(derSubjectAltName); e.san || string(id) == string(derSubjectKeyID) {
 			e.der = nil
 			own++
 		}
@@ -81,6 +94,8 @@ func newMold(parent *x509.Certificate) (*mold, error) {
 	return m, nil
 }
 
+var derSubjectKeyID = encode(oidSubjectKeyID)
+
 // ofEveryLeaf sets what no request and no profile changes. The subject stays empty, which makes the subjectAltName critical.
 func ofEveryLeaf(template *x509.Certificate) {
 	template.Subject = pkix.Name{}
@@ -89,71 +104,77 @@ func ofEveryLeaf(template *x509.Certificate) {
 	template.BasicConstraintsValid = true // and not an authority
 }
 
-// cast makes the leaf that template and spki, the DER of its SubjectPublicKeyInfo, say. Of the template it takes what differs
-// between leaves: serial number, times, key identifier, DNS names and the one URI.
-func (m *mold) cast(template *x509.Certificate, spki []byte) (*unsigned, error) {
-	b := cryptobyte.NewBuilder(make([]byte, 0, moldBytes))
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(m.version)
-		b.AddASN1BigInt(template.SerialNumber)
-		b.AddBytes(m.algorithm)
-		b.AddBytes(m.issuer)
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			addTime(b, template.NotBefore)
-			addTime(b, template.NotAfter)
-		})
-		b.AddASN1(cbasn1.SEQUENCE, func(*cryptobyte.Builder) {}) // subject
-		b.AddBytes(spki)
-		b.AddASN1(cbasn1.Tag(3).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				for _, e := range m.extensions {
-					e.add(b, template)
-				}
-			})
-		})
-	})
-	tbs, err := b.Bytes()
+// pour makes the leaf that c says.
+func (m *mold) pour(c *cast) (*unsigned, error) {
+	from, err := encodeTime(c.notBefore)
 	if err != nil {
-		return nil, fmt.Errorf("encoding a certificate: %w", err)
+		return nil, err
 	}
-	u := &unsigned{tbs: tbs, algorithm: m.signature, opts: m.opts}
+	to, err := encodeTime(c.notAfter)
+	if err != nil {
+		return nil, err
+	}
+	w := newBackwards(moldBytes)
+	for _, e := range slices.Backward(m.extensions) {
+		e.add(w, c)
+	}
+	w.wrap(cbasn1.SEQUENCE, 0)
+	w.wrap(cbasn1.Tag(3).ContextSpecific().Constructed(), 0)
+	w.put(c.spki)
+	w.wrap(cbasn1.SEQUENCE, w.len()) // the subject, which is empty
+	end := w.len()
+	w.put(to)
+	w.put(from)
+	w.wrap(cbasn1.SEQUENCE, end)
+	w.put(m.issuer)
+	w.put(m.algorithm)
+	end = w.len()
+	w.put(c.serial[:])
+	w.wrap(cbasn1.INTEGER, end) // drawSerial leaves nothing to shorten, and no sign
+	w.put(m.version)
+	w.wrap(cbasn1.SEQUENCE, 0)
+	u := &unsigned{tbs: w.bytes(), algorithm: m.signature, opts: m.opts}
 	u.preview, err = u.with([]byte{0})
 	return u, err
 }
 
 // add adds an extension (RFC 5280 section 4.1.2.9).
-func (e extensionOf) add(b *cryptobyte.Builder, template *x509.Certificate) {
+func (e *extensionOf) add(w *backwards, c *cast) {
 	if e.der != nil {
-		b.AddBytes(e.der)
+		w.put(e.der)
 		return
 	}
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(e.id)
-		if e.id.Equal(oidSubjectAltName) {
-			b.AddASN1Boolean(true) // critical
+	end := w.len()
+	if e.san {
+		w.putString(c.uri)
+		w.wrap(cbasn1.Tag(nameURI).ContextSpecific(), end)
+		for _, name := range slices.Backward(c.dnsNames) {
+			end := w.len()
+			w.putString(name)
+			w.wrap(cbasn1.Tag(nameDNS).ContextSpecific(), end)
 		}
-		b.AddASN1(cbasn1.OCTET_STRING, func(b *cryptobyte.Builder) {
-			if e.id.Equal(oidSubjectKeyID) {
-				b.AddASN1OctetString(template.SubjectKeyId)
-				return
-			}
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				for _, name := range template.DNSNames {
-					b.AddASN1(cbasn1.Tag(nameDNS).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes([]byte(name)) })
-				}
-				for _, uri := range template.URIs {
-					b.AddASN1(cbasn1.Tag(nameURI).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes([]byte(uri.String())) })
-				}
-			})
-		})
-	})
+		w.wrap(cbasn1.SEQUENCE, end)
+		w.wrap(cbasn1.OCTET_STRING, end)
+		w.put([]byte{asn1.TagBoolean, 1, 0xff}) // critical
+	} else {
+		w.put(c.keyID)
+		w.wrap(cbasn1.OCTET_STRING, end)
+		w.wrap(cbasn1.OCTET_STRING, end)
+	}
+	w.put(e.id)
+	w.wrap(cbasn1.SEQUENCE, end)
 }
 
-// addTime adds a Time as RFC 5280 section 4.1.2.5 wants it: of two digits for the year until 2049, of four from 2050 on.
-func addTime(b *cryptobyte.Builder, t time.Time) {
-	if t = t.UTC(); t.Year() < 2050 {
-		b.AddASN1UTCTime(t)
-	} else {
-		b.AddASN1GeneralizedTime(t)
+// encodeTime is the DER of a Time as RFC 5280 section 4.1.2.5 wants it: of two digits for the year until 2049, of four from
+// 2050 on.
+func encodeTime(t time.Time) ([]byte, error) {
+	t = t.UTC()
+	switch y := t.Year(); {
+	case y < 1950 || y > 9999:
+		return nil, fmt.Errorf("%w: a time in the year %d", errMold, y)
+	case y < 2050:
+		return t.AppendFormat(append(make([]byte, 0, 16), asn1.TagUTCTime, 13), "060102150405Z"), nil
+	default:
+		return t.AppendFormat(append(make([]byte, 0, 20), asn1.TagGeneralizedTime, 15), "20060102150405Z"), nil
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/x509"
 	mathrand "math/rand/v2"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -31,14 +30,13 @@ func TestMoldIsCreateCertificate(t *testing.T) {
 		for n := range 300 {
 			spki := subjects[random.IntN(len(subjects))]
 			from := time.Unix(random.Int64N(1<<33), random.Int64N(1e9)) // until 2242
-			template := &x509.Certificate{
-				SerialNumber: newSerial(), NotBefore: from, NotAfter: from.Add(time.Duration(random.Int64N(int64(365 * day)))),
-				URIs:         []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/" + strings.Repeat("x", random.IntN(300))}},
-				DNSNames:     names[:random.IntN(len(names)+1)],
-				SubjectKeyId: must(keyID(spki))(t),
+			c := &cast{
+				serial: drawSerial(), notBefore: from, notAfter: from.Add(time.Duration(random.Int64N(int64(365 * day)))),
+				spki: spki, keyID: must(keyID(spki))(t), dnsNames: names[:random.IntN(len(names)+1)],
+				uri: "spiffe://example.org/" + strings.Repeat("x", random.IntN(300)),
 			}
-			ofEveryLeaf(template)
-			got := must(m.cast(template, spki))(t)
+			template := c.template(t)
+			got := must(m.pour(c))(t)
 			want := must(build(template, parent, must(x509.ParsePKIXPublicKey(spki))(t), parent.PublicKey))(t)
 			if !bytes.Equal(got.tbs, want.tbs) {
 				t.Fatalf("%s, %d: the mold's leaf\n%x\nis not the encoder's\n%x", kind, n, got.tbs, want.tbs)

@@ -33,6 +33,9 @@ const maxDNSNames = 32
 // hyphens in labels of 1 to 63 bytes, 253 in all, a "*" only as the whole of the first of at least three labels. Nothing
 // that may be read as an IP address, none twice.
 func checkDNSNames(names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
 	if len(names) > maxDNSNames {
 		return fmt.Errorf("there are more than %d DNS names", maxDNSNames)
 	}

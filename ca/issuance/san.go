@@ -41,10 +41,11 @@ type sanNames struct {
 	critical bool
 	uris     []string // as they are written, not as a URL library would write them
 	others   int      // names that are neither URI nor DNS name
+	err      error    // they do not parse: then there are none
 }
 
 // namesOf reads the subjectAltName of a parsed certificate; without one it is the zero value.
-func namesOf(c *x509.Certificate) (sanNames, error) {
+func namesOf(c *x509.Certificate) sanNames {
 	var names sanNames
 	for _, ext := range c.Extensions {
 		if !ext.Id.Equal(oidSubjectAltName) {
@@ -54,7 +55,7 @@ func namesOf(c *x509.Certificate) (sanNames, error) {
 		for name, err := range generalNames(ext.Value) {
 			switch {
 			case err != nil:
-				return sanNames{}, err
+				return sanNames{err: err}
 			case isContext(name, nameURI, false):
 				names.uris = append(names.uris, string(name.Bytes))
 			case !isContext(name, nameDNS, false):
@@ -62,19 +63,27 @@ func namesOf(c *x509.Certificate) (sanNames, error) {
 			}
 		}
 	}
-	return names, nil
+	return names
+}
+
+// uri returns the one URI.
+func (n *sanNames) uri() (string, error) {
+	if n.err == nil && len(n.uris) != 1 {
+		return "", errURICount
+	}
+	if n.err != nil {
+		return "", n.err
+	}
+	return n.uris[0], nil
 }
 
 // workloadID returns the SPIFFE ID of a leaf that has exactly one URI and a workload's ID in it.
-func workloadID(c *x509.Certificate) (spiffeid.ID, error) {
-	names, err := namesOf(c)
+func (n *sanNames) workloadID() (spiffeid.ID, error) {
+	uri, err := n.uri()
 	if err != nil {
 		return spiffeid.ID{}, err
 	}
-	if len(names.uris) != 1 {
-		return spiffeid.ID{}, errURICount
-	}
-	id, err := api.ParseWorkloadID(names.uris[0])
+	id, err := api.ParseWorkloadID(uri)
 	if err != nil {
 		return spiffeid.ID{}, err
 	}

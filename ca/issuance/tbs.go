@@ -6,12 +6,12 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
 
-	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
@@ -48,11 +48,7 @@ func build(template, parent *x509.Certificate, pub, issuer crypto.PublicKey) (*u
 // with returns the certificate as it is with that signature. It is parsed from the encoded form, and what it says is what
 // was built.
 func (u *unsigned) with(signature []byte) (*x509.Certificate, error) {
-	der, err := u.encode(signature)
-	if err != nil {
-		return nil, err
-	}
-	c, err := x509.ParseCertificate(der)
+	c, err := x509.ParseCertificate(u.encode(signature))
 	if err != nil {
 		return nil, fmt.Errorf("reading a certificate back: %w", err)
 	}
@@ -63,18 +59,15 @@ func (u *unsigned) with(signature []byte) (*x509.Certificate, error) {
 }
 
 // encode returns the DER of the certificate with that signature (RFC 5280 section 4.1).
-func (u *unsigned) encode(signature []byte) ([]byte, error) {
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(u.tbs)+len(u.algorithm.FullBytes)+len(signature)+16))
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(u.tbs)
-		b.AddBytes(u.algorithm.FullBytes)
-		b.AddASN1BitString(signature)
-	})
-	der, err := b.Bytes()
-	if err != nil {
-		return nil, fmt.Errorf("encoding a certificate: %w", err)
-	}
-	return der, nil
+func (u *unsigned) encode(signature []byte) []byte {
+	w := newBackwards(len(u.tbs) + len(u.algorithm.FullBytes) + len(signature) + 16)
+	w.put(signature)
+	w.put([]byte{0}) // whole bytes
+	w.wrap(cbasn1.BIT_STRING, 0)
+	w.put(u.algorithm.FullBytes)
+	w.put(u.tbs)
+	w.wrap(cbasn1.SEQUENCE, 0)
+	return w.bytes()
 }
 
 var errBadSignature = errors.New("the signature is not good")
@@ -95,11 +88,7 @@ func (u *unsigned) signChecked(key crypto.Signer, parent *x509.Certificate) (*x5
 		return nil, fmt.Errorf("%w: %w", errBadSignature, err)
 	}
 	u.tbs = looked
-	der, err := u.encode(signature)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errBadSignature, err)
-	}
-	u.preview.Raw, u.preview.Signature = der, signature // its other parts stay what they are
+	u.preview.Raw, u.preview.Signature = u.encode(signature), signature // its other parts stay what they are
 	return u.preview, nil
 }
 
@@ -135,16 +124,19 @@ func (k *keeper) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 // serialBytes is the length of a serial number, the most that RFC 5280 section 4.1.2.2 allows.
 const serialBytes = 20
 
-// newSerial draws a serial number of 20 bytes of which 158 bits are random. The top bit is clear, since DER would take it
+// drawSerial draws a serial number of 20 bytes of which 158 bits are random. The top bit is clear, since DER would take it
 // for a sign, and the next one set, so that every serial has the same length wherever it is written.
-func newSerial() *big.Int {
-	var b [serialBytes]byte
+func drawSerial() (b [serialBytes]byte) {
 	rand.Read(b[:]) // never fails: crypto/rand ends the process instead
 	b[0] = b[0]&0x7f | 0x40
+	return b
+}
+
+// newSerial is drawSerial as a number.
+func newSerial() *big.Int {
+	b := drawSerial()
 	return new(big.Int).SetBytes(b[:])
 }
 
 // SerialString is a serial number as it is written everywhere: lower-case hex of whole bytes, most significant first.
-func SerialString(serial *big.Int) string {
-	return fmt.Sprintf("%x", serial.Bytes())
-}
+func SerialString(serial *big.Int) string { return hex.EncodeToString(serial.Bytes()) }

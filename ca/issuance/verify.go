@@ -20,10 +20,11 @@ func Verify(chain, roots []*x509.Certificate, id spiffeid.ID, now time.Time) err
 		return api.E(api.SVIDRejected, "a chain has 1 to %d certificates", maxChain+1)
 	}
 	leaf := chain[0]
-	if err := apply(leafLints, leaf, false); err != nil {
+	look := lookAt(leaf)
+	if err := apply(leafLints, look, false); err != nil {
 		return api.E(api.SVIDRejected, "%s", api.AsError(err).Detail)
 	}
-	if got, err := workloadID(leaf); err != nil || id.IsZero() || got != id {
+	if got, err := look.names.workloadID(); err != nil || id.IsZero() || got != id {
 		return api.E(api.SVIDRejected, "the SVID is for another identity")
 	}
 	opts := x509.VerifyOptions{

@@ -71,10 +71,7 @@ func TestVerifyRefuses(t *testing.T) {
 	deep := h
 	deep.cert = authority(t, middle, middleKey, h.key.Public(), nil)
 	leafKey := newKey(t, KeyP256)
-	template, _, err := leafTemplate(must(Profile{}.resolve())(t), Request{ID: testID, PublicKey: leafKey.Public()}, h.issuer, testNow)
-	if err != nil {
-		t.Fatal(err)
-	}
+	template := must(castOf(must(Profile{}.resolve())(t), Request{ID: testID, PublicKey: leafKey.Public()}, h.issuer, testNow))(t).template(t)
 	parent := forge(t, template, h.cert, leafKey.Public(), h.key)
 	child := forge(t, template, parent, newKey(t, KeyP256).Public(), leafKey)
 	tests := []struct {

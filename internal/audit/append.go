@@ -2,9 +2,7 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"runtime"
 	"time"
 )
 
@@ -56,7 +54,7 @@ func encode(e Entry) ([]byte, error) {
 		e.Time = time.Now()
 	}
 	e.Time, e.NotAfter, e.Last = e.Time.UTC(), e.NotAfter.UTC(), e.Last.UTC()
-	body, err := json.Marshal(e)
+	body, err := appendEntry(make([]byte, 0, entryBytes), &e)
 	if err == nil && len(body)+overhead > MaxEntryBytes {
 		err = fmt.Errorf("%w: %d bytes", ErrTooLarge, len(body))
 	}
@@ -64,7 +62,7 @@ func encode(e Entry) ([]byte, error) {
 }
 
 // join puts an entry into a batch that is not written yet. Whoever begins a batch is its leader and has to write it, so
-// no goroutine is needed, and a batch grows for exactly as long as the one before it takes. Its numbers are given when
+// no goroutine is needed, and a batch grows for as long as the one before it takes and somebody else is ready. Its numbers are given when
 // it is written: then the order of the leaders does not matter, and a batch without room leaves no gap.
 func (l *Log) join(body []byte) (b *batch, leader bool, err error) {
 	l.mu.Lock()
@@ -89,7 +87,7 @@ func (l *Log) write(b *batch) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	defer close(b.done)
-	runtime.Gosched() // whoever else is about to put something on record may share the sync
+	l.lull.wait()
 	l.mu.Lock()
 	if l.batch == b {
 		l.batch = nil

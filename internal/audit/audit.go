@@ -145,6 +145,7 @@ type Log struct {
 	writing sync.Mutex // held by the leader of the batch that is being written
 	current *segment   // guarded by writing
 	buffer  []byte     // guarded by writing
+	lull    *lull      // guarded by writing
 
 	failed chan struct{} // closed when err is set
 
@@ -189,7 +190,11 @@ func Open(dir string, o Options) (*Log, error) {
 		failed: make(chan struct{}), wake: make(chan struct{}, 1), behind: make(chan struct{}, 1), older: make(chan struct{}, 1),
 		making: make(chan struct{}), patient: spareWait,
 	}
+	if l.lull, err = newLull(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	if err := l.open(); err != nil {
+		l.lull.close()
 		return nil, errors.Join(err, lock.Close())
 	}
 	l.ring = openRing(dir, o.RefusalBytes, o.Log, &l.counts)
@@ -314,6 +319,7 @@ func (l *Log) Close() error {
 	l.stop()
 	l.ring.close()
 	l.tasks.Wait()
+	l.lull.close()
 	errs := []error{l.current.close()}
 	if l.spare != nil {
 		errs = append(errs, l.spare.close())

@@ -2,6 +2,8 @@ package audit
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"hash/crc32"
 	"strconv"
@@ -35,7 +37,7 @@ func appendLine(to []byte, seq, batch uint64, body []byte) []byte {
 	to = append(to, body[1:len(body)-1]...)
 	sum := checksum(to[start:])
 	to = append(to, crcStart...)
-	to = fmt.Appendf(to, "%08x", sum)
+	to = hex.AppendEncode(to, binary.BigEndian.AppendUint32(nil, sum))
 	return append(append(to, crcEnd...), '\n')
 }
 
