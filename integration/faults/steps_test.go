@@ -71,8 +71,9 @@ func nextStep(want journal.Do) rotationStep {
 		active := j.ActiveAuthority().ID
 		held := journal.Held{Generation: j.Generation(), Hash: api.BundleHash(roots)}
 		s, found := journal.Next(j, now, journal.Acks{
-			Replicas: []journal.Replica{{Name: "ca-0", Reachable: true, Signs: active, Leaves: map[string]time.Time{active: now.Add(time.Hour)}}},
-			Agents:   []journal.Agent{{Cluster: "https://k8s.test", Node: "node-0", NodeUID: "uid-0", Connected: true, Seen: now, Until: now.Add(time.Hour), Held: held, Root: active}},
+			Replicas: []journal.Replica{{Name: "ca-0", Reachable: true, Signs: active, Ready: true, Leaves: map[string]time.Time{active: now.Add(time.Hour)},
+				Intermediates: []journal.Intermediate{{Root: active, NotAfter: now.Add(24 * time.Hour)}}}},
+			Agents: []journal.Agent{{Cluster: "https://k8s.test", Node: "node-0", NodeUID: "uid-0", Connected: true, Seen: now, Until: now.Add(time.Hour), Held: held, Root: active}},
 		})
 		if s.Do != want {
 			return j, fmt.Errorf("the next step is %q, want %s: %+v", s.Do, want, found)
