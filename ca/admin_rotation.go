@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -103,9 +104,7 @@ func (a *admin) WatchRotation(_ *apiv1.WatchRotationRequest, stream grpc.ServerS
 	var last []byte
 	var sent time.Time
 	for {
-		_, recordChanged := ca.record.Get()
-		_, evidenceChanged := ca.evidence.Get()
-		rotation, err := ca.rotation(ctx)
+		rotation, recordChanged, evidenceChanged, err := ca.watched.look(ctx, ca)
 		if err != nil {
 			return err
 		}
@@ -138,6 +137,31 @@ func (a *admin) WatchRotation(_ *apiv1.WatchRotationRequest, stream grpc.ServerS
 			return api.E(api.CAUnavailable, "the CA is stopping")
 		}
 	}
+}
+
+// watched is where the rotation stood a moment ago, for all who watch it: a look goes through the whole fleet, and they may be many. The
+// zero value is ready.
+type watched struct {
+	mu               sync.Mutex
+	at               time.Time // zero: never
+	rotation         *apiv1.Rotation
+	record, evidence <-chan struct{} // closed once it may stand elsewhere
+}
+
+// look returns where the rotation stands, not older than the pause between two answers, and what is closed when that has changed. It
+// must not be changed.
+func (w *watched) look(ctx context.Context, ca *CA) (r *apiv1.Rotation, record, evidence <-chan struct{}, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now := time.Now(); w.at.IsZero() || now.Sub(w.at).Abs() >= watchPause {
+		_, record = ca.record.Get() // before it is looked
+		_, evidence = ca.evidence.Get()
+		if r, err = ca.rotation(ctx); err != nil {
+			return nil, nil, nil, err
+		}
+		w.at, w.rotation, w.record, w.evidence = now, r, record, evidence
+	}
+	return w.rotation, w.record, w.evidence, nil
 }
 
 // ExcuseRotation implements the call of that name.

@@ -119,6 +119,7 @@ type CA struct {
 	reissue      latest.Value[*apiv1.Reissue] // order to agents; nil while there is none
 	trouble      latest.Value[*api.Error]     // what keeps a rotation from being decided; nil while nothing does
 	clocks       clocks
+	watched      watched
 	watchers     chan struct{}                     // holds one for each who watches a rotation
 	asking       atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
 	vain         atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -585,31 +586,41 @@ func TestForceStep(t *testing.T) {
 	})
 }
 
-// TestWatchRotation sends where it stands at once and at each change, and does not end with the operation.
+// TestWatchRotation sends where it stands at once and at each change to all who watch, and does not end with the operation.
 func TestWatchRotation(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		d := newDrill(t, catest.Options{}, 1)
-		w, err := d.admin.WatchRotation(t.Context(), &apiv1.WatchRotationRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		next := func() *apiv1.Rotation {
+		var watches []grpc.ServerStreamingClient[apiv1.WatchRotationResponse]
+		next := func(i int) *apiv1.Rotation {
 			t.Helper()
-			m, err := w.Recv()
+			m, err := watches[i].Recv()
 			if err != nil {
 				t.Fatal(api.FromStatus(err))
 			}
 			return m.GetRotation()
 		}
-		if r := next(); r.GetOperation() != nil || r.GetAgents() != 1 {
-			t.Errorf("at first: %v", r)
-		}
-		fresh := d.begin("first").GetOperation().GetAuthority()
-		for {
-			r := next()
-			if slices.ContainsFunc(r.GetAuthorities(), func(a *apiv1.RotationRoot) bool { return a.GetId() == fresh && a.GetState() == "active" }) {
-				break
+		for i := range 5 {
+			w, err := d.admin.WatchRotation(t.Context(), &apiv1.WatchRotationRequest{})
+			if err != nil {
+				t.Fatal(err)
 			}
+			watches = append(watches, w)
+			if r := next(i); r.GetOperation() != nil || r.GetAgents() != 1 {
+				t.Errorf("at first: %v", r)
+			}
+		}
+		began := time.Now()
+		fresh := d.begin("first").GetOperation().GetAuthority()
+		for i := range watches {
+			for {
+				r := next(i)
+				if slices.ContainsFunc(r.GetAuthorities(), func(a *apiv1.RotationRoot) bool { return a.GetId() == fresh && a.GetState() == "active" }) {
+					break
+				}
+			}
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("all were told after %s", took)
 		}
 	})
 }
