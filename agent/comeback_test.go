@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -225,6 +226,44 @@ func TestSignedBeforeOrder(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if f.asked.Load() != began {
 			t.Error("what is under a good root is asked for again")
+		}
+	})
+}
+
+// TestRestoredStreams: after a restart of the agent the CA hears of a stream that ended for each pod, until one of that pod has come, of
+// whichever kind, or does not come.
+func TestRestoredStreams(t *testing.T) {
+	bubble(t, catest.Options{}, func(t *testing.T, s *catest.Server) {
+		cache := newMemory()
+		change := func(c *agent.Config) { c.Cache = cache }
+		n := startNode(t, s, here, change)
+		pods := []*workload{newWorkload(s, "envoy", here), newWorkload(s, "go", here), newWorkload(s, "gone", here)}
+		for _, p := range pods {
+			await(t, n.admit(p), time.Minute, "SVID", hasSVID)
+		}
+		n.stop()
+		n = startNode(t, s, here, change)
+		told := func() string {
+			time.Sleep(3 * time.Second)
+			all, held := "", holdings(t, s)
+			for _, p := range pods {
+				for _, s := range held[p.pod.Name].GetHolding().GetStreams() {
+					all += fmt.Sprintf("%s %d %t; ", p.pod.Name, s.GetId(), s.GetEnded())
+				}
+			}
+			return all
+		}
+		if got := told(); got != "envoy 0 true; go 0 true; gone 0 true; " {
+			t.Errorf("restarted: the CA hears of %q", got)
+		}
+		n.admit(pods[0]).Report(1, &apiv1.Stream{Id: 1, WantsBundle: true})
+		n.admit(pods[1]).Report(1, &apiv1.Stream{Id: 1, Protocol: "workload-api"})
+		if got := told(); got != "envoy 1 false; go 1 false; gone 0 true; " {
+			t.Errorf("two are back: the CA hears of %q", got)
+		}
+		time.Sleep(time.Minute)
+		if got := told(); got != "envoy 1 false; go 1 false; " {
+			t.Errorf("a minute later the CA hears of %q", got)
 		}
 	})
 }

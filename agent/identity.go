@@ -139,7 +139,11 @@ func (id *Identity) Report(stream uint64, s *apiv1.Stream) {
 		delete(id.streams, stream)
 	} else {
 		id.streams[stream] = s
-		if e := id.ended; e != nil && s.GetWantsBundle() && s.GetId() > e.GetId() && s.GetAckedGeneration() >= e.GetPushedGeneration() {
+		switch e := id.ended; {
+		case e == nil:
+		case e.GetId() == 0: // restored, and whatever comes first says what there is
+			id.ended = nil
+		case s.GetWantsBundle() && s.GetId() > e.GetId() && s.GetAckedGeneration() >= e.GetPushedGeneration():
 			id.ended = nil
 		}
 	}
