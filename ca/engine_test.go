@@ -141,6 +141,25 @@ func TestReconnectingPod(t *testing.T) {
 	}
 }
 
+// TestSoakOverSessions: a pod that speaks the Workload API is given its soak once, though its agent opens a session every two minutes.
+func TestSoakOverSessions(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		d := newDrill(t, catest.Options{}, 1, func(p *peer) { p.protocol = "workload-api" })
+		began := time.Now()
+		fresh := d.begin("first").GetOperation().GetAuthority()
+		for d.state(fresh) != "active" {
+			time.Sleep(2 * time.Minute)
+			d.peers[0].again()
+			if took := time.Since(began); took > journal.DefaultSoak+5*time.Minute {
+				t.Fatalf("it is waited for for %s: %q", took, d.blockers())
+			}
+		}
+		if took := time.Since(began); took < journal.DefaultSoak {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
 // TestEmergencyWithoutSigner: a compromised root stays until somebody can issue under its successor, though the limit is over. Who
 // wants it out at any price forces it.
 func TestEmergencyWithoutSigner(t *testing.T) {

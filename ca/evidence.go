@@ -61,6 +61,13 @@ func (a *absent) put(agent journal.Agent) {
 	a.of[k] = agent
 }
 
+// get returns what the agent of a node had when it went; nothing where that is not known.
+func (a *absent) get(k nodeKey) journal.Agent {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.of[k]
+}
+
 // live returns those whose SVIDs may not have expired, and forgets the others.
 func (a *absent) live(now time.Time) map[nodeKey]journal.Agent {
 	a.mu.Lock()
@@ -262,6 +269,32 @@ func broughtOf(was brought, h *apiv1.Holding, now time.Time) brought {
 		}
 	}
 	return was
+}
+
+// broughtBefore returns what the pods of a node were brought, as its sessions before x said, by UID: an agent opens another session
+// once an hour and more often, and a pod would never get through a soak for it.
+func (ca *CA) broughtBefore(x *session) map[string]brought {
+	all := map[string]brought{}
+	for _, p := range ca.away.get(nodeKey{x.issuer, x.nodeUID}).Pods {
+		for _, s := range p.Streams {
+			if s.WorkloadAPI && s.Pushed.Generation.Sequence() >= all[p.UID].bundle.Generation.Sequence() {
+				all[p.UID] = brought{s.Pushed, s.PushedAt}
+			}
+		}
+	}
+	for _, other := range ca.sessions.of(x.nodeUID) {
+		if other.issuer != x.issuer {
+			continue
+		}
+		other.mu.Lock()
+		for _, r := range other.holdings {
+			if uid := r.holding.GetPodUid(); r.brought.bundle.Generation.Sequence() >= all[uid].bundle.Generation.Sequence() {
+				all[uid] = r.brought
+			}
+		}
+		other.mu.Unlock()
+	}
+	return all
 }
 
 // rootAbove returns the id of the root above a chain that verified: of the first certificate from the leaf upwards that one of

@@ -158,6 +158,13 @@ func (p *peer) reopen() {
 	p.tell()
 }
 
+// again ends the session; the next one follows.
+func (p *peer) again() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.link.stream.CloseSend()
+}
+
 func (p *peer) root() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -62,6 +62,8 @@ type session struct {
 	until      time.Time      // when the last SVID expires that it told of, as it says
 	told       *journal.Agent // what it is as evidence; nil where that has to be made anew
 	toldOf     api.Generation // of the record that told was made for
+	// inherited is what pods were brought by what sessions of the same node before it said, by UID; nil once there is a report.
+	inherited map[string]brought
 }
 
 type reported struct {
@@ -88,6 +90,13 @@ func (s *sessions) add(x *session) {
 		delete(of, oldest)
 	}
 	of[x] = struct{}{}
+}
+
+// of returns those of a node.
+func (s *sessions) of(nodeUID string) []*session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.byNode[nodeUID]))
 }
 
 // drop forgets the sessions of a node, whose streams were ended: they have no say any more, even while one still waits to be
@@ -166,6 +175,7 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 		return err
 	}
 	x.root = rootAbove(x.chain, ca.bundle.Load().Roots)
+	x.inherited = ca.broughtBefore(x)
 	ca.sessions.add(x)
 	err = ca.refuseBanned(x.issuer, x.nodeUID) // since it was asked for its Hello
 	if err == nil {
@@ -396,7 +406,11 @@ func (x *session) apply(r *apiv1.Report) error {
 			return api.E(api.SessionProtocol, "a holding above %d bytes or with more than %d streams", maxHolding, maxStreams)
 		}
 		x.held += weight - x.holdings[h.GetKey()].weight
-		x.holdings[h.GetKey()] = reported{h, weight, now, broughtOf(before[h.GetKey()].brought, h, now)}
+		was, known := before[h.GetKey()]
+		if !known {
+			was.brought = x.inherited[h.GetPodUid()]
+		}
+		x.holdings[h.GetKey()] = reported{h, weight, now, broughtOf(was.brought, h, now)}
 		// No SVID is longer valid than the longest: an agent that says so of one errs.
 		if until := h.GetNotAfter(); until.IsValid() && until.AsTime().After(x.until) {
 			x.until = earlier(until.AsTime(), now.Add(MaxTTL))
@@ -406,7 +420,7 @@ func (x *session) apply(r *apiv1.Report) error {
 		return api.E(api.SessionProtocol, "more than %d holdings or %d bytes of them on one node", maxHoldings, maxHeld)
 	}
 	x.generation = api.Generation{Epoch: r.GetBundleEpoch(), Number: r.GetBundleNumber()}
-	x.hash, x.heard, x.told = r.GetBundleHash(), now, nil
+	x.hash, x.heard, x.told, x.inherited = r.GetBundleHash(), now, nil, nil
 	return nil
 }
 
