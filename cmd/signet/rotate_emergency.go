@@ -32,7 +32,7 @@ func (a *app) rotateEmergencyCommand() *cobra.Command {
 			"under the compromised one is reissued in a paced wave, and then it leaves every bundle: what is still under it is\n" +
 			"refused everywhere. Nothing is cross-signed. It takes the place of a rotation that is under way, and cannot be rolled\n" +
 			"back. The plan is shown first; then the number of workloads is asked for that lose mTLS where they are not reissued\n" +
-			"in time. In a script --confirm gives that number, and a wrong one is refused.",
+			"in time. In a script --confirm gives that number, or a larger one; where there are more it is refused.",
 		Example: "  signet rotate emergency 7f3a91c2 --dry-run\n" +
 			"  signet rotate emergency 7f3a91c2 --reason 'backup with its key lost' --wait\n" +
 			"  signet rotate emergency 7f3a91c2 --confirm 412 --id incident-77 -o json",
@@ -43,7 +43,7 @@ func (a *app) rotateEmergencyCommand() *cobra.Command {
 	f.limitFlags.add(c)
 	f.followFlags.add(c)
 	c.Flags().StringVar(&f.id, "id", "", "`ID` of the operation: 1 to 64 of a-z, 0-9 and - (default one that is drawn)")
-	c.Flags().Uint32Var(&f.confirm, "confirm", 0, "`NUMBER` of workloads that lose mTLS, in place of typing it")
+	c.Flags().Uint32Var(&f.confirm, "confirm", 0, "`NUMBER` of workloads that lose mTLS at most, in place of typing it")
 	o := outputFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		f.given = c.Flags().Changed("confirm")
@@ -90,7 +90,11 @@ func (a *app) declareEmergency(ctx context.Context, ch *channel, typed string, f
 		if err != nil {
 			return nil, err
 		}
-		if v.Operation != nil && v.Operation.ID == f.id || v.ended(f.id) != nil {
+		// One of another kind is no emergency, and the CA says so.
+		if o := v.Operation; o != nil && o.ID == f.id && o.Kind == "emergency" {
+			return newDecision("RotationEmergency", f.id, v), nil
+		}
+		if o := v.ended(f.id); o != nil && o.Kind == "emergency" {
 			return newDecision("RotationEmergency", f.id, v), nil
 		}
 	}
@@ -101,7 +105,7 @@ func (a *app) declareEmergency(ctx context.Context, ch *channel, typed string, f
 	losing := plan.Forecast.Losing
 	number := fmt.Sprint(losing)
 	switch {
-	case f.given && f.confirm != losing:
+	case f.given && f.confirm < losing:
 		return nil, &mistake{fmt.Errorf("%s would lose mTLS now, not %d: nothing was changed", plural(int(losing), "workload"), f.confirm), "signet rotate emergency " + root + " --dry-run"}
 	case !f.given:
 		what := "declare " + short(root) + " compromised: that many workloads lose mTLS where they are not reissued in time"
@@ -109,18 +113,27 @@ func (a *app) declareEmergency(ctx context.Context, ch *channel, typed string, f
 			return nil, err
 		}
 	}
+	agreed := losing
+	if f.given {
+		agreed = f.confirm
+	}
 	id := f.id
 	if id == "" {
 		id = a.drawOperation()
 	}
 	var resp *apiv1.EmergencyRotationResponse
 	err = a.sending(ctx, id, "declare the emergency", func(ctx context.Context) (err error) {
-		resp, err = askRotation(ctx, a, ch, ch.EmergencyRotation, &apiv1.EmergencyRotationRequest{Operation: id, Compromised: root, Reason: f.reason, Limits: f.limitFlags.proto(), Losing: losing})
+		resp, err = askRotation(ctx, a, ch, ch.EmergencyRotation, &apiv1.EmergencyRotationRequest{Operation: id, Compromised: root, Reason: f.reason, Limits: f.limitFlags.proto(), Losing: agreed})
 		return err
 	})
 	if err != nil {
-		if x, ok := errors.AsType[*failure](err); ok && (x.err.Reason == api.DeadlineExceeded || x.err.Reason == api.CAUnavailable && x.err.CorrelationID == "") {
-			x.next = "signet rotate emergency " + root + " --id " + id + " --confirm " + number
+		x, ok := errors.AsType[*failure](err)
+		switch {
+		case !ok:
+		case x.err.Reason == api.LosingMore:
+			x.next = "signet rotate emergency " + root + " --dry-run"
+		case x.err.Reason == api.DeadlineExceeded || x.err.Reason == api.CAUnavailable && x.err.CorrelationID == "":
+			x.next = "signet rotate emergency " + root + " --id " + id + " --confirm " + fmt.Sprint(agreed)
 		}
 		return nil, err
 	}

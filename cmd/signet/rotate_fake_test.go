@@ -347,8 +347,8 @@ func (f *fakeAdmin) EmergencyRotation(ctx context.Context, r *apiv1.EmergencyRot
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if scene == "moved" || r.GetLosing() != 12 || r.GetCompromised() != fakeOld {
-		return nil, api.ToStatus(api.E(api.BlockersChanged, "13 workloads would lose mTLS now, not %d", r.GetLosing())).Err()
+	if scene == "moved" || r.GetLosing() < 12 || r.GetCompromised() != fakeOld {
+		return nil, api.ToStatus(api.E(api.LosingMore, "13 workloads would lose mTLS now, not %d", r.GetLosing())).Err()
 	}
 	f.rot.operation, f.rot.reason = r.GetOperation(), r.GetReason()
 	f.turn("emergency")
