@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -284,6 +285,41 @@ func TestOtherReplica(t *testing.T) {
 		d.over("first", "done")
 		if late := time.Since(end); late < 0 || late > time.Minute || d.state(old) != "gone" {
 			t.Errorf("the old root is %s, %s after the last intermediate of the dead replica", d.state(old), late)
+		}
+	})
+}
+
+// TestForeignBundle alarms, once a session, where an agent holds what this CA never had; issuance goes on.
+//
+// threat: E05
+func TestForeignBundle(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		s := start(t, catest.Options{})
+		b := s.CA().Bundle()
+		for _, tt := range []struct {
+			name   string
+			g      api.Generation
+			hash   []byte
+			alarms float64
+		}{
+			{"the bundle that there is", b.Generation, b.Hash[:], 0},
+			{"an earlier one", api.Generation{Epoch: b.Generation.Epoch}, make([]byte, 32), 0},
+			{"none", api.Generation{}, nil, 0},
+			{"a later one", api.Generation{Epoch: b.Generation.Epoch, Number: b.Generation.Number + 1}, b.Hash[:], 1},
+			{"another one", b.Generation, make([]byte, 32), 1},
+		} {
+			before := metric(t, s.CA(), "signet_ca_foreign_bundles_total")
+			l := newNode(t, s, "node-1").session()
+			for range 2 {
+				l.stream.Send(report(&apiv1.Report{Full: true, BundleEpoch: tt.g.Epoch, BundleNumber: tt.g.Number, BundleHash: tt.hash}))
+				synctest.Wait()
+			}
+			if got := metric(t, s.CA(), "signet_ca_foreign_bundles_total") - before; got != tt.alarms {
+				t.Errorf("%s: %v alarms, want %v", tt.name, got, tt.alarms)
+			}
+			if _, err := l.issue(l.n.item(s.Pod("shop", "web", "web", "node-1"))); err != nil {
+				t.Errorf("%s: not issued: %v", tt.name, err)
+			}
 		}
 	})
 }

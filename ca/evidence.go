@@ -271,6 +271,24 @@ func broughtOf(was brought, h *apiv1.Holding, now time.Time) brought {
 	return was
 }
 
+// noteForeign tells, once a session, of an agent that holds a bundle of a later generation than the record ever had, or another one of
+// its generation: the record was rolled back, or somebody else is a CA to that agent. It is an alarm and no more: one agent's word must
+// not stop issuance.
+func (ca *CA) noteForeign(ctx context.Context, x *session) {
+	b := ca.bundle.Load()
+	x.mu.Lock()
+	is, want := held(x.generation, x.hash), journal.Held{Generation: b.Generation, Hash: b.Hash}
+	was := x.foreign
+	x.foreign = was || is.Generation.Sequence() > want.Generation.Sequence() || is.Generation == want.Generation && is != want
+	foreign := x.foreign
+	x.mu.Unlock()
+	if foreign && !was {
+		ca.metrics.foreignBundles.Inc()
+		ca.log.ErrorContext(ctx, "an agent says that it holds a bundle that this CA never had: its record was rolled back, or somebody else hands out bundles",
+			"node", x.nodeName, "node_uid", x.nodeUID, "holds", is.Generation.String(), "record", want.Generation.String())
+	}
+}
+
 // broughtBefore returns what the pods of a node were brought, as its sessions before x said, by UID: an agent opens another session
 // once an hour and more often, and a pod would never get through a soak for it.
 func (ca *CA) broughtBefore(x *session) map[string]brought {

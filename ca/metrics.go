@@ -26,6 +26,7 @@ type Metrics struct {
 	upstreamUp      prometheus.Gauge
 	rootsAnnounced  prometheus.Gauge
 	publishFailures prometheus.Counter
+	foreignBundles  prometheus.Counter
 	banned          prometheus.Gauge
 	breakGlass      prometheus.Counter
 	known           *prometheus.CounterVec
@@ -102,7 +103,9 @@ func NewMetrics() *Metrics {
 		Name: "signet_ca_rotation_schedule_timestamp_seconds", Help: "Of the active root, when a rotation is due (prepare), when it waits for nobody any more (latest), and when the root expires (expires)."}, []string{"what"})
 	m.authorities = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "signet_ca_authorities", Help: "Roots in the record, by state."}, []string{"state"})
-	m.Collector = metrics.Group{m.rotationBegun, m.rotationBlockers, m.rotationSteps, m.rotationFailures, m.rotationSchedule, m.authorities, m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced,
+	m.foreignBundles = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "signet_ca_foreign_bundles_total", Help: "Sessions of agents that hold a bundle which this CA never had: of a later generation, or another one of the same."})
+	m.Collector = metrics.Group{m.foreignBundles, m.rotationBegun, m.rotationBlockers, m.rotationSteps, m.rotationFailures, m.rotationSchedule, m.authorities, m.known, m.away, m.issued, m.refusals, m.issueSeconds, m.sessions, m.authorityEnd, m.generation, m.mintFailures, m.publishFailures, m.banned, m.breakGlass, m.mintRefusals, m.upstreamUp, m.rootsAnnounced,
 		m.waiting, m.waitSeconds, m.turnedAway}
 	return m
 }

@@ -64,6 +64,7 @@ type session struct {
 	toldOf     api.Generation // of the record that told was made for
 	// inherited is what pods were brought by what sessions of the same node before it said, by UID; nil once there is a report.
 	inherited map[string]brought
+	foreign   bool // it was told that the agent holds a bundle which is not ours
 }
 
 type reported struct {
@@ -273,6 +274,7 @@ func (ca *CA) serveSession(stream apiv1.Authority_SessionServer, x *session, in 
 			if err := x.apply(m.msg.GetReport()); err != nil {
 				return err
 			}
+			ca.noteForeign(stream.Context(), x)
 			ca.evidence.Set(struct{}{})
 		}
 	}
