@@ -148,12 +148,18 @@ type watched struct {
 	record, evidence <-chan struct{} // closed once it may stand elsewhere
 }
 
-// look returns where the rotation stands, not older than the pause between two answers, and what is closed when that has changed. It
-// must not be changed.
+// look returns where the rotation stands, not older than the pause between two answers nor than the record, and what is closed when
+// that has changed. It must not be changed.
 func (w *watched) look(ctx context.Context, ca *CA) (r *apiv1.Rotation, record, evidence <-chan struct{}, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if now := time.Now(); w.at.IsZero() || now.Sub(w.at).Abs() >= watchPause {
+	stale := w.at.IsZero()
+	select {
+	case <-w.record: // whoever has just begun an operation and watches it must find it
+		stale = true
+	default:
+	}
+	if now := time.Now(); stale || now.Sub(w.at).Abs() >= watchPause {
 		_, record = ca.record.Get() // before it is looked
 		_, evidence = ca.evidence.Get()
 		if r, err = ca.rotation(ctx); err != nil {

@@ -618,6 +618,14 @@ func TestWatchRotation(t *testing.T) {
 		}
 		began := time.Now()
 		fresh := d.begin("first").GetOperation().GetAuthority()
+		w, err := d.admin.WatchRotation(t.Context(), &apiv1.WatchRotationRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		watches = append(watches, w)
+		if r := next(len(watches) - 1); r.GetOperation().GetId() != "first" {
+			t.Errorf("who watches from then on is told of no operation at first: %v", r)
+		}
 		for i := range watches {
 			for {
 				r := next(i)

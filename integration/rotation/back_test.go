@@ -72,7 +72,7 @@ func TestWaysBack(t *testing.T) {
 
 	// The root is compromised.
 	w.must(2, "rotate", "emergency", old, "--id=three")                // nobody is here to be asked
-	w.must(2, "rotate", "emergency", old, "--id=three", "--confirm=7") // not the number
+	w.must(2, "rotate", "emergency", old, "--id=three", "--confirm=1") // there are more
 	w.must(1, "rotate", "emergency", "00000000", "--confirm=0")
 	out, talk, code := w.signet("rotate", "emergency", old, "--dry-run", "-o", "json")
 	var plan struct{ Forecast struct{ Losing int } }
