@@ -9,7 +9,6 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	apiv1 "github.com/signet-ca/signet/api/v1"
-	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/catest"
 )
 
@@ -18,11 +17,7 @@ import (
 //
 // threat: J08
 func TestLeastUrgentSentAway(t *testing.T) {
-	gate := newBlocker()
-	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
-		cfg.Concurrent, cfg.Queue = 1, 1
-		hook(cfg, gate.attest)
-	}})
+	s, gate := startNarrow(t)
 	n := newNode(t, s, "node-1")
 	l := n.session()
 	defer gate.open()

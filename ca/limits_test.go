@@ -141,11 +141,7 @@ func TestPanic(t *testing.T) {
 
 // TestOverload sends away at once whoever finds no place to wait.
 func TestOverload(t *testing.T) {
-	gate := newBlocker()
-	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
-		cfg.Concurrent, cfg.Queue = 1, 1
-		hook(cfg, gate.attest)
-	}})
+	s, gate := startNarrow(t)
 	n := newNode(t, s, "node-1")
 	l := n.session()
 	type answer struct {
@@ -176,11 +172,7 @@ func TestOverload(t *testing.T) {
 //
 // threat: J08
 func TestKnocking(t *testing.T) {
-	gate := newBlocker()
-	s := start(t, catest.Options{Config: func(cfg *ca.Config) {
-		cfg.Concurrent, cfg.Queue = 1, 1
-		hook(cfg, gate.attest)
-	}})
+	s, gate := startNarrow(t)
 	n := newNode(t, s, "node-1")
 	l := n.session()
 	const conns, crowd = 32, 32 * 16 // as many calls as each connection may have at once
@@ -228,6 +220,16 @@ func newBlocker() *blocker {
 	b := &blocker{entered: make(chan struct{}, 1024), release: make(chan struct{})}
 	b.open = sync.OnceFunc(func() { close(b.release) })
 	return b
+}
+
+// startNarrow starts a CA with one turn for workloads and one place to wait for it, and a blocker of that turn.
+func startNarrow(t *testing.T) (*catest.Server, *blocker) {
+	t.Helper()
+	b := newBlocker()
+	return start(t, catest.Options{Config: func(cfg *ca.Config) {
+		cfg.Concurrent, cfg.Queue = 1, 1
+		hook(cfg, b.attest)
+	}}), b
 }
 
 func (*blocker) evidence() *apiv1.Evidence {

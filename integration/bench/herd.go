@@ -44,20 +44,11 @@ func benchHerd(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer w.close()
-	if err := w.startCA(ctx); err != nil {
-		return err
-	}
-	top, err := b.child(w.dir, "ceiling", b.server)
+	top, err := w.startWarm(ctx, herdAgents, herdAgents)
 	if err != nil {
 		return err
 	}
 	defer top.end()
-	if _, err := ask[struct{}](w.cluster, "connect", connect{Address: w.address, Agents: herdAgents}); err != nil {
-		return err
-	}
-	if _, err := ask[loaded](w.cluster, "issue", load{Clients: herdAgents, Batch: 1, Seconds: 1}); err != nil { // warm
-		return err
-	}
 	err = b.rounds(func() (bool, error) { return w.herdRound(ctx, top) })
 	b.settle(b.options.rounds)
 	return errors.Join(err, ctx.Err())

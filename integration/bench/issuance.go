@@ -46,20 +46,11 @@ func benchIssuance(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer w.close()
-	if err := w.startCA(ctx); err != nil {
-		return err
-	}
-	top, err := b.child(w.dir, "ceiling", b.server)
+	top, err := w.startWarm(ctx, clients[len(clients)-1], min(64, clients[len(clients)-1]))
 	if err != nil {
 		return err
 	}
 	defer top.end()
-	if _, err := ask[struct{}](w.cluster, "connect", connect{Address: w.address, Agents: clients[len(clients)-1]}); err != nil {
-		return err
-	}
-	if _, err := ask[loaded](w.cluster, "issue", load{Clients: min(64, clients[len(clients)-1]), Batch: 1, Seconds: 1}); err != nil { // warm
-		return err
-	}
 	for _, k := range kinds {
 		b.stage("%d clients, %d CSRs a call", k.clients, k.batch)
 		if err := b.rounds(func() (quiet bool, err error) { return w.issueRound(top, k.clients, k.batch) }); err != nil {
@@ -72,6 +63,20 @@ func benchIssuance(ctx context.Context, b *bench) error {
 
 // crowd tells the loads that are more than a CA lets wait: 4,096 requests.
 func crowd(clients, batch int) bool { return clients*batch > 4096 }
+
+// startWarm starts a CA with so many agents, of which some have asked it already, and a ceiling beside it, which the caller ends.
+func (w *world) startWarm(ctx context.Context, agents, clients int) (top *process, err error) {
+	if err := w.startCA(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := ask[struct{}](w.cluster, "connect", connect{Address: w.address, Agents: agents}); err != nil {
+		return nil, err
+	}
+	if _, err := ask[loaded](w.cluster, "issue", load{Clients: clients, Batch: 1, Seconds: 1}); err != nil {
+		return nil, err
+	}
+	return w.b.child(w.dir, "ceiling", w.b.server)
+}
 
 // issueRound measures one kind of load between two halves of the ceiling's.
 func (w *world) issueRound(top *process, clients, batch int) (quiet bool, err error) {
