@@ -145,14 +145,15 @@ func (s *suite) rotation(t *testing.T) {
 	// A rotation, as far as it goes in less than the life of an SVID.
 	stop := s.load(t, "mesh", "checkout", "http://127.0.0.1:15001")
 	var begun struct{ Rotation rotationStatus }
-	if said, code := s.ask(t, operator, "operator", &begun, "rotate", "start", "--id=e2e", "--reason=e2e", "--soak=1s"); code != 0 || begun.Rotation.Operation == nil {
+	if said, code := s.ask(t, operator, "operator", &begun, "rotate", "start", "--id=e2e", "--reason=e2e", "--soak=1s", "--straggler=5s"); code != 0 || begun.Rotation.Operation == nil {
 		t.Fatalf("an operator starts: exit code %d: %s", code, said)
 	}
 	old, fresh := begun.Rotation.Operation.Replaces, begun.Rotation.Operation.Authority
 	nodes.Eventually(t, "the new root is active", func(context.Context) error {
 		status = rotationStatus{}
 		if _, code := s.ask(t, viewer, "viewer", &status, "rotate", "status"); code == 1 || status.stateOf(fresh) != "active" {
-			return fmt.Errorf("exit code %d, %+v", code, status)
+			said, _ := s.as(t, viewer, "rotate", "status")
+			return fmt.Errorf("exit code %d: %s", code, said)
 		}
 		return nil
 	})
