@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -120,6 +121,27 @@ func (i *Issuer) WriteToken(path string, p Pod, audience string, ttl time.Durati
 		return err
 	}
 	return writeFile(path, []byte(token))
+}
+
+// Directory is the CA's file directory with these pods in it, of that issuer: JSON.
+func Directory(issuer string, pods iter.Seq[Pod]) ([]byte, error) {
+	type pod struct {
+		Issuer            string `json:"issuer"`
+		Namespace         string `json:"namespace"`
+		Name              string `json:"name"`
+		UID               string `json:"uid"`
+		ServiceAccount    string `json:"serviceAccount"`
+		ServiceAccountUID string `json:"serviceAccountUID"`
+		Node              string `json:"node"`
+		NodeUID           string `json:"nodeUID"`
+	}
+	var doc struct {
+		Pods []pod `json:"pods"`
+	}
+	for p := range pods {
+		doc.Pods = append(doc.Pods, pod{issuer, p.Namespace, p.Name, p.UID, p.ServiceAccount, p.ServiceAccountUID, p.NodeName, p.NodeUID})
+	}
+	return json.MarshalIndent(doc, "", "  ")
 }
 
 // Audiences is a change that makes the token one for exactly these audiences.

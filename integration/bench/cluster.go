@@ -92,23 +92,17 @@ func (c *cluster) make(p pods) (err error) {
 	for i := range p.Kubelets {
 		c.others = append(c.others, &kubelet{number: i + 1})
 	}
-	doc := map[string][]map[string]string{"pods": {}}
-	add := func(p attestortest.Pod) {
-		doc["pods"] = append(doc["pods"], map[string]string{
-			"issuer": issuerName, "namespace": p.Namespace, "name": p.Name, "uid": p.UID, "serviceAccount": p.ServiceAccount,
-			"serviceAccountUID": p.ServiceAccountUID, "node": p.NodeName, "nodeUID": p.NodeUID,
-		})
-	}
+	var all []attestortest.Pod
 	for i := range p.Agents {
 		n := &node{number: i}
 		agent := attestortest.NewPod("signet-system", "signet-agent-"+nodeName(i), "signet-agent", nodeName(i))
-		add(agent)
+		all = append(all, agent)
 		if n.token, err = c.issuer.Token(agent, "signet-agent:"+trustDomain, 12*time.Hour); err != nil {
 			return err
 		}
 		for k := range p.Workloads {
 			pod := attestortest.NewPod("shop", fmt.Sprintf("web-%d-%d", i, k), fmt.Sprintf("web-%d", k), nodeName(i))
-			add(pod)
+			all = append(all, pod)
 			if i <= p.Kubelets {
 				k := c.kubelets()[i]
 				k.pods = append(k.pods, pod)
@@ -125,7 +119,7 @@ func (c *cluster) make(p pods) (err error) {
 		}
 		c.nodes = append(c.nodes, n)
 	}
-	text, err := json.Marshal(doc)
+	text, err := attestortest.Directory(issuerName, slices.Values(all))
 	files := map[string][]byte{"pods.json": text, "jwks.json": c.issuer.JWKS(), "agent.token": []byte(c.nodes[0].token)}
 	for _, k := range c.others {
 		files[fmt.Sprintf("agent-%d.token", k.number)] = []byte(c.nodes[k.number].token)

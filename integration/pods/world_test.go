@@ -6,10 +6,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -151,14 +151,7 @@ func (w *world) pod(namespace, name, account string) attestortest.Pod {
 
 func (w *world) writePods() {
 	w.t.Helper()
-	doc := map[string][]map[string]string{"pods": {}}
-	for _, p := range w.pods {
-		doc["pods"] = append(doc["pods"], map[string]string{
-			"issuer": issuerName, "namespace": p.Namespace, "name": p.Name, "uid": p.UID, "serviceAccount": p.ServiceAccount,
-			"serviceAccountUID": p.ServiceAccountUID, "node": p.NodeName, "nodeUID": p.NodeUID,
-		})
-	}
-	data, err := json.Marshal(doc)
+	data, err := attestortest.Directory(issuerName, maps.Values(w.pods))
 	if err != nil {
 		w.t.Fatal(err)
 	}

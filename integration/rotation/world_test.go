@@ -5,12 +5,12 @@ package rotation
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -178,14 +178,7 @@ func (w *world) pod(namespace, name, account, node string) attestortest.Pod {
 	w.t.Helper()
 	p := attestortest.NewPod(namespace, name, account, node)
 	w.pods = append(w.pods, p)
-	doc := map[string][]map[string]string{"pods": {}}
-	for _, p := range w.pods {
-		doc["pods"] = append(doc["pods"], map[string]string{
-			"issuer": issuerName, "namespace": p.Namespace, "name": p.Name, "uid": p.UID, "serviceAccount": p.ServiceAccount,
-			"serviceAccountUID": p.ServiceAccountUID, "node": p.NodeName, "nodeUID": p.NodeUID,
-		})
-	}
-	data, err := json.Marshal(doc)
+	data, err := attestortest.Directory(issuerName, slices.Values(w.pods))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -4,12 +4,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -199,14 +199,7 @@ func (w *world) id(p attestortest.Pod) spiffeid.ID {
 
 // start starts the CA and the agents, once all pods are made.
 func (w *world) start(ctx context.Context) error {
-	doc := map[string][]map[string]string{"pods": {}}
-	for _, p := range w.pods {
-		doc["pods"] = append(doc["pods"], map[string]string{
-			"issuer": issuerName, "namespace": p.Namespace, "name": p.Name, "uid": p.UID, "serviceAccount": p.ServiceAccount,
-			"serviceAccountUID": p.ServiceAccountUID, "node": p.NodeName, "nodeUID": p.NodeUID,
-		})
-	}
-	data, err := json.Marshal(doc)
+	data, err := attestortest.Directory(issuerName, slices.Values(w.pods))
 	if err == nil {
 		err = w.write("pods.json", string(data))
 	}

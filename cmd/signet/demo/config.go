@@ -1,7 +1,7 @@
 package demo
 
 import (
-	"encoding/json"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -109,23 +109,7 @@ func (f *folder) tokenFile(workload string) string { return f.join(workload + ".
 
 // writePods writes which pods live, in the shape of the CA's file directory.
 func (f *folder) writePods(pods map[string]attestortest.Pod) error {
-	type pod struct {
-		Issuer            string `json:"issuer"`
-		Namespace         string `json:"namespace"`
-		Name              string `json:"name"`
-		UID               string `json:"uid"`
-		ServiceAccount    string `json:"serviceAccount"`
-		ServiceAccountUID string `json:"serviceAccountUID"`
-		Node              string `json:"node"`
-		NodeUID           string `json:"nodeUID"`
-	}
-	var doc struct {
-		Pods []pod `json:"pods"`
-	}
-	for _, p := range pods {
-		doc.Pods = append(doc.Pods, pod{issuerName, p.Namespace, p.Name, p.UID, p.ServiceAccount, p.ServiceAccountUID, p.NodeName, p.NodeUID})
-	}
-	b, err := json.MarshalIndent(doc, "", "  ")
+	b, err := attestortest.Directory(issuerName, maps.Values(pods))
 	if err != nil {
 		return err
 	}
