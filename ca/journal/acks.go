@@ -97,3 +97,13 @@ type Copy struct {
 
 // live reports whether an agent can still harm or be harmed: it is there, or its pods may have SVIDs and verify others'.
 func (a Agent) live(now time.Time) bool { return a.Connected || now.Before(a.Until) }
+
+// mayHave is until when a replica may have an intermediate under a root; the zero time where it has none.
+func (r Replica) mayHave(root string) (until time.Time) {
+	for _, i := range r.Intermediates {
+		if i.Root == root && !i.Destroyed && i.NotAfter.After(until) {
+			until = i.NotAfter
+		}
+	}
+	return until
+}

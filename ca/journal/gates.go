@@ -330,12 +330,7 @@ func (g *gate) absence() {
 func (g *gate) signers(hard bool) {
 	active := g.j.ActiveAuthority().ID
 	for _, r := range g.acks.Replicas {
-		var until time.Time
-		for _, i := range r.Intermediates {
-			if i.Root == g.about.ID && !i.Destroyed && i.NotAfter.After(until) {
-				until = i.NotAfter
-			}
-		}
+		until := r.mayHave(g.about.ID)
 		b := Blocker{Kind: ByReplica, Name: "replica/" + r.Name, Hard: hard}
 		switch leaves := r.Leaves[g.about.ID]; {
 		case g.now.Before(until) && r.Reachable:
