@@ -24,7 +24,7 @@ func TestOwnCertificate(t *testing.T) {
 				d := newDrill(t, catest.Options{}, 0) // nothing but the CA's own is ever issued
 				time.Sleep(40 * time.Minute)          // it is not the one that came with the intermediate, and has most of its hour left
 				old := d.active()
-				if _, root := d.shows(); root != old {
+				if _, root := shows(t, d.Server); root != old {
 					t.Fatalf("the CA shows a certificate under %s, and %s is active", root, old)
 				}
 				began := time.Now()
@@ -37,7 +37,7 @@ func TestOwnCertificate(t *testing.T) {
 				}
 				for gone := false; !gone; {
 					gone = d.state(old) == "gone" // and whoever asks from now on has the bundle without it
-					leaf, root := d.shows()
+					leaf, root := shows(t, d.Server)
 					if _, _, err := x509svid.Verify(leaf, x509bundle.FromX509Authorities(d.TD, d.CA().Bundle().Roots)); err != nil {
 						t.Fatalf("%s after the beginning the CA shows a certificate under %s: %v", time.Since(began), root, err)
 					}
@@ -55,17 +55,17 @@ func TestOwnCertificate(t *testing.T) {
 	}
 }
 
-// shows returns the certificates that the CA shows on the agents' port, and the id of the root above them.
-func (d *drill) shows() (chain []*x509.Certificate, root string) {
-	d.t.Helper()
-	raw, err := d.Dial(d.t.Context())
+// shows returns the certificates that a CA shows on the agents' port, and the id of the root above them.
+func shows(t testing.TB, s *catest.Server) (chain []*x509.Certificate, root string) {
+	t.Helper()
+	raw, err := s.Dial(t.Context())
 	if err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer raw.Close()
 	conn := tls.Client(raw, &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true})
-	if err := conn.HandshakeContext(d.t.Context()); err != nil {
-		d.t.Fatal(err)
+	if err := conn.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	chain = conn.ConnectionState().PeerCertificates
 	return chain, hexOf(chain[1].AuthorityKeyId)
