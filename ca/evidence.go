@@ -109,10 +109,7 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 	acks.Replicas = append(acks.Replicas, e)
 	slices.SortFunc(acks.Replicas, func(a, b journal.Replica) int { return strings.Compare(a.Name, b.Name) })
 	acks.Agents = ca.agents(j, seen, now)
-	if shown := ca.shown.Load(); ca.cfg.Publisher != nil {
-		shown.Kind, shown.Name = "bundle", "published"
-		acks.Copies = []journal.Copy{shown}
-	}
+	acks.Copies, _ = ca.copies()
 	return acks, nil
 }
 
@@ -337,15 +334,6 @@ func (ca *CA) noteAway(x *session) {
 		a.Pods = a.Pods[:maxPodsTold]
 	}
 	ca.away.put(a)
-}
-
-// noteShown keeps that the bundle is published, and since when.
-func (ca *CA) noteShown(b *Bundle, now time.Time) {
-	is := journal.Held{Generation: b.Generation, Hash: b.Hash}
-	if ca.shown.Load().Held != is {
-		ca.shown.Set(journal.Copy{Held: is, At: now})
-		ca.evidence.Set(struct{}{})
-	}
 }
 
 // agent is what is left of one that was seen.

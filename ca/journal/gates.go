@@ -233,13 +233,7 @@ func (g *gate) holders() {
 			g.pod(a, p)
 		}
 	}
-	for _, c := range g.acks.Copies {
-		b := Blocker{Kind: ByCopy, Name: c.Kind + "/" + c.Name}
-		if b.Why = g.lacks(c.Held, "shows"); b.Why == "" {
-			g.soak(&b, c.At, "it shows the bundle, but not who has read it")
-		}
-		g.add(b)
-	}
+	g.copies()
 }
 
 // pod finds what the streams of one pod still owe: at most one blocker, and the worst.
