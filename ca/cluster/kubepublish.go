@@ -15,6 +15,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/kube"
 )
 
@@ -70,10 +71,10 @@ func (cfg KubePublisherConfig) watch(part string, w kube.WatchConfig, objects fu
 // KubePublisher is a ca.Publisher that writes the bundle into the ConfigMap signet-bundle of one namespace. Each write is
 // guarded by the version that was read, so of several writers none undoes what it has not seen.
 //
-// A bundle of a higher generation is never replaced (BundleRollback). One of the same generation with other roots is
-// replaced only if this process has published that generation before, and is an alarm all the same: somebody changed it.
-// Otherwise two CAs may have the same right to the place, and neither is told from the other: BundleEquivocation, and
-// nothing is written until a person has looked.
+// A bundle of a higher generation is never replaced (BundleRollback), unless no CA can have come to that number: then it is
+// an alarm, as is all that somebody else changed. One of the same generation with other roots is replaced only if this
+// process has published that generation before, and is an alarm all the same. Otherwise two CAs may have the same right to
+// the place, and neither is told from the other: BundleEquivocation, and nothing is written until a person has looked.
 //
 // That ConfigMap is the one that agents believe. Where else the bundle is shown (copies, ClusterTrustBundle) follows from
 // it: it is written only after the ConfigMap holds it, and what claims a higher generation there is right only if the
@@ -152,19 +153,19 @@ func (p *KubePublisher) Published(ctx context.Context, _ spiffeid.TrustDomain) (
 	return err == nil, err
 }
 
-// Shown returns the generation of the bundle that agents believe; the zero Generation where there is none that says so.
-func (p *KubePublisher) Shown(ctx context.Context, td spiffeid.TrustDomain) (api.Generation, error) {
+// Shown returns the bundle that agents believe: without a generation where there is none that says its own, and without a hash where its
+// roots cannot be told.
+func (p *KubePublisher) Shown(ctx context.Context, td spiffeid.TrustDomain) (journal.Held, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTime)
 	defer cancel()
 	old, err := p.cfg.Client.Get(ctx, kube.ConfigMaps, p.cfg.Namespace, BundleConfigMap)
 	if errors.Is(err, kube.ErrNotFound) {
-		return api.Generation{}, nil
+		return journal.Held{}, nil
 	}
 	if err != nil {
-		return api.Generation{}, err
+		return journal.Held{}, err
 	}
-	sequence, _, _ := parseBundle(td, old.Data)
-	return api.FromSequence(sequence), nil
+	return shownBy(td, old.Data), nil
 }
 
 // Publish implements ca.Publisher. An object that holds the bundle already is left alone.
@@ -255,25 +256,19 @@ func (p *KubePublisher) published(b *ca.Bundle) bool {
 // compare says whether what is there is b already, and whether it must be left alone. What does not parse is put right.
 func (p *KubePublisher) compare(ctx context.Context, b *ca.Bundle, old kube.Object) (done bool, err error) {
 	sequence, hash, good := parseBundle(b.TrustDomain, old.Data)
-	ours := b.Generation.Sequence()
+	foreign, why := judge(b, sequence, hash, good, p.published(b))
 	switch {
-	case sequence > ours:
-		return false, api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(sequence), b.Generation)
-	case good && sequence == ours && hash == b.Hash && !old.Immutable:
+	case !foreign && why != nil:
+		return false, why
+	case good && sequence == b.Generation.Sequence() && hash == b.Hash && !old.Immutable:
 		if want := annotations(b)[RecordSchema]; want == "" || want == old.Annotations[RecordSchema] {
 			return true, nil
 		}
 		if p.published(b) && p.last.RecordSchema == b.RecordSchema {
 			p.alarm(ctx, "what is said of the record beside the published bundle was changed by somebody else, and is put right", nil)
 		}
-	case good && sequence == ours && hash != b.Hash && !p.published(b):
-		return false, api.E(api.BundleEquivocation, "the published bundle has our generation %s and other roots", b.Generation)
-	case p.published(b):
-		var what error
-		if good && sequence == ours && hash != b.Hash {
-			what = api.E(api.BundleEquivocation, "another claims generation %s", b.Generation)
-		}
-		p.alarm(ctx, "the published bundle was changed by somebody else, and is put right", what)
+	case foreign:
+		p.alarm(ctx, "the published bundle was changed by somebody else, and is put right", why)
 	}
 	return false, nil
 }
