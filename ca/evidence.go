@@ -126,7 +126,8 @@ func replicaOf(r Replica, reachable bool, signs string) journal.Replica {
 }
 
 // agents returns those with a session, by the newest of their node, and those without that may still hold something. One whose
-// node is banned is no concern of a rotation: nothing is renewed there, and whoever holds up a rotation may be why it is banned.
+// node is banned is no concern of a rotation: nothing is renewed there, and whoever holds up a rotation may be why it is banned. Nor is
+// one without a session whose node is gone, unless another replica may have that session.
 func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journal.Agent {
 	issued := map[nodeKey]time.Time{} // until when, by this replica
 	ca.memory.holders(now, func(k nodeKey, _ string, ids map[spiffeid.ID]time.Time) {
@@ -136,9 +137,10 @@ func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journ
 			}
 		}
 	})
-	all := map[nodeKey]journal.Agent{}
+	all, elsewhere := map[nodeKey]journal.Agent{}, map[nodeKey]bool{}
 	for _, s := range seen {
-		all[nodeKey{s.Cluster, s.NodeUID}] = s.agent()
+		k := nodeKey{s.Cluster, s.NodeUID}
+		all[k], elsewhere[k] = s.agent(), true
 	}
 	maps.Copy(all, ca.away.live(now))
 	newest := map[nodeKey]*session{}
@@ -162,7 +164,7 @@ func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journ
 		if issued[k].After(a.Until) {
 			a.Until = issued[k]
 		}
-		if _, banned := j.Banned(k.cluster, k.uid); !banned && (a.Connected || now.Before(a.Until)) {
+		if _, banned := j.Banned(k.cluster, k.uid); !banned && (a.Connected || now.Before(a.Until) && (elsewhere[k] || !ca.gone(k, a))) {
 			list = append(list, a)
 		}
 	}
