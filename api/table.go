@@ -621,7 +621,7 @@ var table = []Page{
 		"It is one small record that every replica reads whole, so what it holds is bounded: a thousand bans, 512 KiB of them.",
 		"`signet node list` shows the bans; take back those of nodes that no longer exist: `signet node allow UID`."},
 	{StateRollback, 822, KindNotReady, "The state is older than what was published",
-		"A bundle of a later generation is published, so this is an earlier copy of the state: agents would refuse what it serves, and a root that was removed or compromised since could be active in it.",
+		"A bundle of a later generation is published, or one of the same with other roots, so this is an earlier copy of the state, which may have gone on by itself: agents would refuse what it serves, and a root that was removed or compromised since could be active in it.",
 		"Put the latest volume back, or restore a backup: `signet-ca restore` makes a generation above every one that was shown. If nobody put an old copy in place, somebody changed what is published: docs/backup.md."},
 	{BackupDamaged, 823, KindInvalid, "The backup cannot be used",
 		"It is no backup, was cut off or changed, or is too large; the message says which. Nothing was changed.",
