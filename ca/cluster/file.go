@@ -174,6 +174,8 @@ type FilePublisher struct {
 
 	mu   sync.Mutex // held while something is written
 	last *ca.Bundle // that was published by this process; nil: none yet
+
+	files files
 }
 
 // NewFilePublisher returns a publisher into dir, which is made when it is needed. Metrics may be nil: nobody asks.
@@ -229,9 +231,10 @@ func (p *FilePublisher) read() (map[string]string, error) {
 }
 
 // Publish implements ca.Publisher. Files that hold the bundle already are left alone.
-func (p *FilePublisher) Publish(ctx context.Context, b *ca.Bundle) error {
+func (p *FilePublisher) Publish(ctx context.Context, b *ca.Bundle) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	defer func() { p.files.note(p.dir, b, err) }()
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/kube"
+	"github.com/signet-ca/signet/internal/latest"
 )
 
 // BundleConfigMap is the name of the ConfigMap that holds the bundle, under the keys BundleJSON and BundlePEM.
@@ -82,10 +83,14 @@ func (cfg KubePublisherConfig) watch(part string, w kube.WatchConfig, objects fu
 type KubePublisher struct {
 	cfg     KubePublisherConfig
 	watch   *kube.Watch
-	changed chan struct{} // holds one: the object is not as it was
-	held    atomic.Int64  // objects that the watch told of: one or none
-	copies  *copies       // nil: none are made
-	trust   *trustBundle  // nil: none is kept
+	changed chan struct{}          // holds one: the object is not as it was
+	held    atomic.Int64           // objects that the watch told of: one or none
+	copies  *copies                // nil: none are made
+	trust   *trustBundle           // nil: none is kept
+	told    latest.Value[struct{}] // is set when Copies may say something else
+
+	noting sync.Mutex // held for moments
+	place  place      // of the ConfigMap
 
 	mu   sync.Mutex // held while something is written
 	last *ca.Bundle // that was published by this process; nil: none yet
@@ -113,10 +118,10 @@ func NewKubePublisher(cfg KubePublisherConfig) (*KubePublisher, error) {
 		},
 	}, func() int { return int(p.held.Load()) })
 	if cfg.Copies {
-		p.copies = newCopies(cfg, p.confirmed)
+		p.copies = newCopies(cfg, p.confirmed, p.tell)
 	}
 	if !cfg.TrustBundle.IsZero() {
-		p.trust = newTrustBundle(cfg, p.confirmed)
+		p.trust = newTrustBundle(cfg, p.confirmed, p.tell)
 	}
 	return p, nil
 }
@@ -189,6 +194,12 @@ func (p *KubePublisher) publish(ctx context.Context, b *ca.Bundle) error {
 			break
 		}
 	}
+	p.note(func(place *place) {
+		if err == nil {
+			place.holds(heldOf(b))
+		}
+		place.ended(err)
+	})
 	switch {
 	case err == nil:
 		p.last = b
@@ -214,6 +225,10 @@ func (p *KubePublisher) spread(b *ca.Bundle, data map[string]string) {
 
 func (p *KubePublisher) publishOnce(ctx context.Context, b *ca.Bundle, data map[string]string) error {
 	old, err := p.cfg.Client.Get(ctx, kube.ConfigMaps, p.cfg.Namespace, BundleConfigMap)
+	if err == nil || errors.Is(err, kube.ErrNotFound) {
+		is := shownBy(b.TrustDomain, old.Data)
+		p.note(func(place *place) { place.holds(is) })
+	}
 	switch {
 	case errors.Is(err, kube.ErrNotFound):
 		if p.published(b) {
