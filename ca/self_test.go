@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -36,9 +37,11 @@ func TestOwnCertificate(t *testing.T) {
 					d.begin("first")
 				}
 				for gone := false; !gone; {
-					gone = d.state(old) == "gone" // and whoever asks from now on has the bundle without it
+					gone = d.state(old) == "gone"
+					before := d.CA().Bundle()
 					leaf, root := shows(t, d.Server)
-					if _, _, err := x509svid.Verify(leaf, x509bundle.FromX509Authorities(d.TD, d.CA().Bundle().Roots)); err != nil {
+					roots := slices.Concat(before.Roots, d.CA().Bundle().Roots) // the step may be taken between the two
+					if _, _, err := x509svid.Verify(leaf, x509bundle.FromX509Authorities(d.TD, roots)); err != nil {
 						t.Fatalf("%s after the beginning the CA shows a certificate under %s: %v", time.Since(began), root, err)
 					}
 					if gone && root != d.active() {
