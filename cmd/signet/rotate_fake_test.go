@@ -198,7 +198,7 @@ func (f *fakeAdmin) PlanRotation(ctx context.Context, r *apiv1.PlanRotationReque
 		fc.Cross, fc.NoCross = false, "the old root's key is not in the record"
 		fc.Steps[1].Latest = nil
 	case "draining":
-		soaks := &apiv1.RotationBlocker{Kind: "copy", Name: "bundle/published", Why: "it shows the bundle, but not who has read it", Until: hence(3 * time.Minute)}
+		soaks := &apiv1.RotationBlocker{Kind: "copy", Name: "configmap/shop/signet-bundle", Namespace: "shop", Why: "it shows the bundle, but not who has read it", Until: hence(3 * time.Minute)}
 		fc.Missing, fc.MissingCount = append([]*apiv1.RotationBlocker{soaks}, st.GetGates()[0].GetBlockers()...), 2
 	case "hostile":
 		fc.Missing, fc.MissingCount = f.blockedGate(scene).Blockers, 4
