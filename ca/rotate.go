@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -31,9 +32,10 @@ const (
 	rotateRetry = time.Second            // after a failure, and then twice as long each time
 	againAfter  = time.Hour              // a new root could not be made by itself
 
-	maxEntryText  = 8 << 10 // bytes of what one entry of the ledger tells of names
-	maxEntryNames = 2000    // that are put on record with one step
-	reissueRate   = 500     // SVIDs a second that a wave of reissues asks for
+	maxEntryText  = 8 << 10   // bytes of what one entry of the ledger tells of names
+	maxEntryNames = 2000      // that are put on record with one step
+	maxNamesText  = 128 << 10 // bytes of them: each 8 KiB is a write that the step waits for, and bans with it
+	reissueRate   = 500       // SVIDs a second that a wave of reissues asks for
 	minReissue    = 500 * time.Millisecond
 	maxWatchers   = 32
 )
@@ -203,18 +205,10 @@ func (ca *CA) recordStep(ctx context.Context, id string, who caller, s journal.S
 	if why != "" {
 		text += ": " + why
 	}
-	var names []string
-	for _, b := range s.Passed {
-		names = append(names, fmt.Sprintf("%s (%s)", b.Name, b.Pass))
-	}
+	names := passedNames(s.Passed)
 	e := audit.Entry{Time: now, Kind: audit.KindRotate, CorrelationID: id, Issuer: s.Authority, Method: "step", Caller: who.name, TokenID: who.token.TokenID}
 	if len(s.Forced) > 0 {
 		e.Method = "ForceStep"
-	}
-	if more := len(names) - maxEntryNames; more > 0 {
-		slices.Sort(names)
-		sum := digestOfNames(names)
-		names = append(names[:maxEntryNames], fmt.Sprintf("and %d more; SHA-256 of all, one a line: %x", more, sum))
 	}
 	for first := true; first || len(names) > 0; first = false {
 		if !first {
@@ -235,6 +229,40 @@ func (ca *CA) recordStep(ctx context.Context, id string, who caller, s journal.S
 		}
 	}
 	return nil
+}
+
+// passedNames are those of everybody over whom a step is taken, as they are put on record. Where they are too many they are taken of each
+// node in turn, so that what one node says of its pods leaves room for the others', and a digest stands for all.
+func passedNames(passed []journal.Blocker) []string {
+	names, turn, size := make([]string, 0, len(passed)), make([]int, 0, len(passed)), 0
+	of := map[nodeKey]int{}
+	for _, b := range passed {
+		name, n := fmt.Sprintf("%s (%s)", b.Name, b.Pass), 0
+		if k := (nodeKey{b.Cluster, b.NodeUID}); b.Kind == journal.ByPod && b.More == 0 {
+			n = of[k]
+			of[k]++
+		}
+		names, turn = append(names, name), append(turn, n)
+		size += len(name) + len(", ")
+	}
+	if len(names) <= maxEntryNames && size <= maxNamesText {
+		return names
+	}
+	sum := digestOfNames(slices.Sorted(slices.Values(names)))
+	order := make([]int, len(names))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(turn[a], turn[b]) })
+	var few []string
+	size = 0
+	for _, i := range order {
+		if size += len(names[i]) + len(", "); len(few) == maxEntryNames || size > maxNamesText {
+			break
+		}
+		few = append(few, names[i])
+	}
+	return append(few, fmt.Sprintf("and %d more; SHA-256 of all, one a line: %x", len(names)-len(few), sum))
 }
 
 // tellBlockers logs who stands in the way, when those change.

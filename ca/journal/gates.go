@@ -229,9 +229,11 @@ func (g *gate) holders() {
 			b.Until = a.Until
 			g.addOf(a, b)
 		}
+		pods := len(g.found)
 		for _, p := range a.Pods {
 			g.pod(a, p)
 		}
+		g.fewPods(a, pods)
 	}
 	g.copies()
 }
@@ -363,11 +365,13 @@ func (g *gate) reissued() {
 		if a.Root == g.about.ID {
 			g.addOf(a, agentBlocker(a, "has an SVID of its own under the compromised root"))
 		}
+		pods := len(g.found)
 		for _, p := range a.Pods {
 			if slices.Contains(p.Roots, g.about.ID) {
 				g.addOf(a, podBlocker(a, p, "has an SVID under the compromised root"))
 			}
 		}
+		g.fewPods(a, pods)
 	}
 }
 

@@ -78,6 +78,7 @@ type Blocker struct {
 
 	Cluster, Node, NodeUID string // of an agent or a pod
 	Namespace, Pod, PodUID string // of a pod; of a copy of the bundle the namespace alone
+	More                   int    // pods of that agent that it stands for; 0: it stands for itself
 
 	Why   string    // what is missing
 	Nack  string    // of a pod: its proxy's own words
