@@ -154,6 +154,9 @@ func (f *fakeAdmin) GetStatus(ctx context.Context, _ *apiv1.GetStatusRequest) (*
 		}
 	case "empty":
 		st.Upstream = &apiv1.UpstreamStatus{Kind: "disk"}
+	case "signing":
+		st.Upstream = &apiv1.UpstreamStatus{Kind: "selfsigned", Healthy: true, ProbedAt: before(time.Minute), Since: before(time.Hour), IntermediateNotAfter: hence(20 * time.Hour),
+			MintBudget: 20, MintLeft: 19}
 	}
 	if scene == "unready" {
 		st.NotReady = []string{"upstream vault", "ledger"}

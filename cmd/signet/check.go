@@ -50,6 +50,8 @@ type checkReport struct {
 	TrustDomain string      `json:"trustDomain,omitempty"`
 	Generation  string      `json:"generation,omitempty"` // of the published bundle, EPOCH.NUMBER
 	Items       []*checkRow `json:"items"`
+
+	Authority *checkedAuthority `json:"authority,omitempty"` // what the CA says of itself; none where it was not asked
 }
 
 func (a *app) checkCommand() *cobra.Command {
@@ -62,8 +64,8 @@ func (a *app) checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "What is wrong with the installation on a cluster, and what to do",
 		Long: "Look at everything that Signet needs on a Kubernetes cluster and say what is not as it should be, with a line\n" +
-			"to type for each. It only reads, with the rights of your kubeconfig; what it may not see is \"unknown\".\n" +
-			"With --wait it looks again until nothing is bad, and tells what it waits for.\n\n" +
+			"to type for each. It only reads, with the rights of your kubeconfig, and asks the CA as a viewer; what it may\n" +
+			"not see is \"unknown\". With --wait it looks again until nothing is bad, and tells what it waits for.\n\n" +
 			"The exit code is 3 when something is bad or unknown, and with --strict also for a warning; 124 when --wait\n" +
 			"has run out. docs/check.md tells what each check looks at.",
 		Example: "  signet check                         # what is wrong now\n" +

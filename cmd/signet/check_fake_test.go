@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -26,9 +28,13 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/test/bufconn"
 	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/signet-ca/signet/api"
+	apiv1 "github.com/signet-ca/signet/api/v1"
 	"github.com/signet-ca/signet/deploy"
 	"github.com/signet-ca/signet/internal/canary"
 )
@@ -40,7 +46,8 @@ type object = map[string]any
 // reads, reviews and deletions. What it holds of our own objects is what `signet install` prints.
 type fakeCluster struct {
 	*httptest.Server
-	over chan struct{} // closed before the server is
+	over  chan struct{}  // closed before the server is
+	ports sync.WaitGroup // that are forwarded
 
 	mu      sync.Mutex
 	objects map[string]object                    // by path
@@ -49,6 +56,8 @@ type fakeCluster struct {
 	now     time.Time
 	minor   string
 	deleted []string
+	admin   *fakeAdmin        // what the CA's pod says of itself
+	svid    tls.Certificate   // of the CA, under the published root
 	onLoss  map[string]func() // by path: what else happens when it is deleted; the lock is held
 }
 
@@ -66,6 +75,7 @@ var resourceOf = map[string]string{
 func (c *fakeCluster) Close() {
 	close(c.over)
 	c.Server.Close()
+	c.ports.Wait()
 }
 
 // put adds an object given as YAML and returns its path. A status and what else a real one has is the caller's.
@@ -145,7 +155,13 @@ func newCluster(t testing.TB) *fakeCluster {
 		"tokenreviews": true, "pods": true, "serviceaccounts": true, "nodes": true, "configmaps": true, "namespaces": true,
 		"clustertrustbundles": true, "signers": true,
 	}
-	c.may = func(a map[string]string) bool { // what RBAC gives to the CA alone
+	c.admin = newFakeAdmin(t)
+	c.admin.play("signing")
+	viewers := []string{"serviceaccounts/token viewer", "pods ", "pods/portforward signet-ca-0", "configmaps signet-bundle"}
+	c.may = func(a map[string]string) bool { // what RBAC gives to the CA alone, and a viewer to whoever asks
+		if resource := strings.TrimSuffix(a["resource"]+"/"+a["subresource"], "/"); a["user"] == "" && slices.Contains(viewers, resource+" "+a["name"]) {
+			return true
+		}
 		return strings.HasSuffix(a["user"], ":signet-ca") && needed[a["resource"]] && a["subresource"] == "" && (a["resource"] != "pods" || a["verb"] != "create")
 	}
 	manifests, err := deploy.Install(deploy.Options{})
@@ -194,7 +210,8 @@ func (c *fakeCluster) run(t testing.TB) {
 // publish shows a bundle of one root with that much life left, and a copy in namespace shop.
 func (c *fakeCluster) publish(t testing.TB, left time.Duration) {
 	td := spiffeid.RequireTrustDomainFromString("cluster.local")
-	der := selfSigned(t, "spiffe://cluster.local", testNow.Add(left))
+	der, key := selfSigned(t, "spiffe://cluster.local", testNow.Add(left))
+	svid := replicaSVID(t, der, key)
 	doc := spiffebundle.FromX509Authorities(td, []*x509.Certificate{der})
 	doc.SetSequenceNumber(api.Generation{Epoch: 1, Number: 4}.Sequence())
 	text, err := doc.Marshal()
@@ -204,6 +221,7 @@ func (c *fakeCluster) publish(t testing.TB, left time.Duration) {
 	data := object{bundleJSON: string(text), bundlePEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der.Raw}))}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.svid = svid
 	for _, namespace := range []string{"signet-system", "shop"} {
 		m := object{"name": bundleName, "namespace": namespace, "labels": object{labelPartOf: "signet"}}
 		if namespace == "shop" {
@@ -214,8 +232,8 @@ func (c *fakeCluster) publish(t testing.TB, left time.Duration) {
 	}
 }
 
-// selfSigned makes a root whose life began ten years before its end.
-func selfSigned(t testing.TB, id string, end time.Time) *x509.Certificate {
+// selfSigned makes a root whose life began twenty years before its end, so that it is valid by the true clock too, mostly.
+func selfSigned(t testing.TB, id string, end time.Time) (*x509.Certificate, crypto.Signer) {
 	key, err := canary.NewKey()
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +243,7 @@ func selfSigned(t testing.TB, id string, end time.Time) *x509.Certificate {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), SubjectKeyId: bytes.Repeat([]byte{0x71}, 20), NotBefore: end.AddDate(-10, 0, 0), NotAfter: end,
+		SerialNumber: big.NewInt(1), SubjectKeyId: bytes.Repeat([]byte{0x71}, 20), NotBefore: end.AddDate(-20, 0, 0), NotAfter: end,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{u},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -236,7 +254,47 @@ func selfSigned(t testing.TB, id string, end time.Time) *x509.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return root
+	return root, key
+}
+
+// replicaSVID is that of the CA's replica, for as long as its root lives.
+func replicaSVID(t testing.TB, root *x509.Certificate, rootKey crypto.Signer) tls.Certificate {
+	key, err := canary.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: root.NotBefore, NotAfter: root.NotAfter, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		URIs: []*url.URL{spiffeid.RequireFromString("spiffe://cluster.local/signet/ca/signet-ca-0").URL()},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, root, key.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// forward serves the operators' port of the CA's pod, once.
+func (c *fakeCluster) forward(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	svid := c.svid
+	c.mu.Unlock()
+	c.ports.Add(1)
+	defer c.ports.Done()
+	l := bufconn.Listen(1 << 16)
+	s := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&svid)))
+	apiv1.RegisterAdminServer(s, c.admin)
+	var serving sync.WaitGroup
+	serving.Go(func() { s.Serve(l) })
+	defer serving.Wait()
+	defer s.Stop()
+	pod, err := l.DialContext(r.Context())
+	if err != nil {
+		w.WriteHeader(500)
+		return
+	}
+	defer pod.Close()
+	forwardTo(w, r, pod)
 }
 
 // pod adds a pod that is ready; with a driver it has a volume of it.
@@ -275,6 +333,11 @@ func (c *fakeCluster) event(path, reason, message string) {
 
 func (c *fakeCluster) serve(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
+	if path := r.URL.Path; path == sys+"/pods/signet-ca-0/portforward" && c.answers[path] == nil {
+		c.mu.Unlock()
+		c.forward(w, r)
+		return
+	}
 	defer c.mu.Unlock()
 	if !c.now.IsZero() {
 		w.Header().Set("Date", c.now.UTC().Format(http.TimeFormat))
@@ -289,6 +352,8 @@ func (c *fakeCluster) serve(w http.ResponseWriter, r *http.Request) {
 		c.send(w, 200, object{"major": "1", "minor": c.minor, "gitVersion": "v1." + c.minor + ".2"})
 	case r.Method == http.MethodPost && strings.HasSuffix(path, "subjectaccessreviews"):
 		c.review(w, r)
+	case r.Method == http.MethodPost && path == people+"/serviceaccounts/viewer/token":
+		c.send(w, 201, object{"status": object{"token": "of-a-viewer", "expirationTimestamp": time.Now().Add(10 * time.Minute)}})
 	case r.Method == http.MethodDelete:
 		c.delete(w, r)
 	case r.Method != http.MethodGet:

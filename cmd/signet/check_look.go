@@ -36,7 +36,7 @@ type checkup struct {
 func (i *checkup) checks() []func(context.Context) {
 	return []func(context.Context){
 		i.checkNamespaces, i.readConfiguration, i.checkDriver, i.checkAuthority, i.checkState, i.checkService, i.checkAgents, i.checkNodes, i.checkUpgrade,
-		i.checkBundle, i.checkCopies, i.checkTrustBundle, i.checkPermissions, i.checkOperators, i.checkSharedSocket, i.checkPods,
+		i.checkBundle, i.checkCopies, i.checkTrustBundle, i.checkPermissions, i.checkOperators, i.checkUpstream, i.checkSharedSocket, i.checkPods,
 	}
 }
 

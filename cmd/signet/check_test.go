@@ -198,7 +198,8 @@ func TestCheckBroken(t *testing.T) {
 			c.set(pathBundle, `{"keys":[],"spiffe_sequence":1}`, "data", bundleJSON)
 		}, "bundle", resultBad, "bundle.json and bundle.pem hold different roots", ""},
 		{"root of another", func(t *testing.T, c *fakeCluster) {
-			c.set(pathBundle, pemOf(selfSigned(t, "spiffe://cluster.local", testNow.AddDate(5, 0, 0))), "data", bundlePEM)
+			root, _ := selfSigned(t, "spiffe://cluster.local", testNow.AddDate(5, 0, 0))
+			c.set(pathBundle, pemOf(root), "data", bundlePEM)
 		}, "bundle", resultBad, "different roots", ""},
 		{"roots end soon", func(t *testing.T, c *fakeCluster) { c.publish(t, 100*24*time.Hour) }, "roots", resultWarning, "root 71717171 expires in 100d", "authority list"},
 		{"roots end at once", func(t *testing.T, c *fakeCluster) { c.publish(t, 24*time.Hour) }, "roots", resultBad, "expires in 24h", ""},
@@ -220,10 +221,11 @@ func TestCheckBroken(t *testing.T) {
 			})
 		}, "trust-bundle", resultBad, "there is none", "logs"},
 		{"another trust bundle", func(t *testing.T, c *fakeCluster) {
+			root, _ := selfSigned(t, "spiffe://cluster.local", testNow.AddDate(5, 0, 0))
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.add(object{"apiVersion": "certificates.k8s.io/v1", "kind": "ClusterTrustBundle", "metadata": object{"name": "signet.dev:bundle:cluster.local"},
-				"spec": object{"signerName": "signet.dev/bundle", "trustBundle": pemOf(selfSigned(t, "spiffe://cluster.local", testNow.AddDate(5, 0, 0)))}})
+				"spec": object{"signerName": "signet.dev/bundle", "trustBundle": pemOf(root)}})
 		}, "trust-bundle", resultBad, "not those of the published bundle", ""},
 		{"a right is missing", func(_ *testing.T, c *fakeCluster) {
 			c.may = func(a map[string]string) bool { return a["resource"] == "pods" && a["verb"] == "get" }
@@ -269,6 +271,20 @@ func TestCheckBroken(t *testing.T) {
 			c.put(policy, "Fail")
 			c.put(binding, "Warn")
 		}, "shared-socket", resultBad, "does not deny", ""},
+
+		{"the upstream does not sign", func(_ *testing.T, c *fakeCluster) { c.admin.play("unready") }, "upstream", resultBad, "disk WOULD NOT SIGN since 2026-11-24T11:00:00Z: SGN-", "signet explain SGN-"},
+		{"the upstream was not asked", func(_ *testing.T, c *fakeCluster) { c.admin.play("empty") }, "upstream", resultUnknown, "disk was not asked yet", "signet check"},
+		{"the upstream has another root", func(_ *testing.T, c *fakeCluster) { c.admin.play("announcing") }, "upstream", resultWarning, "no rotation has taken up: 73737373", "signet rotate plan --kubeconfig"},
+		{"the CA is older", func(_ *testing.T, c *fakeCluster) { c.admin.play("shop") }, "upstream", resultWarning, "earlier version", "signet version --server"},
+		{"the CA does not answer", func(_ *testing.T, c *fakeCluster) { c.admin.play("starting") }, "upstream", resultUnknown, "asked in vain: the CA is starting", "exec -n signet-system signet-ca-0"},
+		{"no port forwarded", forbidden(sys + "/pods/signet-ca-0/portforward"), "upstream", resultUnknown, "may not forward a port", "create rolebinding signet-viewer"},
+		{"no viewer", func(_ *testing.T, c *fakeCluster) {
+			was := c.may
+			c.may = func(a map[string]string) bool { return was(a) && a["user"] != "" }
+		}, "upstream", resultWarning, "not asked: you may not come as viewer", "-n signet-operators --clusterrole signet-viewer"},
+		{"no port for operators", func(_ *testing.T, c *fakeCluster) {
+			c.set(sys+"/configmaps/signet-ca", "trustDomain: cluster.local", "data", "ca.yaml")
+		}, "upstream", resultWarning, "not asked: it has no port for operators", "signet version --server"},
 
 		{"pod waits", func(_ *testing.T, c *fakeCluster) { c.waits(web, "no such driver") }, "pods", resultBad, "FailedMount: no such driver (node node-1)", "-n shop describe pod web-1"},
 		{"pod does not go", func(_ *testing.T, c *fakeCluster) {

@@ -42,15 +42,22 @@ func (a *app) connect() (*channel, error) {
 		return nil, err
 	}
 	ch := &channel{path: a.socketPath()}
+	if cluster {
+		if ch.way, err = a.openWay(&a.operators); err != nil {
+			return nil, err
+		}
+	}
+	return openChannel(ch)
+}
+
+// openChannel completes a channel whose way is known.
+func openChannel(ch *channel) (*channel, error) {
 	options := []grpc.DialOption{
 		// No TLS: the socket's permissions are the proof of identity, in both directions.
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(ch.dial),
 	}
-	if cluster {
-		if ch.way, err = a.openWay(); err != nil {
-			return nil, err
-		}
+	if ch.way != nil {
 		options = []grpc.DialOption{
 			grpc.WithTransportCredentials(credentials.NewTLS(ch.way.tls())),
 			grpc.WithPerRPCCredentials(ch.way),

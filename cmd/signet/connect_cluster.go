@@ -137,9 +137,9 @@ type clusterWay struct {
 	failed error     // what a request ended by, where gRPC only has a text of it
 }
 
-// openWay prepares the way to the CA, and goes none of it yet.
-func (a *app) openWay() (*clusterWay, error) {
-	w := &clusterWay{a: a, f: &a.operators, busy: make(chan struct{}, 1)}
+// openWay prepares the way to the CA that f means, and goes none of it yet.
+func (a *app) openWay(f *operatorFlags) (*clusterWay, error) {
+	w := &clusterWay{a: a, f: f, busy: make(chan struct{}, 1)}
 	if w.f.glass != "" {
 		c, err := readBreakGlass(w.f.glass)
 		if err != nil {

@@ -143,6 +143,11 @@ func (c *operatedCluster) forward(w http.ResponseWriter, r *http.Request) {
 		pod.Close()
 	}
 	c.mu.Unlock()
+	forwardTo(w, r, pod)
+}
+
+// forwardTo is the API server's side of a forwarded port; it ends when pod does.
+func forwardTo(w http.ResponseWriter, r *http.Request, pod net.Conn) {
 	sum := sha1.Sum([]byte(r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -57,6 +58,10 @@ type upstreamView struct {
 	ProbedAt             string   `json:"probedAt,omitempty"`  // empty: not yet
 	Announced            []string `json:"announced,omitempty"` // ids of its roots that are not in the record
 	IntermediateNotAfter string   `json:"intermediateNotAfter,omitempty"`
+	MintBudget           uint32   `json:"mintBudget,omitempty"` // intermediates that may be asked for in an hour; 0: the CA does not say
+	MintLeft             *uint32  `json:"mintLeft,omitempty"`   // how many of them still
+
+	intermediateNotAfter time.Time
 }
 
 func newUpstream(in *apiv1.UpstreamStatus) *upstreamView {
@@ -67,6 +72,10 @@ func newUpstream(in *apiv1.UpstreamStatus) *upstreamView {
 		Type: in.GetKind(), Healthy: in.GetHealthy(), Reason: in.GetReason(), Detail: in.GetDetail(), Since: stamp(timeOf(in.GetSince())),
 		ProbedAt: stamp(timeOf(in.GetProbedAt())), Announced: slices.Clone(in.GetAnnounced()), IntermediateNotAfter: stamp(timeOf(in.GetIntermediateNotAfter())),
 	}
+	if v.MintBudget = in.GetMintBudget(); v.MintBudget > 0 {
+		v.MintLeft = new(in.GetMintLeft())
+	}
+	v.intermediateNotAfter = timeOf(in.GetIntermediateNotAfter())
 	if p, ok := findPage(v.Reason); ok && v.Reason != "" {
 		v.Code = p.Code()
 	}
