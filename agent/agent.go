@@ -105,7 +105,10 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, log: cfg.Log, metrics: cfg.Metrics, protocols: api.SpokenProtocols(), identities: map[podKey]*Identity{},
 		hurry: make(chan time.Time, 1)}
 	a.restore(time.Now())
-	if a.trust.Load() == nil {
+	switch held := a.trust.Load(); {
+	case held == nil && cfg.Trust != nil:
+		return nil, api.E(api.BundleRejected, "the published bundle has generation %s, which no CA can have come to: it is not trusted", cfg.Trust.Generation)
+	case held == nil:
 		return nil, api.E(api.ConfigInvalid, "there is neither a cached trust bundle nor one to begin with")
 	}
 	a.metrics.setTrust(a.trust.Load())

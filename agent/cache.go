@@ -266,7 +266,7 @@ func (a *Agent) restore(now time.Time) {
 	}
 	use(entryTrust, a.restoreTrust)
 	if a.trust.Load() == nil {
-		if a.cfg.Trust == nil {
+		if a.cfg.Trust == nil || !a.cfg.Trust.Generation.Believable(now) {
 			return // without a bundle nothing else can be checked
 		}
 		a.trust.Set(a.cfg.Trust)

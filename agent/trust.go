@@ -173,7 +173,7 @@ func (a *Agent) takePublished() bool {
 	if next.Generation.Sequence() <= held.Generation.Sequence() {
 		return false
 	}
-	if !next.Generation.Plausible(time.Now()) {
+	if !next.Generation.Believable(time.Now()) {
 		a.log.Error("the published bundle has a generation which no CA can have come to: it is not taken", "generation", next.Generation.String())
 		return false
 	}
@@ -192,7 +192,7 @@ func follow(held *Trust, p *apiv1.Bundle) (*Trust, error) {
 	}
 	was, is := held.Generation.Sequence(), next.Generation.Sequence()
 	switch {
-	case !next.Generation.Plausible(time.Now()):
+	case !next.Generation.Believable(time.Now()):
 		return nil, api.E(api.BundleRejected, "the CA sent a trust bundle of generation %s, which no CA can have come to", next.Generation)
 	case is < was:
 		return nil, api.E(api.BundleRollback, "the CA sent the trust bundle of generation %s, generation %s is held", next.Generation, held.Generation)

@@ -2,18 +2,24 @@ package agent_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"math"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-ca/signet/agent"
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/attestor"
 	"github.com/signet-ca/signet/internal/canary"
 )
 
@@ -146,3 +152,37 @@ func FuzzParseTrust(f *testing.F) {
 		}
 	})
 }
+
+// TestFirstTrust: of a bundle with a number to which no CA can have come nothing is believed, however an agent comes by it. Whoever held
+// it would refuse every bundle that the CA has.
+func TestFirstTrust(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString(domain)
+	top := api.EpochAt(time.Now().AddDate(1, 0, 0)) + 1<<16
+	for _, tt := range []struct {
+		name string
+		g    api.Generation
+		want api.Reason // empty: it is taken
+	}{
+		{"without one", api.Generation{}, ""},
+		{"the highest", api.Generation{Epoch: top, Number: 1}, ""},
+		{"higher", api.Generation{Epoch: top + 2, Number: 1}, api.BundleRejected}, // an hour may be over by now
+		{"the last", api.FromSequence(math.MaxUint64), api.BundleRejected},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			first, err := agent.NewTrust(td, tt.g, []*x509.Certificate{newRoot(t).cert})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := agent.Config{TrustDomain: td, Dial: noDial, Prover: attestor.TokenFile{Path: "none"}, Verifier: attestor.ByKeySets, Trust: first}
+			a, err := agent.New(cfg)
+			if api.ReasonOf(err) != tt.want && !(err == nil && tt.want == "") {
+				t.Fatalf("%v, want %q", err, tt.want)
+			}
+			if err == nil && a.Trust().Load() != first {
+				t.Error("it holds another")
+			}
+		})
+	}
+}
+
+func noDial(context.Context) (net.Conn, error) { return nil, errors.New("nobody is there") }

@@ -138,9 +138,16 @@ func EpochAt(now time.Time) uint32 {
 }
 
 // Plausible reports whether a bundle can have this generation at that time, give or take seven years of its clock. One that cannot is
-// of nobody who counts as Signet does: whoever held it would take every bundle that comes for an old one.
+// of nobody who counts as Signet does: whoever held it would take every bundle that comes for an old one. A CA takes no such number for
+// one of its own, wherever it reads it.
 func (g Generation) Plausible(now time.Time) bool {
 	return g.Epoch <= EpochAt(now)+1<<16
+}
+
+// Believable reports whether somebody who is shown a bundle of this generation at that time is to believe the number. It goes a year
+// further than Plausible: what is restored goes above whatever is plausible, and has to be believed by those whose clocks differ.
+func (g Generation) Believable(now time.Time) bool {
+	return g.Plausible(now.AddDate(1, 0, 0))
 }
 
 // BundleHash identifies the contents of a bundle: SHA-256 over the SHA-256 of each root's DER, sorted. The order of roots

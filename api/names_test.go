@@ -2,8 +2,10 @@ package api
 
 import (
 	"crypto/x509"
+	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -143,6 +145,35 @@ func TestGeneration(t *testing.T) {
 		}
 		if got := FromSequence(r.higher.Sequence()); got != r.higher {
 			t.Errorf("%s comes back as %s", r.higher, got)
+		}
+	}
+}
+
+// TestPlausible: what a CA takes for one of its own numbers, and what those believe who are shown it, which is a little more.
+//
+// threat: E05
+func TestPlausible(t *testing.T) {
+	from := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, r := range []struct {
+		name                  string
+		at                    time.Time
+		g                     Generation
+		plausible, believable bool
+	}{
+		{"the first", from, Generation{1, 1}, true, true},
+		{"none", from, Generation{}, true, true},
+		{"the highest", from, Generation{1 << 16, math.MaxUint32}, true, true},
+		{"one more", from, Generation{1<<16 + 1, 0}, false, true},
+		{"the highest of a year later", from, Generation{1<<16 + 365*24, 1}, false, true},
+		{"and one more", from, Generation{1<<16 + 365*24 + 1, 1}, false, false},
+		{"the last there is", from, FromSequence(math.MaxUint64), false, false},
+		{"an hour later", from.Add(time.Hour), Generation{1<<16 + 1, 0}, true, true},
+		{"by a clock that is years behind", time.Unix(0, 0), Generation{7 * 365 * 24, 1}, true, true},
+		{"by a clock that is mad", time.Unix(1<<40, 0), Generation{1<<20 + 1<<16, 1}, true, true},
+		{"by a clock that is mad, the last", time.Unix(1<<40, 0), FromSequence(math.MaxUint64), false, false},
+	} {
+		if p, b := r.g.Plausible(r.at), r.g.Believable(r.at); p != r.plausible || b != r.believable {
+			t.Errorf("%s (%s): plausible %t, believable %t", r.name, r.g, p, b)
 		}
 	}
 }

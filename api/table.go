@@ -250,6 +250,12 @@ const (
 	StateRollback Reason = "STATE_ROLLBACK"
 	// BackupDamaged: the backup cannot be used.
 	BackupDamaged Reason = "BACKUP_DAMAGED"
+	// BundleForeign: where the bundle is to be shown there is something of somebody else's.
+	BundleForeign Reason = "BUNDLE_FOREIGN"
+	// PublishForbidden: the CA may not write the bundle there.
+	PublishForbidden Reason = "PUBLISH_FORBIDDEN"
+	// PublishFailed: the bundle could not be written there, or what is there not be seen.
+	PublishFailed Reason = "PUBLISH_FAILED"
 	// RotationInvalid: the request makes no rotation.
 	RotationInvalid Reason = "ROTATION_INVALID"
 	// RotationUnderWay: another rotation is under way.
@@ -615,7 +621,7 @@ var table = []Page{
 		"It is one small record that every replica reads whole, so what it holds is bounded: a thousand bans, 512 KiB of them.",
 		"`signet node list` shows the bans; take back those of nodes that no longer exist: `signet node allow UID`."},
 	{StateRollback, 822, KindNotReady, "The state is older than what was published",
-		"A bundle of a later generation is published, so this is an earlier copy of the state: agents would refuse what it serves, and a root that was removed or compromised since could be active in it.",
+		"A bundle of a later generation is published, or one of the same with other roots, so this is an earlier copy of the state, which may have gone on by itself: agents would refuse what it serves, and a root that was removed or compromised since could be active in it.",
 		"Put the latest volume back, or restore a backup: `signet-ca restore` makes a generation above every one that was shown. If nobody put an old copy in place, somebody changed what is published: docs/backup.md."},
 	{BackupDamaged, 823, KindInvalid, "The backup cannot be used",
 		"It is no backup, was cut off or changed, or is too large; the message says which. Nothing was changed.",
@@ -623,6 +629,15 @@ var table = []Page{
 	{LosingMore, 824, KindConflict, "More workloads would lose mTLS than was agreed to",
 		"An emergency is confirmed by the number of workloads under the compromised root. By now there are more, by more than a twentieth. Nothing was changed.",
 		"Look again with `signet rotate emergency ID --dry-run`, and confirm the number that is there now, or a larger one: fewer are no reason to refuse."},
+	{BundleForeign, 825, KindConflict, "Something of somebody else's is where the bundle is to be shown",
+		"The namespace asks for a copy of the bundle by its label, and has a ConfigMap of that name which the CA did not make. It is left alone, so pods there do not get the bundle.",
+		"Find out whose it is. Rename it, or take the label `signet.dev/bundle` from the namespace: `signet check` has the line to type."},
+	{PublishForbidden, 826, KindNotReady, "The CA may not write the bundle there",
+		"The API server, an admission policy or the file system refuses it.",
+		"`signet check` names the permission that is missing; docs/cluster.md has those that each place needs."},
+	{PublishFailed, 827, KindUnavailable, "The bundle could not be written there",
+		"The API server or the disk failed, refused what was sent or did not answer, or what is there cannot be seen. It is tried again.",
+		"The CA's log and `signet_bundle_write_failures_total` say why; `signet check` looks at each place."},
 	{RotationInvalid, 831, KindInvalid, "The request makes no rotation",
 		"Something that it needs is missing or out of range: an id, who asks, a reason, a limit, a time.",
 		"The message says what; `signet rotate --help` has the ranges."},

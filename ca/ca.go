@@ -224,6 +224,7 @@ func (ca *CA) Run(ctx context.Context) error {
 		run.Task{Name: "ticket keys", Run: ca.keepTicketKeys},
 		run.Task{Name: "sight of clusters", Run: ca.keepSight},
 		run.Task{Name: "publisher", Run: ca.keepPublished},
+		run.Task{Name: "places of the bundle", Run: ca.followCopies},
 		run.Task{Name: "key sets", Run: ca.keepKeySets},
 		run.Task{Name: "memory", Run: ca.keepMemory},
 		run.Task{Name: "ledger", Run: ca.watchLedger},

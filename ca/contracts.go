@@ -250,6 +250,14 @@ type Publisher interface {
 	Publish(ctx context.Context, b *Bundle) error
 }
 
+// CopyTeller is a Publisher that tells of each place where it shows the bundle. A rotation waits for each of them by name.
+type CopyTeller interface {
+	Publisher
+	// Copies returns what each place holds, as it was read there last, with the one that agents believe first, and a channel that is
+	// closed once that may have changed. It asks nobody, so it does not wait.
+	Copies() ([]journal.Copy, <-chan struct{})
+}
+
 // KeySets is an issuer's key set as it changes, for agents that must check a token while the CA is away. It is
 // implemented by attestor.
 type KeySets interface {

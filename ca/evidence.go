@@ -109,10 +109,7 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 	acks.Replicas = append(acks.Replicas, e)
 	slices.SortFunc(acks.Replicas, func(a, b journal.Replica) int { return strings.Compare(a.Name, b.Name) })
 	acks.Agents = ca.agents(j, seen, now)
-	if shown := ca.shown.Load(); ca.cfg.Publisher != nil {
-		shown.Kind, shown.Name = "bundle", "published"
-		acks.Copies = []journal.Copy{shown}
-	}
+	acks.Copies, _ = ca.copies()
 	return acks, nil
 }
 
@@ -129,7 +126,8 @@ func replicaOf(r Replica, reachable bool, signs string) journal.Replica {
 }
 
 // agents returns those with a session, by the newest of their node, and those without that may still hold something. One whose
-// node is banned is no concern of a rotation: nothing is renewed there, and whoever holds up a rotation may be why it is banned.
+// node is banned is no concern of a rotation: nothing is renewed there, and whoever holds up a rotation may be why it is banned. Nor is
+// one without a session whose node is gone, unless another replica may have that session.
 func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journal.Agent {
 	issued := map[nodeKey]time.Time{} // until when, by this replica
 	ca.memory.holders(now, func(k nodeKey, _ string, ids map[spiffeid.ID]time.Time) {
@@ -139,9 +137,10 @@ func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journ
 			}
 		}
 	})
-	all := map[nodeKey]journal.Agent{}
+	all, elsewhere := map[nodeKey]journal.Agent{}, map[nodeKey]bool{}
 	for _, s := range seen {
-		all[nodeKey{s.Cluster, s.NodeUID}] = s.agent()
+		k := nodeKey{s.Cluster, s.NodeUID}
+		all[k], elsewhere[k] = s.agent(), true
 	}
 	maps.Copy(all, ca.away.live(now))
 	newest := map[nodeKey]*session{}
@@ -165,7 +164,7 @@ func (ca *CA) agents(j journal.Journal, seen []AgentSeen, now time.Time) []journ
 		if issued[k].After(a.Until) {
 			a.Until = issued[k]
 		}
-		if _, banned := j.Banned(k.cluster, k.uid); !banned && (a.Connected || now.Before(a.Until)) {
+		if _, banned := j.Banned(k.cluster, k.uid); !banned && (a.Connected || now.Before(a.Until) && (elsewhere[k] || !ca.gone(k, a))) {
 			list = append(list, a)
 		}
 	}
@@ -337,15 +336,6 @@ func (ca *CA) noteAway(x *session) {
 		a.Pods = a.Pods[:maxPodsTold]
 	}
 	ca.away.put(a)
-}
-
-// noteShown keeps that the bundle is published, and since when.
-func (ca *CA) noteShown(b *Bundle, now time.Time) {
-	is := journal.Held{Generation: b.Generation, Hash: b.Hash}
-	if ca.shown.Load().Held != is {
-		ca.shown.Set(journal.Copy{Held: is, At: now})
-		ca.evidence.Set(struct{}{})
-	}
 }
 
 // agent is what is left of one that was seen.

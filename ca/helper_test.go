@@ -226,7 +226,7 @@ func dialTLS(t *testing.T, s *catest.Server, config *tls.Config) *grpc.ClientCon
 }
 
 // adminOf connects to the admin service of a CA.
-func adminOf(t *testing.T, c *ca.CA) apiv1.AdminClient {
+func adminOf(t testing.TB, c *ca.CA) apiv1.AdminClient {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	server := c.NewAdminServer(catest.AsUser(0))

@@ -114,7 +114,7 @@ func (ca *CA) advance(ctx context.Context, j journal.Journal) (took bool, wait t
 	ca.metrics.setRotation(j, found)
 	if !step.Is() {
 		ca.tellBlockers(ctx, j, found)
-		return false, nextLook(j, now, acks, found), nil
+		return false, ca.lookForGone(nextLook(j, now, acks, found), acks), nil
 	}
 	_, _, err = ca.takeStep(ctx, caller{}, func(j journal.Journal, now time.Time, acks journal.Acks) (journal.Step, string, error) {
 		step, _ := journal.Next(j, now, acks)

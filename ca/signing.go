@@ -328,16 +328,14 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	if err != nil {
 		return err
 	}
-	j, kept, recent := ca.record.Load(), r.Minted[:0:0], 0
+	j, kept, recent := ca.record.Load(), r.Minted[:0:0], mintedLately(r.Minted, m.Root, m.At)
 	for _, old := range r.Minted {
-		if old.Root == m.Root && m.At.Sub(old.At).Abs() < time.Hour {
-			recent++
-		}
 		if old.NotAfter.After(m.At) && j.Has(old.Root) { // one that was removed is trusted by nobody and never asked again
 			kept = append(kept, old)
 		}
 	}
 	if recent >= ca.cfg.MintBudget {
+		ca.own.Store(&r) // as it is stored, for people to see what is spent
 		return api.E(api.MintBudget, "%d intermediates were minted under this root in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
 	}
 	r.Minted, r.Vain = append(ca.keys.account(kept, ca.started), m), Vain{}
@@ -347,6 +345,16 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 	}
 	ca.keys.forget(r.Minted) // now that it is stored what has become of them
 	return nil
+}
+
+// mintedLately counts those under a root that were booked within an hour of now.
+func mintedLately(all []Minted, root string, now time.Time) (n int) {
+	for _, m := range all {
+		if m.Root == root && now.Sub(m.At).Abs() < time.Hour {
+			n++
+		}
+	}
+	return n
 }
 
 // unbookMint takes back what was booked when the upstream was asked in vain, and writes that down instead.

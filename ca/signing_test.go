@@ -344,9 +344,26 @@ func TestMintBudget(t *testing.T) {
 		if n := len(b.upstream.requests()); n != 3 {
 			t.Errorf("the root was asked %d times, the budget is 3", n)
 		}
+		budget := func() (left, of uint32) {
+			st, err := adminOf(t, b.ca).GetStatus(t.Context(), &apiv1.GetStatusRequest{})
+			if err != nil {
+				t.Fatal(api.FromStatus(err))
+			}
+			return st.GetUpstream().GetMintLeft(), st.GetUpstream().GetMintBudget()
+		}
+		if left, of := budget(); left != 0 || of != 3 {
+			t.Errorf("%d of %d left, and none is", left, of)
+		}
 		time.Sleep(10 * time.Minute)
 		if b.intermediate() == nil {
 			t.Error("an hour later the budget is still spent")
+		}
+		if left, of := budget(); left != 2 || of != 3 { // but for the one that is new
+			t.Errorf("%d of %d left, and two are", left, of)
+		}
+		time.Sleep(time.Hour)
+		if left, of := budget(); left != 3 || of != 3 {
+			t.Errorf("%d of %d left, an hour after the last", left, of)
 		}
 	})
 }

@@ -219,6 +219,10 @@ func (ca *CA) upstreamStatus() *apiv1.UpstreamStatus {
 	if signing := ca.signing.Load(); signing != nil {
 		s.IntermediateNotAfter = timeProto(signing.cert.NotAfter)
 	}
+	s.MintBudget, s.MintLeft = uint32(ca.cfg.MintBudget), uint32(ca.cfg.MintBudget)
+	if own := ca.own.Load(); own != nil {
+		s.MintLeft -= min(s.MintLeft, uint32(mintedLately(own.Minted, ca.record.Load().ActiveAuthority().ID, time.Now())))
+	}
 	return s
 }
 

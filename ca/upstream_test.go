@@ -49,6 +49,7 @@ func (b *buffer) count(s string) int {
 // an intermediate may exist now, on the budget; each by a reason of its own.
 //
 // spiffe
+// threat: F01, F03, F04, F06, F07, F08, F09, F10, F12
 func TestUpstreamRefused(t *testing.T) {
 	type answer func(t *testing.T, u *testUpstream, good *x509.Certificate, edit func(func(*x509.Certificate)) *x509.Certificate) []*x509.Certificate
 	edited := func(change func(*x509.Certificate)) answer {
@@ -328,6 +329,8 @@ func TestUpstreamClockAhead(t *testing.T) {
 }
 
 // TestUpstreamAnnounces has an upstream tell of roots: they are shown, and nothing else comes of them.
+//
+// threat: F11
 func TestUpstreamAnnounces(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		var log buffer

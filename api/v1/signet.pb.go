@@ -1824,6 +1824,8 @@ type UpstreamStatus struct {
 	Since                *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`                                                             // since when it is as it is now, as far as this process knows
 	Announced            []string               `protobuf:"bytes,7,rep,name=announced,proto3" json:"announced,omitempty"`                                                     // ids of the roots that it tells of and that are not in the record, lower-case hex
 	IntermediateNotAfter *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=intermediate_not_after,json=intermediateNotAfter,proto3" json:"intermediate_not_after,omitempty"` // of the one that signs; unset while there is none
+	MintBudget           uint32                 `protobuf:"varint,9,opt,name=mint_budget,json=mintBudget,proto3" json:"mint_budget,omitempty"`                                // intermediates that this replica may ask for in an hour under one root; 0: the CA is older and does not say
+	MintLeft             uint32                 `protobuf:"varint,10,opt,name=mint_left,json=mintLeft,proto3" json:"mint_left,omitempty"`                                     // how many of them it may ask for now under the active root
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1912,6 +1914,20 @@ func (x *UpstreamStatus) GetIntermediateNotAfter() *timestamppb.Timestamp {
 		return x.IntermediateNotAfter
 	}
 	return nil
+}
+
+func (x *UpstreamStatus) GetMintBudget() uint32 {
+	if x != nil {
+		return x.MintBudget
+	}
+	return 0
+}
+
+func (x *UpstreamStatus) GetMintLeft() uint32 {
+	if x != nil {
+		return x.MintLeft
+	}
+	return 0
 }
 
 type GetBundleRequest struct {
@@ -6402,7 +6418,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\x05roles\x18\f \x03(\tR\x05roles\x12\x1a\n" +
 	"\bprotocol\x18\r \x01(\rR\bprotocol\x12'\n" +
 	"\x0foldest_protocol\x18\x0e \x01(\rR\x0eoldestProtocol\x125\n" +
-	"\bupstream\x18\x0f \x01(\v2\x19.signet.v1.UpstreamStatusR\bupstream\"\xc9\x02\n" +
+	"\bupstream\x18\x0f \x01(\v2\x19.signet.v1.UpstreamStatusR\bupstream\"\x87\x03\n" +
 	"\x0eUpstreamStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x16\n" +
@@ -6411,7 +6427,11 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\tprobed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bprobedAt\x120\n" +
 	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
 	"\tannounced\x18\a \x03(\tR\tannounced\x12P\n" +
-	"\x16intermediate_not_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x14intermediateNotAfter\"\x12\n" +
+	"\x16intermediate_not_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x14intermediateNotAfter\x12\x1f\n" +
+	"\vmint_budget\x18\t \x01(\rR\n" +
+	"mintBudget\x12\x1b\n" +
+	"\tmint_left\x18\n" +
+	" \x01(\rR\bmintLeft\"\x12\n" +
 	"\x10GetBundleRequest\"a\n" +
 	"\x11GetBundleResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12)\n" +

@@ -371,6 +371,7 @@ type Directory struct {
 	mu   sync.Mutex
 	pods map[string]ca.Pod
 	gone map[string]bool // by UID: were removed
+	ends map[string]bool // nodes that were, by UID
 	err  error
 
 	lost      time.Time         // when it began to fail
@@ -380,10 +381,13 @@ type Directory struct {
 
 // NewDirectory returns a directory without pods.
 func NewDirectory() *Directory {
-	return &Directory{pods: map[string]ca.Pod{}, gone: map[string]bool{}}
+	return &Directory{pods: map[string]ca.Pod{}, gone: map[string]bool{}, ends: map[string]bool{}}
 }
 
-var _ ca.Rememberer = (*Directory)(nil)
+var (
+	_ ca.Rememberer  = (*Directory)(nil)
+	_ ca.NodeWatcher = (*Directory)(nil)
+)
 
 // Seen implements ca.Rememberer: everything is seen while it does not fail.
 func (d *Directory) Seen(string) (time.Time, bool) {
@@ -420,7 +424,27 @@ func (d *Directory) Pod(_ context.Context, id ca.PodID) (ca.Pod, error) {
 	if !ok || p.Issuer != id.Issuer {
 		return ca.Pod{}, api.E(api.PodUnknown, "the pod is not known")
 	}
+	if d.ends[p.NodeUID] {
+		return ca.Pod{}, api.E(api.PodMismatch, "the pod's node is gone")
+	}
 	return p, nil
+}
+
+// NodeGone implements ca.NodeWatcher: everything is seen while it does not fail.
+func (d *Directory) NodeGone(n ca.NodeID) (upTo time.Time, gone bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return time.Time{}, false
+	}
+	return time.Now(), d.ends[n.UID]
+}
+
+// RemoveNode makes the node of a pod gone. The pods on it are there for as long as Remove is not called.
+func (d *Directory) RemoveNode(p attestortest.Pod) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ends[p.NodeUID] = true
 }
 
 // FindNodes implements ca.NodeFinder: there are the nodes on which pods live.

@@ -5,12 +5,15 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/kube"
 )
 
@@ -57,6 +60,7 @@ type copies struct {
 	watches  []*kube.Watch
 	wake     chan struct{} // holds one: due has changed
 	gap      time.Duration
+	told     func() // something of what tell says may have changed
 
 	mu     sync.Mutex
 	want   *wanted               // nil: nothing is known that should be copied
@@ -64,6 +68,7 @@ type copies struct {
 	spaces map[string]*copyState // of namespaces that ask for a copy, or have a ConfigMap of the name
 	seen   bool                  // the first list of ConfigMaps is there
 	due    map[string]dueCopy    // namespaces to look at
+	unseen place                 // why the lists are not there
 }
 
 // wanted is what copies should hold.
@@ -84,7 +89,31 @@ type copyState struct {
 	after     time.Time         // when it may be looked at again
 	alarmed   time.Time         // when the log was last told of something
 	told      string            // UID of the foreign ConfigMap that the log was told of
+	place     place             // what of it is evidence
+	read      [sha256.Size]byte // the digest of what place holds
 }
+
+// sees brings what is told of a copy up to date with what was seen of it. What is neither what is wanted nor what was read is read when
+// somebody looks at it.
+func (c *copies) sees(s *copyState) {
+	switch {
+	case s.uid == "":
+		s.place.holds(journal.Held{})
+	case c.want != nil && s.digest == c.want.digest:
+		s.place.holds(heldOf(c.want.bundle))
+		s.read = s.digest
+	case s.digest != s.read:
+		s.place.holds(journal.Held{})
+	}
+	if s.foreign() {
+		s.place.ended(errForeign)
+	} else if s.place.reason == api.BundleForeign {
+		s.place.ended(nil)
+	}
+}
+
+// foreign says whether it is somebody else's.
+func (s *copyState) foreign() bool { return s.uid != "" && !s.ours }
 
 // quiet says whether the log was told of this namespace a moment ago: whoever owns it must not fill the log. If not, it is
 // being told now.
@@ -102,13 +131,19 @@ type dueCopy struct {
 	first bool // before those that are merely outdated
 }
 
-func newCopies(cfg KubePublisherConfig, confirm func(context.Context, *ca.Bundle) error) *copies {
+func newCopies(cfg KubePublisherConfig, confirm func(context.Context, *ca.Bundle) error, told func()) *copies {
 	c := &copies{
-		client: cfg.Client, home: cfg.Namespace, original: cfg.Namespace + "/" + BundleConfigMap, log: cfg.Log, metrics: cfg.Metrics,
+		told: told, client: cfg.Client, home: cfg.Namespace, original: cfg.Namespace + "/" + BundleConfigMap, log: cfg.Log, metrics: cfg.Metrics,
 		confirm: confirm, wake: make(chan struct{}, 1), gap: copyGap,
 		spaces: map[string]*copyState{}, due: map[string]dueCopy{},
 	}
 	watch := func(w kube.WatchConfig, count func() int) {
+		w.Failed = func(err error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.unseen.ended(err)
+			c.told()
+		}
 		watch := cfg.watch(copiesPart, w, func() int {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -222,6 +257,7 @@ func (c *copies) look(namespace string, first bool) {
 		return
 	}
 	s, asked := c.spaces[namespace], c.labels[namespace]
+	defer c.told()
 	switch {
 	case s == nil && !asked:
 		return
@@ -232,6 +268,7 @@ func (c *copies) look(namespace string, first bool) {
 		delete(c.due, namespace)
 		return
 	}
+	c.sees(s)
 	switch {
 	case !asked && !s.ours, asked && s.uid != "" && !s.ours && s.told == s.uid:
 		return
@@ -318,6 +355,10 @@ func (c *copies) done(namespace string, err error) (general bool) {
 	if s == nil {
 		return false
 	}
+	defer c.told()
+	if !s.foreign() {
+		s.place.ended(err)
+	}
 	if err == nil {
 		s.fails, s.after = 0, time.Now().Add(copyPause)
 		if s.uid == "" && !c.labels[namespace] {
@@ -351,7 +392,7 @@ func (c *copies) count() (current, outdated, foreign int) {
 		s := c.spaces[namespace]
 		switch {
 		case namespace == c.home:
-		case s != nil && s.uid != "" && !s.ours:
+		case s != nil && s.foreign():
 			foreign++
 		case s != nil && s.uid != "" && c.want != nil && s.digest == c.want.digest:
 			current++
@@ -360,6 +401,26 @@ func (c *copies) count() (current, outdated, foreign int) {
 		}
 	}
 	return current, outdated, foreign
+}
+
+// tell appends what each copy that is asked for holds. Where it is not known yet who asks, that is told: none is not evidence of none.
+func (c *copies) tell(list []journal.Copy) []journal.Copy {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.labels == nil || !c.seen {
+		return append(list, c.unseen.copy(placeConfigMap, "*/"+BundleConfigMap, ""))
+	}
+	for _, namespace := range slices.Sorted(maps.Keys(c.labels)) {
+		if namespace == c.home {
+			continue
+		}
+		var p place
+		if s := c.spaces[namespace]; s != nil {
+			p = s.place
+		}
+		list = append(list, p.copy(placeConfigMap, namespace+"/"+BundleConfigMap, namespace))
+	}
+	return list
 }
 
 // held is how many ConfigMaps of the name are remembered.

@@ -60,15 +60,21 @@ func newHasty(t *testing.T, timeout time.Duration) *shown {
 	s := &shown{apiServer: newAPIServer(t), metrics: NewMetrics()}
 	s.namespace(home, false)
 	s.namespace("shop", true)
-	var err error
-	s.p, err = NewKubePublisher(KubePublisherConfig{
+	s.p = s.publisher(t, timeout)
+	return s
+}
+
+// publisher makes a publisher beside that API server.
+func (s *shown) publisher(t *testing.T, timeout time.Duration) *KubePublisher {
+	t.Helper()
+	p, err := NewKubePublisher(KubePublisherConfig{
 		Client: s.open(t, timeout), Namespace: home, Log: slog.New(slog.NewTextHandler(s, nil)), Copies: true, TrustBundle: td, Metrics: s.metrics,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.p.copies.gap = time.Millisecond
-	return s
+	p.copies.gap = time.Millisecond
+	return p
 }
 
 // run runs the publisher until the test ends.

@@ -2,5 +2,5 @@
 // their first trust.
 //
 // What it says is only ever used to refuse: a pod that it does not know gets nothing, but a pod that it knows gets
-// nothing either without a token of its own.
+// nothing either without a token of its own. One thing more: a rotation does not wait for an agent that is away once its node is gone.
 package cluster

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/durable"
 )
 
@@ -162,11 +165,26 @@ func parsePods(data []byte) (map[podKey]ca.Pod, error) {
 }
 
 // FilePublisher is a ca.Publisher that writes the bundle as files: bundle.json in the SPIFFE format, whose sequence is the
-// generation, and bundle.pem beside it.
-type FilePublisher struct{ dir string }
+// generation, and bundle.pem beside it. What is there already it judges as a KubePublisher does, but it looks only when it is
+// told to publish.
+type FilePublisher struct {
+	dir     string
+	log     *slog.Logger
+	metrics *Metrics
 
-// NewFilePublisher returns a publisher into dir, which is made when it is needed.
-func NewFilePublisher(dir string) *FilePublisher { return &FilePublisher{dir: dir} }
+	mu   sync.Mutex // held while something is written
+	last *ca.Bundle // that was published by this process; nil: none yet
+
+	files files
+}
+
+// NewFilePublisher returns a publisher into dir, which is made when it is needed. Metrics may be nil: nobody asks.
+func NewFilePublisher(dir string, log *slog.Logger, m *Metrics) *FilePublisher {
+	if m == nil {
+		m = NewMetrics()
+	}
+	return &FilePublisher{dir: dir, log: log, metrics: m}
+}
 
 // Names of the published files.
 const (
@@ -191,44 +209,97 @@ func (p *FilePublisher) Published(context.Context, spiffeid.TrustDomain) (bool, 
 	return false, nil
 }
 
-// Shown returns the generation of the bundle that is published; the zero Generation where there is none that says so.
-func (p *FilePublisher) Shown(context.Context, spiffeid.TrustDomain) (api.Generation, error) {
-	data, err := os.ReadFile(filepath.Join(p.dir, BundleJSON))
-	if errors.Is(err, fs.ErrNotExist) {
-		return api.Generation{}, nil
+// Shown returns the bundle that is published: without a generation where there is none that says its own, and without a hash where its
+// roots cannot be told.
+func (p *FilePublisher) Shown(_ context.Context, td spiffeid.TrustDomain) (journal.Held, error) {
+	data, err := p.read()
+	return shownBy(td, data), err
+}
+
+// read returns the files that are there.
+func (p *FilePublisher) read() (map[string]string, error) {
+	files := map[string]string{}
+	for _, name := range []string{BundleJSON, BundlePEM} {
+		data, err := os.ReadFile(filepath.Join(p.dir, name))
+		if err == nil {
+			files[name] = string(data)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
-	if err != nil {
-		return api.Generation{}, err
-	}
-	return api.FromSequence(publishedSequence(data)), nil
+	return files, nil
 }
 
 // Publish implements ca.Publisher. Files that hold the bundle already are left alone.
-func (p *FilePublisher) Publish(_ context.Context, b *ca.Bundle) error {
+func (p *FilePublisher) Publish(ctx context.Context, b *ca.Bundle) (err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer func() { p.files.note(p.dir, b, err) }()
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}
-	doc, pemDoc, err := marshalBundle(b)
+	want, err := documents(b)
 	if err != nil {
 		return err
 	}
-	if err := p.refuseOlder(b); err != nil {
+	if err := p.compare(ctx, b, want); err != nil {
+		p.metrics.failures.WithLabelValues(kindBundle, string(api.ReasonOf(err))).Inc()
 		return err
 	}
-	return errors.Join(p.write(BundlePEM, pemDoc), p.write(BundleJSON, doc))
+	if err := errors.Join(p.write(BundlePEM, want[BundlePEM]), p.write(BundleJSON, want[BundleJSON])); err != nil {
+		return err
+	}
+	p.last = b
+	return nil
 }
 
-// refuseOlder keeps a published bundle of a later generation. Of the published file only the sequence counts, so that
-// entries which this build does not know do not make it any older.
-func (p *FilePublisher) refuseOlder(b *ca.Bundle) error {
-	data, err := os.ReadFile(filepath.Join(p.dir, BundleJSON))
-	if err != nil {
-		return nil // nothing readable is published
+// compare says whether what is there must be left alone: BundleRollback or BundleEquivocation. What cannot be read at all is replaced.
+func (p *FilePublisher) compare(ctx context.Context, b *ca.Bundle, want map[string]string) error {
+	data, _ := p.read()
+	if maps.Equal(data, want) {
+		return nil
 	}
-	if old := publishedSequence(data); old > b.Generation.Sequence() {
-		return api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(old), b.Generation)
+	sequence, hash, good := parseBundle(b.TrustDomain, data)
+	foreign, why := judge(b, sequence, hash, good, p.last != nil && p.last.Generation == b.Generation && p.last.Hash == b.Hash)
+	if !foreign {
+		return why
 	}
+	p.metrics.reverts.WithLabelValues(kindBundle).Inc()
+	p.log.ErrorContext(ctx, "the published bundle was changed by somebody else, and is put right", "dir", p.dir, "error", why)
 	return nil
+}
+
+// judge says what it means that something else than b is published where b is to be: by whom that is, as its sequence, the hash of its
+// roots, and whether it is good say, and whether this process has published b there (mine). Where it is foreign it is an alarm, of which
+// why may say more, and it is replaced. Otherwise why is the reason for which it must be left alone; nil: it may be replaced.
+//
+// A higher number is one that agents may have come to believe, so nobody undoes it, except where no CA can have come to it: agents do
+// not believe that one either, and whoever may write there could otherwise take the place from the CA for ever.
+func judge(b *ca.Bundle, sequence uint64, hash [32]byte, good, mine bool) (foreign bool, why error) {
+	ours, shown := b.Generation.Sequence(), api.FromSequence(sequence)
+	other := good && sequence == ours && hash != b.Hash
+	switch {
+	case sequence > ours && shown.Plausible(time.Now()):
+		return false, api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", shown, b.Generation)
+	case sequence > ours:
+		return true, api.E(api.BundleRejected, "it claims generation %s, which no CA can have come to", shown)
+	case other && !mine:
+		return false, api.E(api.BundleEquivocation, "the published bundle has our generation %s and other roots", b.Generation)
+	case other:
+		return true, api.E(api.BundleEquivocation, "another claims generation %s", b.Generation)
+	}
+	return mine, nil
+}
+
+// shownBy is the bundle that documents show. Where they do not hold roots, or not the same, nobody can say which are believed: the hash is
+// zero.
+func shownBy(td spiffeid.TrustDomain, data map[string]string) (h journal.Held) {
+	sequence, hash, good := parseBundle(td, data)
+	h.Generation = api.FromSequence(sequence)
+	if good {
+		h.Hash = hash
+	}
+	return h
 }
 
 // publishedSequence is that of a bundle in the SPIFFE format; 0 for what is no bundle at all, which is put right.
@@ -258,10 +329,10 @@ func marshalBundle(b *ca.Bundle) (doc, pemDoc []byte, err error) {
 	return doc, pemDoc, err
 }
 
-func (p *FilePublisher) write(name string, data []byte) error {
+func (p *FilePublisher) write(name, data string) error {
 	path := filepath.Join(p.dir, name)
-	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+	if old, err := os.ReadFile(path); err == nil && string(old) == data {
 		return nil
 	}
-	return durable.WriteFile(path, data, 0o644)
+	return durable.WriteFile(path, []byte(data), 0o644)
 }

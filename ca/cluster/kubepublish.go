@@ -15,7 +15,9 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/kube"
+	"github.com/signet-ca/signet/internal/latest"
 )
 
 // BundleConfigMap is the name of the ConfigMap that holds the bundle, under the keys BundleJSON and BundlePEM.
@@ -70,10 +72,10 @@ func (cfg KubePublisherConfig) watch(part string, w kube.WatchConfig, objects fu
 // KubePublisher is a ca.Publisher that writes the bundle into the ConfigMap signet-bundle of one namespace. Each write is
 // guarded by the version that was read, so of several writers none undoes what it has not seen.
 //
-// A bundle of a higher generation is never replaced (BundleRollback). One of the same generation with other roots is
-// replaced only if this process has published that generation before, and is an alarm all the same: somebody changed it.
-// Otherwise two CAs may have the same right to the place, and neither is told from the other: BundleEquivocation, and
-// nothing is written until a person has looked.
+// A bundle of a higher generation is never replaced (BundleRollback), unless no CA can have come to that number: then it is
+// an alarm, as is all that somebody else changed. One of the same generation with other roots is replaced only if this
+// process has published that generation before, and is an alarm all the same. Otherwise two CAs may have the same right to
+// the place, and neither is told from the other: BundleEquivocation, and nothing is written until a person has looked.
 //
 // That ConfigMap is the one that agents believe. Where else the bundle is shown (copies, ClusterTrustBundle) follows from
 // it: it is written only after the ConfigMap holds it, and what claims a higher generation there is right only if the
@@ -81,10 +83,14 @@ func (cfg KubePublisherConfig) watch(part string, w kube.WatchConfig, objects fu
 type KubePublisher struct {
 	cfg     KubePublisherConfig
 	watch   *kube.Watch
-	changed chan struct{} // holds one: the object is not as it was
-	held    atomic.Int64  // objects that the watch told of: one or none
-	copies  *copies       // nil: none are made
-	trust   *trustBundle  // nil: none is kept
+	changed chan struct{}          // holds one: the object is not as it was
+	held    atomic.Int64           // objects that the watch told of: one or none
+	copies  *copies                // nil: none are made
+	trust   *trustBundle           // nil: none is kept
+	told    latest.Value[struct{}] // is set when Copies may say something else
+
+	noting sync.Mutex // held for moments
+	place  place      // of the ConfigMap
 
 	mu   sync.Mutex // held while something is written
 	last *ca.Bundle // that was published by this process; nil: none yet
@@ -112,10 +118,10 @@ func NewKubePublisher(cfg KubePublisherConfig) (*KubePublisher, error) {
 		},
 	}, func() int { return int(p.held.Load()) })
 	if cfg.Copies {
-		p.copies = newCopies(cfg, p.confirmed)
+		p.copies = newCopies(cfg, p.confirmed, p.tell)
 	}
 	if !cfg.TrustBundle.IsZero() {
-		p.trust = newTrustBundle(cfg, p.confirmed)
+		p.trust = newTrustBundle(cfg, p.confirmed, p.tell)
 	}
 	return p, nil
 }
@@ -152,19 +158,19 @@ func (p *KubePublisher) Published(ctx context.Context, _ spiffeid.TrustDomain) (
 	return err == nil, err
 }
 
-// Shown returns the generation of the bundle that agents believe; the zero Generation where there is none that says so.
-func (p *KubePublisher) Shown(ctx context.Context, td spiffeid.TrustDomain) (api.Generation, error) {
+// Shown returns the bundle that agents believe: without a generation where there is none that says its own, and without a hash where its
+// roots cannot be told.
+func (p *KubePublisher) Shown(ctx context.Context, td spiffeid.TrustDomain) (journal.Held, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTime)
 	defer cancel()
 	old, err := p.cfg.Client.Get(ctx, kube.ConfigMaps, p.cfg.Namespace, BundleConfigMap)
 	if errors.Is(err, kube.ErrNotFound) {
-		return api.Generation{}, nil
+		return journal.Held{}, nil
 	}
 	if err != nil {
-		return api.Generation{}, err
+		return journal.Held{}, err
 	}
-	sequence, _, _ := parseBundle(td, old.Data)
-	return api.FromSequence(sequence), nil
+	return shownBy(td, old.Data), nil
 }
 
 // Publish implements ca.Publisher. An object that holds the bundle already is left alone.
@@ -188,6 +194,12 @@ func (p *KubePublisher) publish(ctx context.Context, b *ca.Bundle) error {
 			break
 		}
 	}
+	p.note(func(place *place) {
+		if err == nil {
+			place.holds(heldOf(b))
+		}
+		place.ended(err)
+	})
 	switch {
 	case err == nil:
 		p.last = b
@@ -213,6 +225,10 @@ func (p *KubePublisher) spread(b *ca.Bundle, data map[string]string) {
 
 func (p *KubePublisher) publishOnce(ctx context.Context, b *ca.Bundle, data map[string]string) error {
 	old, err := p.cfg.Client.Get(ctx, kube.ConfigMaps, p.cfg.Namespace, BundleConfigMap)
+	if err == nil || errors.Is(err, kube.ErrNotFound) {
+		is := shownBy(b.TrustDomain, old.Data)
+		p.note(func(place *place) { place.holds(is) })
+	}
 	switch {
 	case errors.Is(err, kube.ErrNotFound):
 		if p.published(b) {
@@ -255,25 +271,19 @@ func (p *KubePublisher) published(b *ca.Bundle) bool {
 // compare says whether what is there is b already, and whether it must be left alone. What does not parse is put right.
 func (p *KubePublisher) compare(ctx context.Context, b *ca.Bundle, old kube.Object) (done bool, err error) {
 	sequence, hash, good := parseBundle(b.TrustDomain, old.Data)
-	ours := b.Generation.Sequence()
+	foreign, why := judge(b, sequence, hash, good, p.published(b))
 	switch {
-	case sequence > ours:
-		return false, api.E(api.BundleRollback, "the published bundle has generation %s, ours is %s", api.FromSequence(sequence), b.Generation)
-	case good && sequence == ours && hash == b.Hash && !old.Immutable:
+	case !foreign && why != nil:
+		return false, why
+	case good && sequence == b.Generation.Sequence() && hash == b.Hash && !old.Immutable:
 		if want := annotations(b)[RecordSchema]; want == "" || want == old.Annotations[RecordSchema] {
 			return true, nil
 		}
 		if p.published(b) && p.last.RecordSchema == b.RecordSchema {
 			p.alarm(ctx, "what is said of the record beside the published bundle was changed by somebody else, and is put right", nil)
 		}
-	case good && sequence == ours && hash != b.Hash && !p.published(b):
-		return false, api.E(api.BundleEquivocation, "the published bundle has our generation %s and other roots", b.Generation)
-	case p.published(b):
-		var what error
-		if good && sequence == ours && hash != b.Hash {
-			what = api.E(api.BundleEquivocation, "another claims generation %s", b.Generation)
-		}
-		p.alarm(ctx, "the published bundle was changed by somebody else, and is put right", what)
+	case foreign:
+		p.alarm(ctx, "the published bundle was changed by somebody else, and is put right", why)
 	}
 	return false, nil
 }

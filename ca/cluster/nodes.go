@@ -32,3 +32,33 @@ func (c Clusters) FindNodes(nameOrUID string) []ca.NodeID {
 	}
 	return found
 }
+
+// NodeGone implements ca.NodeWatcher. A cluster that has no nodes at all is one that is not seen well.
+func (d *KubeDirectory) NodeGone(n ca.NodeID) (upTo time.Time, gone bool) {
+	upTo, now := d.Seen(n.Issuer)
+	if !now {
+		return time.Time{}, false
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if len(d.nodes) == 0 || n.UID == "" {
+		return time.Time{}, false
+	}
+	if n.Name != "" {
+		return upTo, d.nodes[n.Name] != n.UID // a node never changes its name
+	}
+	for _, uid := range d.nodes {
+		if uid == n.UID {
+			return upTo, false
+		}
+	}
+	return upTo, true
+}
+
+// NodeGone implements ca.NodeWatcher.
+func (c Clusters) NodeGone(n ca.NodeID) (upTo time.Time, gone bool) {
+	if d := c[n.Issuer]; d != nil {
+		return d.NodeGone(n)
+	}
+	return time.Time{}, false
+}

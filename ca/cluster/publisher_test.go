@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/journal"
 )
 
 var td = spiffeid.RequireTrustDomainFromString("example.org")
@@ -45,6 +47,10 @@ func newRoots(t *testing.T, kinds ...issuance.KeyKind) []*x509.Certificate {
 
 func newBundle(g api.Generation, roots ...*x509.Certificate) *ca.Bundle {
 	return &ca.Bundle{TrustDomain: td, Generation: g, Roots: roots, Hash: api.BundleHash(roots)}
+}
+
+func newFiles(dir string) *FilePublisher {
+	return NewFilePublisher(dir, slog.New(slog.DiscardHandler), nil)
 }
 
 func publish(t *testing.T, p *FilePublisher, b *ca.Bundle) {
@@ -92,7 +98,7 @@ func TestPublishShape(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "made", "for", "it")
 	roots := newRoots(t, issuance.KeyP256, issuance.KeyP384, issuance.KeyRSA2048)
 	b := newBundle(api.Generation{Epoch: 3, Number: 7}, roots...)
-	publish(t, NewFilePublisher(dir), b)
+	publish(t, newFiles(dir), b)
 	holds(t, dir, b)
 
 	var doc map[string]json.RawMessage
@@ -154,7 +160,7 @@ func TestPublishShape(t *testing.T) {
 // spiffe: B-02
 func TestPublishGenerations(t *testing.T) {
 	dir := t.TempDir()
-	p := NewFilePublisher(dir)
+	p := newFiles(dir)
 	roots := newRoots(t, issuance.KeyP256, issuance.KeyP256)
 	steps := []struct {
 		name string
@@ -198,7 +204,7 @@ func TestPublishKeepsLater(t *testing.T) {
 			dir := t.TempDir()
 			replace(t, filepath.Join(dir, BundleJSON), doc)
 			replace(t, filepath.Join(dir, BundlePEM), "later")
-			err := NewFilePublisher(dir).Publish(t.Context(), newBundle(api.Generation{Epoch: 1, Number: 3}, newRoots(t, issuance.KeyP256)...))
+			err := newFiles(dir).Publish(t.Context(), newBundle(api.Generation{Epoch: 1, Number: 3}, newRoots(t, issuance.KeyP256)...))
 			if api.ReasonOf(err) != api.BundleRollback {
 				t.Errorf("%v, want %s", err, api.BundleRollback)
 			}
@@ -243,7 +249,7 @@ func TestPublishPutsRight(t *testing.T) {
 		for _, name := range tt.files {
 			t.Run(tt.name+" "+name, func(t *testing.T) {
 				dir := t.TempDir()
-				p, b := NewFilePublisher(dir), newBundle(api.Generation{Epoch: 1, Number: 2}, roots[0])
+				p, b := newFiles(dir), newBundle(api.Generation{Epoch: 1, Number: 2}, roots[0])
 				publish(t, p, b)
 				if err := tt.change(filepath.Join(dir, name)); err != nil {
 					t.Fatal(err)
@@ -262,11 +268,11 @@ func TestPublishPutsRight(t *testing.T) {
 // TestPublishLeavesAlone proves that files which hold the bundle are not written again: readers watch them.
 func TestPublishLeavesAlone(t *testing.T) {
 	dir := t.TempDir()
-	p, b := NewFilePublisher(dir), newBundle(api.Generation{Epoch: 1, Number: 1}, newRoots(t, issuance.KeyP256)...)
+	p, b := newFiles(dir), newBundle(api.Generation{Epoch: 1, Number: 1}, newRoots(t, issuance.KeyP256)...)
 	publish(t, p, b)
 	before := stat(t, dir)
 	publish(t, p, b)
-	publish(t, NewFilePublisher(dir), b) // as after a restart
+	publish(t, newFiles(dir), b) // as after a restart
 	for i, after := range stat(t, dir) {
 		if !os.SameFile(before[i], after) || !before[i].ModTime().Equal(after.ModTime()) {
 			t.Errorf("%s was written again", after.Name())
@@ -300,7 +306,7 @@ func TestPublished(t *testing.T) {
 			if err := errors.Join(os.Mkdir(dir, 0o755), tt.setup(dir)); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := NewFilePublisher(dir).Published(t.Context(), td); err != nil || got != tt.want {
+			if got, err := newFiles(dir).Published(t.Context(), td); err != nil || got != tt.want {
 				t.Errorf("Published = %t, %v; want %t", got, err, tt.want)
 			}
 		})
@@ -308,33 +314,37 @@ func TestPublished(t *testing.T) {
 	t.Run("cannot be told", func(t *testing.T) { // then it is not "no": init would make a second root
 		file := filepath.Join(t.TempDir(), "file")
 		replace(t, file, "")
-		if got, err := NewFilePublisher(filepath.Join(file, "bundle")).Published(t.Context(), td); err == nil || got {
+		if got, err := newFiles(filepath.Join(file, "bundle")).Published(t.Context(), td); err == nil || got {
 			t.Errorf("Published = %t, %v", got, err)
 		}
 	})
 }
 
-// TestShown tells which generation is published, and nothing where that cannot be told from what is there.
+// TestShown tells which bundle is published, and nothing where that cannot be told from what is there.
 //
 // threat: E05
 func TestShown(t *testing.T) {
 	dir := t.TempDir()
-	p := NewFilePublisher(filepath.Join(dir, "bundle"))
-	shows := func(want api.Generation) {
+	p := newFiles(filepath.Join(dir, "bundle"))
+	shows := func(want journal.Held) {
 		t.Helper()
 		if got, err := p.Shown(t.Context(), td); err != nil || got != want {
-			t.Errorf("generation %s (%v), want %s", got, err, want)
+			t.Errorf("%+v (%v), want %+v", got, err, want)
 		}
 	}
-	shows(api.Generation{})
-	g := api.Generation{Epoch: 7000, Number: 3}
-	publish(t, p, newBundle(g, newRoots(t, issuance.KeyP256)...))
-	shows(g)
+	shows(journal.Held{})
+	b := newBundle(api.Generation{Epoch: 7000, Number: 3}, newRoots(t, issuance.KeyP256)...)
+	publish(t, p, b)
+	shows(journal.Held{Generation: b.Generation, Hash: b.Hash})
 	path := filepath.Join(dir, "bundle", BundleJSON)
+	if err := os.Remove(filepath.Join(dir, "bundle", BundlePEM)); err != nil {
+		t.Fatal(err)
+	}
+	shows(journal.Held{Generation: b.Generation}) // half of it says nothing of the roots
 	if err := os.WriteFile(path, []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	shows(api.Generation{})
+	shows(journal.Held{})
 	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o755)); err != nil {
 		t.Fatal(err)
 	}
@@ -347,7 +357,7 @@ func TestPublishFails(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	replace(t, file, "kept")
 	b := newBundle(api.Generation{Epoch: 1, Number: 1}, newRoots(t, issuance.KeyP256)...)
-	if err := NewFilePublisher(filepath.Join(file, "bundle")).Publish(t.Context(), b); err == nil {
+	if err := newFiles(filepath.Join(file, "bundle")).Publish(t.Context(), b); err == nil {
 		t.Error("published under a file")
 	}
 	if got := string(read(t, file)); got != "kept" {

@@ -23,6 +23,9 @@ func (c *copies) settle(ctx context.Context, namespace string) error {
 		return err
 	}
 	ours := there && (old.Annotations[CopyOf] == c.original || s.ours && s.uid == old.UID)
+	if asked && ours {
+		c.reads(old, want)
+	}
 	switch {
 	case !asked:
 		return c.withdraw(ctx, old, ours)
@@ -35,6 +38,17 @@ func (c *copies) settle(ctx context.Context, namespace string) error {
 		return c.restore(ctx, namespace, want, s)
 	}
 	return c.replace(ctx, namespace, want, s, old)
+}
+
+// reads keeps which bundle a copy holds that holds another one than is wanted.
+func (c *copies) reads(old kube.Object, want *wanted) {
+	is, digest := shownBy(want.bundle.TrustDomain, old.Data), kube.Digest(old.Data)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.space(old.Namespace); s.uid == old.UID && s.digest == digest { // else the watch will tell of it
+		s.place.holds(is)
+		s.read = digest
+	}
 }
 
 // withdraw deletes the copy of a namespace that no longer asks for it, once the API server has confirmed that.
@@ -113,6 +127,7 @@ func (c *copies) write(ctx context.Context, namespace, version string, want *wan
 		s.uid, s.ours, s.digest, s.immutable = o.UID, true, kube.Digest(o.Data), o.Immutable
 	}
 	s.good = want.digest
+	c.sees(s)
 	return nil
 }
 

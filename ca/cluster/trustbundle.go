@@ -7,9 +7,12 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/journal"
 	"github.com/signet-ca/signet/internal/kube"
 )
 
@@ -37,6 +40,7 @@ type trustBundle struct {
 	confirm func(context.Context, *ca.Bundle) error // asks whether the original is that bundle: errReplaced
 	watch   *kube.Watch
 	changed chan struct{} // holds one: there is something to look at
+	told    func()        // something of what tell says may have changed
 
 	mu     sync.Mutex
 	bundle *ca.Bundle // nil: nothing is to be shown
@@ -44,10 +48,11 @@ type trustBundle struct {
 	good   string // the PEM that it last held rightly
 	absent bool   // the API server was told to know no such kind
 	held   int
+	place  place
 }
 
-func newTrustBundle(cfg KubePublisherConfig, confirm func(context.Context, *ca.Bundle) error) *trustBundle {
-	t := &trustBundle{cfg: cfg, name: TrustBundleName(cfg.TrustBundle), confirm: confirm, changed: make(chan struct{}, 1)}
+func newTrustBundle(cfg KubePublisherConfig, confirm func(context.Context, *ca.Bundle) error, told func()) *trustBundle {
+	t := &trustBundle{told: told, cfg: cfg, name: TrustBundleName(cfg.TrustBundle), confirm: confirm, changed: make(chan struct{}, 1)}
 	t.watch = cfg.watch(kindTrustBundle, kube.WatchConfig{
 		Resource: kube.ClusterTrustBundles, Name: t.name,
 		Replace: func(all []kube.Object) { t.look(len(all)) },
@@ -86,6 +91,7 @@ func (t *trustBundle) unknown() {
 	told := t.absent
 	t.absent = true
 	t.mu.Unlock()
+	t.told()
 	if !told {
 		t.cfg.Log.Warn("the API server knows no ClusterTrustBundles (certificates.k8s.io/v1), so none is kept")
 	}
@@ -108,6 +114,9 @@ func (t *trustBundle) settle(ctx context.Context) error {
 		return nil
 	}
 	err := t.write(ctx, b, pem, good)
+	if ctx.Err() == nil {
+		t.note(func(p *place) { p.ended(err) })
+	}
 	switch {
 	case err == nil:
 		t.mu.Lock()
@@ -138,6 +147,13 @@ func (t *trustBundle) write(ctx context.Context, b *ca.Bundle, pem, good string)
 	old, err := t.cfg.Client.Get(ctx, kube.ClusterTrustBundles, "", t.name)
 	ours := b.Generation.Sequence()
 	sequence, _ := strconv.ParseUint(old.Annotations[sequenceAnnotation], 10, 64)
+	if err == nil || errors.Is(err, kube.ErrNotFound) {
+		var is journal.Held
+		if shown, err := x509bundle.Parse(b.TrustDomain, []byte(old.TrustBundle)); err == nil && sequence != 0 {
+			is = journal.Held{Generation: api.FromSequence(sequence), Hash: api.BundleHash(shown.X509Authorities())}
+		}
+		t.note(func(p *place) { p.holds(is) })
+	}
 	switch {
 	case errors.Is(err, kube.ErrNotFound):
 		if good == pem {
@@ -161,7 +177,28 @@ func (t *trustBundle) write(ctx context.Context, b *ca.Bundle, pem, good string)
 		Name: t.name, ResourceVersion: old.ResourceVersion, Signer: TrustBundleSigner, PEM: pem,
 		Labels: map[string]string{partOf: "signet"}, Annotations: map[string]string{sequenceAnnotation: strconv.FormatUint(ours, 10)},
 	})
+	if err == nil {
+		t.note(func(p *place) { p.holds(heldOf(b)) })
+	}
 	return err
+}
+
+// note keeps what was found out of it.
+func (t *trustBundle) note(f func(*place)) {
+	t.mu.Lock()
+	f(&t.place)
+	t.mu.Unlock()
+	t.told()
+}
+
+// tell appends what it holds; nothing where the API server knows no such kind, for then nobody reads it.
+func (t *trustBundle) tell(list []journal.Copy) []journal.Copy {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.absent {
+		return list
+	}
+	return append(list, t.place.copy(placeTrustBundle, t.name, ""))
 }
 
 func (t *trustBundle) alarm(ctx context.Context, what string, reason error) {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"net"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -67,9 +68,15 @@ func SignIntermediate(parent *x509.Certificate, parentKey crypto.Signer, r Inter
 	return c, nil
 }
 
-// CheckParent reports whether parent could sign an intermediate of td now, and signs nothing: it is looked at as it would
-// be, for a key that is forgotten at once. The errors are those of SignIntermediate.
-func CheckParent(parent *x509.Certificate, parentKey crypto.Signer, td spiffeid.TrustDomain, now time.Time) error {
+// CheckParent reports whether the first certificate of path, which leads to a root, could now sign an intermediate of td
+// below which SVIDs verify, and signs nothing: the intermediate is looked at as it would be, for a key that is forgotten at
+// once, with all that is above it. The errors are those of SignIntermediate and, for what those above forbid, those of
+// CheckIntermediate.
+func CheckParent(path []*x509.Certificate, parentKey crypto.Signer, td spiffeid.TrustDomain, now time.Time) error {
+	if len(path) == 0 {
+		return api.E(api.UpstreamRefused, "there is no parent to sign")
+	}
+	parent := path[0]
 	key, err := GenerateKey(KeyP256)
 	if err != nil {
 		return err
@@ -86,7 +93,7 @@ func CheckParent(parent *x509.Certificate, parentKey crypto.Signer, td spiffeid.
 	if err := LintIntermediate(u.preview); err != nil {
 		return err
 	}
-	return refusal(checkPath(td, []*x509.Certificate{u.preview, parent}, nil))
+	return refusal(checkPath(td, slices.Concat([]*x509.Certificate{u.preview}, path), nil))
 }
 
 // intermediateTemplate is the intermediate that parent is to sign.

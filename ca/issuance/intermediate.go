@@ -75,9 +75,9 @@ type Intermediate struct {
 //   - it is for the key that was sent, and that key is accepted (api.UpstreamKey);
 //   - signatures lead from it to one of the roots (api.UpstreamChain), not to another (api.UpstreamRoot), and none of
 //     them is weak (api.UpstreamAlgorithm);
-//   - every certificate on the way may issue SVIDs for servers and clients (api.UpstreamAuthority), with room for one
-//     below (api.UpstreamPathLength), and names the key that signed it; the intermediate has a subject of its own, which
-//     no authority in use has (api.UpstreamSubject);
+//   - every certificate on the way may issue SVIDs for servers and clients, and the intermediate sign revocation lists as well
+//     (api.UpstreamAuthority), with room for one below (api.UpstreamPathLength), and names the key that signed it; the
+//     intermediate has a subject of its own, which no authority in use has (api.UpstreamSubject);
 //   - it is of this trust domain and of no other (api.UpstreamTrustDomain), and no name constraint keeps SVIDs from
 //     verifying (api.UpstreamConstraints);
 //   - it is valid now, but for the skew (api.UpstreamClock), and for long enough (api.UpstreamLifetime);
@@ -177,6 +177,8 @@ func checkPathCertificate(c *x509.Certificate, below int, root bool) error {
 		return flaw{api.UpstreamAuthority, "is not an authority"}
 	case signsCertificates(c) != nil:
 		return flaw{api.UpstreamAuthority, "may not sign certificates"}
+	case below == 0 && c.KeyUsage&x509.KeyUsageCRLSign == 0: // what is above has its own rules
+		return flaw{api.UpstreamAuthority, "may not sign revocation lists"}
 	case !root && keyUsageCritical(c) != nil:
 		return flaw{api.UpstreamAuthority, "has a key usage that is not critical"}
 	case !bothUsagesBelow(c):

@@ -29,6 +29,10 @@ func TestCheckIntermediateAccepts(t *testing.T) {
 	below := func(edit func(*x509.Certificate)) *x509.Certificate {
 		return authority(t, middle, middleKey, h.key.Public(), edit)
 	}
+	simple := authority(t, h.root, h.rootKey, middleKey.Public(), func(c *x509.Certificate) {
+		c.MaxPathLen, c.MaxPathLenZero, c.KeyUsage = 1, false, x509.KeyUsageCertSign
+	})
+	underSimple := certs(authority(t, simple, middleKey, h.key.Public(), nil), simple)
 	for _, tt := range []struct {
 		name     string
 		check    IntermediateCheck
@@ -49,6 +53,7 @@ func TestCheckIntermediateAccepts(t *testing.T) {
 		{"permits our URIs", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.org"} }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames, WarnURIConstraints}},
 		{"excludes other URIs", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"example.com"} }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames, WarnURIConstraints}},
 		{"outlives what is above it", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) { c.NotAfter = testNow.Add(1000 * day) }), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames, WarnNotAfter}},
+		{"above, no signing of revocation lists", IntermediateCheck{Chain: underSimple, Roots: certs(h.root)}, underSimple, h.root, h.cert.NotAfter, []Warning{WarnNames}},
 		{"for servers and clients", IntermediateCheck{Chain: certs(below(func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 		}), middle), Roots: certs(h.root)}, nil, h.root, middle.NotAfter, []Warning{WarnNames}},
@@ -84,6 +89,7 @@ func TestCheckIntermediateAccepts(t *testing.T) {
 }
 
 // spiffe, ID-09
+// threat: F01, F02, F03, F04, F05, F06, F07, F08, F09, F10, F12
 func TestCheckIntermediateRefuses(t *testing.T) {
 	h, other := newHierarchy(t), newHierarchy(t)
 	sign := func(edit func(*x509.Certificate)) []*x509.Certificate {
@@ -152,6 +158,9 @@ func TestCheckIntermediateRefuses(t *testing.T) {
 		{"no certificate signing", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })
 		}, api.UpstreamAuthority, "certificate 1 of the path may not sign"},
+		{"no signing of revocation lists", func(r *IntermediateCheck) {
+			r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCertSign })
+		}, api.UpstreamAuthority, "certificate 1 of the path may not sign revocation lists"},
 		{"no key usage", func(r *IntermediateCheck) { r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = 0 }) }, api.UpstreamAuthority, "certificate 1 of the path may not sign"},
 		{"key usage not critical", func(r *IntermediateCheck) {
 			r.Chain = sign(func(c *x509.Certificate) { c.KeyUsage = 0; rawExtension(oidKeyUsage, false, keyUsageBits(6))(c) })

@@ -107,24 +107,41 @@ func TestParseIntermediateCSRRefuses(t *testing.T) {
 	}
 }
 
+// Whatever is refused of an intermediate is refused of the authority above which it would be signed, wherever it is.
+//
+// threat: F04, F07
 func TestCheckParent(t *testing.T) {
-	h := newHierarchy(t)
+	h, middleKey := newHierarchy(t), newKey(t, KeyP256)
+	below := func(root *x509.Certificate, key crypto.Signer) []*x509.Certificate {
+		return certs(authority(t, root, key, middleKey.Public(), func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false }), root)
+	}
+	root := func(edit func(*x509.Certificate)) []*x509.Certificate {
+		return below(authority(t, nil, h.key, h.key.Public(), func(c *x509.Certificate) {
+			c.MaxPathLen, c.MaxPathLenZero = -1, false
+			edit(c)
+		}), h.key)
+	}
 	for _, tt := range []struct {
-		name   string
-		parent *x509.Certificate
-		key    crypto.Signer
-		td     spiffeid.TrustDomain
-		now    time.Time
-		want   api.Reason
+		name string
+		path []*x509.Certificate
+		key  crypto.Signer
+		td   spiffeid.TrustDomain
+		now  time.Time
+		want api.Reason
 	}{
-		{"a root", h.root, h.rootKey, testTD, testNow, ""},
-		{"an intermediate for leaves only", h.cert, h.key, testTD, testNow, api.UpstreamRefused},
-		{"another key", h.root, h.key, testTD, testNow, api.UpstreamRefused},
-		{"no key", h.root, nil, testTD, testNow, api.UpstreamRefused},
-		{"another trust domain", h.root, h.rootKey, trustDomain(t, "example.com"), testNow, api.ConfigInvalid},
-		{"expired", h.root, h.rootKey, testTD, h.root.NotAfter, api.UpstreamRefused},
+		{"a root", certs(h.root), h.rootKey, testTD, testNow, ""},
+		{"an intermediate for leaves only", certs(h.cert, h.root), h.key, testTD, testNow, api.UpstreamRefused},
+		{"another key", certs(h.root), h.key, testTD, testNow, api.UpstreamRefused},
+		{"no key", certs(h.root), nil, testTD, testNow, api.UpstreamRefused},
+		{"no path", nil, h.rootKey, testTD, testNow, api.UpstreamRefused},
+		{"another trust domain", certs(h.root), h.rootKey, trustDomain(t, "example.com"), testNow, api.ConfigInvalid},
+		{"expired", certs(h.root), h.rootKey, testTD, h.root.NotAfter, api.UpstreamRefused},
+		{"below a root", below(h.root, h.rootKey), middleKey, testTD, testNow, ""},
+		{"below a root that has room for one", root(func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false }), middleKey, testTD, testNow, api.UpstreamPathLength},
+		{"below a root for other names", root(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} }), middleKey, testTD, testNow, api.UpstreamConstraints},
+		{"below a root for servers", root(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), middleKey, testTD, testNow, api.UpstreamAuthority},
 	} {
-		t.Run(tt.name, func(t *testing.T) { wantReason(t, CheckParent(tt.parent, tt.key, tt.td, tt.now), tt.want) })
+		t.Run(tt.name, func(t *testing.T) { wantReason(t, CheckParent(tt.path, tt.key, tt.td, tt.now), tt.want) })
 	}
 }
 

@@ -89,11 +89,26 @@ type Stream struct {
 
 // Copy is a place where the bundle is shown to those who read it by themselves, and who tell nobody that they did.
 type Copy struct {
-	Kind string // "ConfigMap", "ClusterTrustBundle", "file"
-	Name string
-	Held Held
-	At   time.Time // since when it is that bundle
+	Kind string // "configmap", "clustertrustbundle", "file"
+	Name string // of a ConfigMap "NAMESPACE/NAME"
+	// Namespace is that whose pods read it, and whoever excuses them excuses it; empty where anybody may.
+	Namespace string
+	Held      Held
+	At        time.Time // since when it is that bundle
+	// Failed is the reason for which it could not be written last, and FailedAt since when it cannot; empty where nothing is wrong.
+	Failed   string
+	FailedAt time.Time
 }
 
 // live reports whether an agent can still harm or be harmed: it is there, or its pods may have SVIDs and verify others'.
 func (a Agent) live(now time.Time) bool { return a.Connected || now.Before(a.Until) }
+
+// mayHave is until when a replica may have an intermediate under a root; the zero time where it has none.
+func (r Replica) mayHave(root string) (until time.Time) {
+	for _, i := range r.Intermediates {
+		if i.Root == root && !i.Destroyed && i.NotAfter.After(until) {
+			until = i.NotAfter
+		}
+	}
+	return until
+}

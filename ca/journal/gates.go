@@ -233,13 +233,7 @@ func (g *gate) holders() {
 			g.pod(a, p)
 		}
 	}
-	for _, c := range g.acks.Copies {
-		b := Blocker{Kind: ByCopy, Name: c.Kind + "/" + c.Name}
-		if b.Why = g.lacks(c.Held, "shows"); b.Why == "" {
-			g.soak(&b, c.At, "it shows the bundle, but not who has read it")
-		}
-		g.add(b)
-	}
+	g.copies()
 }
 
 // pod finds what the streams of one pod still owe: at most one blocker, and the worst.
@@ -330,12 +324,7 @@ func (g *gate) absence() {
 func (g *gate) signers(hard bool) {
 	active := g.j.ActiveAuthority().ID
 	for _, r := range g.acks.Replicas {
-		var until time.Time
-		for _, i := range r.Intermediates {
-			if i.Root == g.about.ID && !i.Destroyed && i.NotAfter.After(until) {
-				until = i.NotAfter
-			}
-		}
+		until := r.mayHave(g.about.ID)
 		b := Blocker{Kind: ByReplica, Name: "replica/" + r.Name, Hard: hard}
 		switch leaves := r.Leaves[g.about.ID]; {
 		case g.now.Before(until) && r.Reachable:

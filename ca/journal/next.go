@@ -77,7 +77,7 @@ type Blocker struct {
 	Name string // "node/NAME", "pod/NAMESPACE/NAME", "replica/NAME", ...: what people are told, and name in a Force
 
 	Cluster, Node, NodeUID string // of an agent or a pod
-	Namespace, Pod, PodUID string // of a pod
+	Namespace, Pod, PodUID string // of a pod; of a copy of the bundle the namespace alone
 
 	Why   string    // what is missing
 	Nack  string    // of a pod: its proxy's own words

@@ -138,7 +138,7 @@ type Scope string
 // The scopes.
 const (
 	ScopeNode      Scope = "node"      // the agent of a node and all pods there, by the node's name or UID
-	ScopeNamespace Scope = "namespace" // all pods of a namespace
+	ScopeNamespace Scope = "namespace" // all pods of a namespace, and its copy of the bundle
 	ScopePod       Scope = "pod"       // one pod, by NAMESPACE/NAME or UID
 )
 

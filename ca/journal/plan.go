@@ -2,6 +2,7 @@ package journal
 
 import (
 	"crypto/x509"
+	"slices"
 	"time"
 
 	"github.com/signet-ca/signet/api"
@@ -64,12 +65,13 @@ func Plan(j Journal, now time.Time, acks Acks, limits Limits) Forecast {
 	default:
 		f.Cross = true
 	}
-	// What everybody holds now is what they would have to hold then.
+	// What everybody holds now is what they would have to hold then. Since when they do is no matter: whoever cannot acknowledge is
+	// given his time anew.
 	held, err := j.held()
 	if err != nil {
 		return f
 	}
-	g := &gate{j: j, op: &Operation{Kind: Planned, Limits: limits}, do: Activate, about: active, now: now, acks: acks, want: held}
+	g := &gate{j: j, op: &Operation{Kind: Planned, Limits: Limits{Straggler: limits.Straggler}}, do: Activate, about: active, now: now, acks: acks, want: held}
 	g.holders()
 	f.sort(g.found)
 	activate := Forecasted{Do: Activate, Earliest: now}
@@ -79,7 +81,7 @@ func Plan(j Journal, now time.Time, acks Acks, limits Limits) Forecast {
 	if f.Cross {
 		activate.Latest = now.Add(max(limits.Straggler, limits.Soak))
 	}
-	f.Steps = []Forecasted{{Do: Publish, Earliest: now, Latest: now}, activate, f.removal(active.ID, activate.Earliest, acks)}
+	f.Steps = []Forecasted{{Do: Publish, Earliest: now, Latest: now}, activate, removal(active.ID, activate.Earliest, acks)}
 	return f
 }
 
@@ -102,7 +104,6 @@ func (f *Forecast) underWay(j Journal, now time.Time, acks Acks) {
 	}
 	_, found := Next(j, now, acks)
 	f.sort(found)
-	begin := now
 	if f.Next != nil && f.Next.State == Prepared {
 		f.Steps = append(f.Steps, Forecasted{Do: Publish, Authority: o.Authority, Earliest: now, Latest: now})
 	}
@@ -117,40 +118,56 @@ func (f *Forecast) underWay(j Journal, now time.Time, acks Acks) {
 		} else if o.Automatic {
 			s.Latest = o.Latest
 		}
-		begin = s.Earliest
-		f.Steps = append(f.Steps, s, f.removal(o.Replaces, begin, acks))
+		remove := removal(o.Replaces, s.Earliest, acks)
+		if slices.Contains(o.Compromised, o.Replaces) {
+			remove = expulsion(o.Replaces, s.Earliest, s.Earliest.Add(o.Straggler), acks)
+			remove.Latest = s.Latest.Add(o.Straggler)
+		}
+		f.Steps = append(f.Steps, s, remove)
 		return
 	}
 	for _, c := range j.candidates() {
-		s := f.removal(c.Authority, begin, acks)
+		s := removal(c.Authority, now, acks)
 		if a := j.Authorities[j.find(c.Authority)]; a.State == Tainted {
-			s.Earliest, s.Latest = now, later(a.Times.Tainted, now, o.Straggler)
+			s = expulsion(c.Authority, now, later(a.Times.Tainted, now, o.Straggler), acks)
 		}
 		f.Steps = append(f.Steps, s)
 	}
 }
 
 // removal says when nothing under a root can be alive, if no more is signed under it from some time on.
-func (f *Forecast) removal(id string, from time.Time, acks Acks) Forecasted {
+func removal(id string, from time.Time, acks Acks) Forecasted {
 	s := Forecasted{Do: Remove, Authority: id, Earliest: from, Latest: from}
 	for _, r := range acks.Replicas {
 		if leaves := r.Leaves[id]; leaves.After(s.Earliest) {
 			s.Earliest = leaves
 		}
-		for _, i := range r.Intermediates {
-			if i.Root != id || i.Destroyed {
-				continue
-			}
-			if i.NotAfter.After(s.Latest) {
-				s.Latest = i.NotAfter
-			}
-			if !r.Reachable && i.NotAfter.After(s.Earliest) {
-				s.Earliest = i.NotAfter
-			}
+		until := r.mayHave(id)
+		if until.After(s.Latest) {
+			s.Latest = until
+		}
+		if !r.Reachable && until.After(s.Earliest) {
+			s.Earliest = until
 		}
 	}
 	if s.Latest.Before(s.Earliest) {
 		s.Latest = s.Earliest
+	}
+	return s
+}
+
+// expulsion says when a compromised root goes that signs nothing from some time on: what is under it is reissued, not waited for, and a
+// replica that cannot be asked is waited for until the limit at most, such as the one in the place of those that a restore knows nothing of.
+func expulsion(id string, from, limit time.Time, acks Acks) Forecasted {
+	s := Forecasted{Do: Remove, Authority: id, Earliest: from, Latest: limit}
+	for _, r := range acks.Replicas {
+		until := r.mayHave(id)
+		if until.After(limit) {
+			until = limit
+		}
+		if !r.Reachable && until.After(s.Earliest) {
+			s.Earliest = until
+		}
 	}
 	return s
 }

@@ -10,7 +10,8 @@ import (
 
 // Restored returns the record of a backup as it goes on now: its generation is above its own, above each of seen, which are those
 // that anybody is known to have shown since, and above what the restore of an hour ago came to. Nobody who ever held a bundle of
-// this trust domain takes the restored one for an old one.
+// this trust domain takes the restored one for an old one. What nobody believes of those who are shown it does not count: it is of
+// somebody who wants the last number there is to be used up.
 //
 // What happened since the backup is not known, so nothing is taken for proven: every trusted root counts as new to everybody, and
 // every wait that a step counts from the past begins anew. An operation goes on where it was, through the same gates: ended here,
@@ -24,7 +25,9 @@ func Restored(j Journal, seen []api.Generation, now time.Time) (Journal, error) 
 	now = stamp(now)
 	highest := j.Epoch
 	for _, g := range seen {
-		highest = max(highest, g.Epoch)
+		if g.Believable(now) {
+			highest = max(highest, g.Epoch)
+		}
 	}
 	if highest == math.MaxUint32 {
 		return Journal{}, api.E(api.StateFull, "there is no epoch after %d", highest)

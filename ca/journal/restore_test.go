@@ -117,6 +117,7 @@ func decodeEncoded(j Journal) (Journal, error) {
 func TestRestoredEpoch(t *testing.T) {
 	j := journalOf(t, pool(t, 1)[0])
 	day := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	believed := api.EpochAt(day.AddDate(1, 0, 0)) + 1<<16
 	for _, tt := range []struct {
 		name string
 		seen []api.Generation
@@ -126,6 +127,8 @@ func TestRestoredEpoch(t *testing.T) {
 		{"by the clock", nil, day, 24},
 		{"an hour later", nil, day.Add(time.Hour), 25},
 		{"by what was shown", []api.Generation{{Epoch: 30, Number: 2}, {Epoch: 29, Number: 9}}, day, 31},
+		{"by the highest that anybody believes", []api.Generation{{Epoch: believed, Number: 2}}, day, believed + 1},
+		{"by no more than that", []api.Generation{{Epoch: believed + 1, Number: 1}, {Epoch: math.MaxUint32, Number: math.MaxUint32}, {Epoch: 30, Number: 2}}, day, 31},
 		{"the clock is back", nil, time.Date(2025, 12, 31, 23, 0, 0, 0, time.UTC), 2},
 		{"the clock is mad", nil, time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), 1 << 20},
 	} {
@@ -134,7 +137,9 @@ func TestRestoredEpoch(t *testing.T) {
 			t.Errorf("%s: generation %s (%v), want epoch %d", tt.name, got.Generation(), err, tt.want)
 		}
 	}
-	_, err := Restored(j, []api.Generation{{Epoch: math.MaxUint32, Number: 1}}, day)
+	last := j
+	last.Epoch = math.MaxUint32
+	_, err := Restored(last, nil, day)
 	if api.ReasonOf(err) != api.StateFull {
 		t.Errorf("after the last epoch: %v", err)
 	}

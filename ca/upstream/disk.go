@@ -272,7 +272,7 @@ func (d *disk) Probe(ctx context.Context, td spiffeid.TrustDomain, root journal.
 	if err != nil {
 		return err
 	}
-	return issuance.CheckParent(path[0], set.key, td, now)
+	return issuance.CheckParent(path, set.key, td, now)
 }
 
 // Found implements ca.Founder: it takes up the first root that the files lead to.
@@ -281,10 +281,10 @@ func (d *disk) Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time
 	if err != nil {
 		return journal.Authority{}, err
 	}
-	if err := issuance.CheckParent(set.chain[0], set.key, td, now); err != nil {
+	root := set.roots[0]
+	if err := issuance.CheckParent(issuance.PathTo(set.chain, root, now), set.key, td, now); err != nil {
 		return journal.Authority{}, err
 	}
-	root := set.roots[0]
 	if len(root.SubjectKeyId) == 0 {
 		return journal.Authority{}, api.E(api.UpstreamSubject, "the upstream's root has no key identifier, by which roots are told apart")
 	}

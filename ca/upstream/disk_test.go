@@ -180,15 +180,23 @@ func TestDiskKeys(t *testing.T) {
 }
 
 // foreignRoot is a root as others make them: without the ID of a trust domain.
-func foreignRoot(t *testing.T, key crypto.Signer) authority {
+func foreignRoot(t *testing.T, key crypto.Signer, edit ...func(*x509.Certificate)) authority {
 	t.Helper()
 	c := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "an enterprise's root"}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(100 * 24 * time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true, IsCA: true, SubjectKeyId: []byte("the key of the root."),
 	}
+	for _, e := range edit {
+		e(c)
+	}
 	root := sign(t, c, c, key.Public(), key)
 	return authority{key, []*x509.Certificate{root}, root}
+}
+
+// belowRoot makes an intermediate of a root that edit has changed.
+func belowRoot(edit func(*x509.Certificate)) func(*testing.T) authority {
+	return func(t *testing.T) authority { return foreignRoot(t, newKey(t), edit).below(t, nil) }
 }
 
 func ecKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
@@ -344,7 +352,9 @@ func wantRefusal(t *testing.T, err error, want api.Reason, say string) {
 	}
 }
 
-// TestDiskFounds takes up what can be the first root of the trust domain.
+// TestDiskFounds takes up what can be the first root of the trust domain, and nothing under which no SVID would verify.
+//
+// threat: F04, F07
 func TestDiskFounds(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -366,6 +376,15 @@ func TestDiskFounds(t *testing.T) {
 		{"one for other names", func(t *testing.T) authority {
 			return newRoot(t).below(t, func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} })
 		}, true, api.UpstreamConstraints},
+		{"below a root with room for one", belowRoot(func(c *x509.Certificate) { c.MaxPathLen = 1 }), true, api.UpstreamPathLength},
+		{"below a root for other names", belowRoot(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} }), true, api.UpstreamConstraints},
+		{"below a root for servers", belowRoot(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), true, api.UpstreamAuthority},
+		{"two below a root with room for two", func(t *testing.T) authority {
+			return belowRoot(func(c *x509.Certificate) { c.MaxPathLen = 2 })(t).below(t, nil)
+		}, true, api.UpstreamPathLength},
+		{"two below a root with room for three", func(t *testing.T) authority {
+			return foreignRoot(t, newKey(t), func(c *x509.Certificate) { c.MaxPathLen = 3 }).below(t, func(c *x509.Certificate) { c.MaxPathLen = 2 }).below(t, nil)
+		}, true, ""},
 		{"expired", func(t *testing.T) authority {
 			return newRoot(t).below(t, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 		}, true, api.UpstreamFiles},
@@ -382,6 +401,9 @@ func TestDiskFounds(t *testing.T) {
 			got, err := up.(ca.Founder).Found(t.Context(), td, time.Now())
 			if api.ReasonOf(err) != tt.want && (err != nil || tt.want != "") {
 				t.Fatalf("Found: %v, want %s", err, tt.want)
+			}
+			if perr := up.Probe(t.Context(), td, a.authority()); api.ReasonOf(perr) != tt.want && (perr != nil || tt.want != "") {
+				t.Errorf("Probe: %v, want %s", perr, tt.want)
 			}
 			if err != nil {
 				return

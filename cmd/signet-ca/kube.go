@@ -119,7 +119,7 @@ func openPublisher(l *loaded, log *slog.Logger, m *cluster.Metrics) (*publisher,
 	c := l.Publish
 	switch {
 	case c.Dir != "":
-		return &publisher{Publisher: cluster.NewFilePublisher(c.Dir), where: c.Dir}, nil
+		return &publisher{Publisher: cluster.NewFilePublisher(c.Dir, log, m), where: c.Dir}, nil
 	case c.Kube.Kubeconfig == "":
 		return &publisher{}, nil
 	}

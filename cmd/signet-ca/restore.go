@@ -142,8 +142,12 @@ func planRestore(ctx context.Context, l *loaded, f restoreFlags, file string) (*
 		return nil, err
 	}
 	shown, err := published(ctx, l)
-	if err != nil {
+	switch {
+	case err != nil:
 		plan.Warnings = append(plan.Warnings, fmt.Sprintf("what is published cannot be read, so the generation follows from the backup and the clock: %v", err))
+	case !shown.Plausible(time.Now()):
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("what is published was changed by somebody else: it claims generation %s, which no CA can have come to; it is not counted, and replaced once the CA runs", shown))
+		shown = api.Generation{}
 	}
 	if seen = append(seen, shown); highest(seen) != (api.Generation{}) {
 		plan.ShownGeneration = highest(seen).String()
@@ -229,7 +233,8 @@ func published(ctx context.Context, l *loaded) (api.Generation, error) {
 	if err != nil {
 		return api.Generation{}, err
 	}
-	return p.shown(ctx, l.td)
+	shown, err := p.shown(ctx, l.td)
+	return shown.Generation, err
 }
 
 func highest(seen []api.Generation) (g api.Generation) {

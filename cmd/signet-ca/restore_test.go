@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,23 +70,54 @@ func TestRestoreOverLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	banned.Epoch, banned.Number = 1<<21, 7
+	later := api.Generation{Epoch: api.EpochAt(now) + 100, Number: 7} // a restore an hour later has a higher one by the clock
+	banned.Epoch, banned.Number = later.Epoch, later.Number
+	restored := api.Generation{Epoch: later.Epoch + 1, Number: 1}.String()
 	put(banned)
 	plan, err := planRestore(t.Context(), l, restoreFlags{replace: true}, file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := plan.snapshot.Journal.Banned("https://issuer", "uid-1"); !ok || !slices.Equal(plan.Bans, []string{"node-1 uid-1"}) || plan.LostBans != nil || plan.ShownGeneration != "2097152.7" || plan.Generation != "2097153.1" {
+	if _, ok := plan.snapshot.Journal.Banned("https://issuer", "uid-1"); !ok || !slices.Equal(plan.Bans, []string{"node-1 uid-1"}) || plan.LostBans != nil || plan.ShownGeneration != later.String() || plan.Generation != restored {
 		t.Errorf("bans %v, shown %s, restored to %s", plan.Bans, plan.ShownGeneration, plan.Generation)
 	}
 	var text strings.Builder
 	for _, row := range plan.rows("would become") {
 		text.WriteString(strings.Join(row[:], ": ") + "\n")
 	}
-	for _, want := range []string{"ban kept: node-1 uid-1\n", "would become: generation 2097153.1\n", "replaces: a store of generation 2097152.7\n"} {
+	for _, want := range []string{"ban kept: node-1 uid-1\n", "would become: generation " + restored + "\n", "replaces: a store of generation " + later.String() + "\n"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("people are not told %q:\n%s", want, text.String())
 		}
+	}
+
+	// Somebody may write where the bundle is published. What a CA can have come to counts, wherever it comes from; more than that does not.
+	top := api.EpochAt(now) + 1<<16
+	for _, tt := range []struct {
+		name   string
+		shown  api.Generation
+		want   uint32 // epoch
+		warned bool
+	}{
+		{"as high as there can be", api.Generation{Epoch: top, Number: 1}, top + 1, false},
+		{"higher than there can be", api.Generation{Epoch: top + 2, Number: 1}, later.Epoch + 1, true},
+		{"the last number", api.FromSequence(math.MaxUint64), later.Epoch + 1, true},
+	} {
+		doc := fmt.Sprintf(`{"keys":[],"spiffe_sequence":%d}`, tt.shown.Sequence())
+		if err := errors.Join(os.MkdirAll(l.Publish.Dir, 0o755), os.WriteFile(filepath.Join(l.Publish.Dir, "bundle.json"), []byte(doc), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		plan, err := planRestore(t.Context(), l, restoreFlags{replace: true}, file)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		g := plan.snapshot.Journal.Generation()
+		if warned := len(plan.Warnings) > 0 && strings.Contains(plan.Warnings[0], tt.shown.String()); g.Epoch != tt.want || warned != tt.warned || !g.Believable(now) {
+			t.Errorf("%s: restored to %s, warnings %q", tt.name, g, plan.Warnings)
+		}
+	}
+	if err := os.RemoveAll(l.Publish.Dir); err != nil {
+		t.Fatal(err)
 	}
 
 	tainted, err := journal.Taint(backup, journal.TaintRequest{

@@ -125,7 +125,8 @@ func exitCodesTopic() *cobra.Command {
        SVID has expired, its renewal fails, or a proxy rejected it; check:
        something is bad or unknown; uninstall: pods have the volume; rotate
        status: a step waits for somebody, or the rotation that was watched
-       ended without being done; rotate plan: something stands in the way)
+       ended without being done; rotate plan: something stands in the way
+       that does not pass by itself)
   124  timed out; safe to run again
   130  rotate --wait: Ctrl-C ended the waiting; the rotation goes on
 

@@ -197,6 +197,9 @@ func (f *fakeAdmin) PlanRotation(ctx context.Context, r *apiv1.PlanRotationReque
 		resp.CanMake, resp.CannotMake = false, "the upstream has one root only"
 		fc.Cross, fc.NoCross = false, "the old root's key is not in the record"
 		fc.Steps[1].Latest = nil
+	case "draining":
+		soaks := &apiv1.RotationBlocker{Kind: "copy", Name: "configmap/shop/signet-bundle", Namespace: "shop", Why: "it shows the bundle, but not who has read it", Until: hence(3 * time.Minute)}
+		fc.Missing, fc.MissingCount = append([]*apiv1.RotationBlocker{soaks}, st.GetGates()[0].GetBlockers()...), 2
 	case "hostile":
 		fc.Missing, fc.MissingCount = f.blockedGate(scene).Blockers, 4
 		resp.CannotMake = "\x1b[31mno"

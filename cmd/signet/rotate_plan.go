@@ -61,7 +61,7 @@ func (a *app) rotatePlanCommand() *cobra.Command {
 		Short: "Say what a rotation would do, to whom, and how long it takes; change nothing",
 		Long: "Say what a rotation that is begun now would do, step by step: who is affected, how long each step takes, whether the\n" +
 			"new root can be cross-signed, and who would be waited for. Where one is under way, what it has left to do. It changes\n" +
-			"nothing. The exit code is 3 when something stands in the way now.",
+			"nothing. The exit code is 3 when something stands in the way now that does not pass by itself.",
 		Example: "  signet rotate plan\n" +
 			"  signet rotate plan -o wide                    # with nodes, clusters and UIDs\n" +
 			"  signet rotate plan --straggler 10m\n" +
@@ -108,13 +108,26 @@ func (v *planView) findings() (found []string) {
 	if !v.CanMake && f.Next == nil {
 		found = append(found, "there is no new root"+after(": ", v.CannotMake))
 	}
-	if f.MissingCount > 0 {
-		found = append(found, fmt.Sprintf("%d would be waited for", f.MissingCount))
+	if n := f.inTheWay(); n > 0 {
+		found = append(found, fmt.Sprintf("%d would be waited for", n))
 	}
 	if !f.CrossSigned && !v.Emergency && f.Operation == "" {
 		found = append(found, "the new root would not be cross-signed: start wants --without-cross")
 	}
 	return found
+}
+
+// inTheWay counts those who would be waited for and could be mended: not who is passed over, nor what ends by itself at a time that is
+// known, as the soak of a pod and the life of an SVID do. Whether such a one is among those that the CA does not name is not known.
+func (f *forecastView) inTheWay() int {
+	n := f.MissingCount
+	for _, b := range f.Missing {
+		rests := b.Kind == "leaves" || (b.Kind == "pod" || b.Kind == "copy") && !b.until.IsZero()
+		if b.Pass != "" || rests {
+			n--
+		}
+	}
+	return n
 }
 
 func (v *planView) text(wide bool) []block {

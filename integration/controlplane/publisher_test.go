@@ -21,6 +21,7 @@ import (
 	"github.com/signet-ca/signet/ca/catest"
 	seen "github.com/signet-ca/signet/ca/cluster"
 	"github.com/signet-ca/signet/ca/issuance"
+	"github.com/signet-ca/signet/ca/journal"
 )
 
 const bundlePath = "/api/v1/namespaces/" + system + "/configmaps/" + seen.BundleConfigMap
@@ -117,8 +118,8 @@ func (w *watched) testPublisher(t *testing.T) {
 	if there, err := p.Published(t.Context(), first.TrustDomain); err != nil || !there {
 		t.Errorf("after: %t, %v", there, err)
 	}
-	if shown, err := p.Shown(t.Context(), first.TrustDomain); err != nil || shown != second.Generation {
-		t.Errorf("it shows generation %s (%v), want %s", shown, err, second.Generation)
+	if shown, err := p.Shown(t.Context(), first.TrustDomain); err != nil || (shown != journal.Held{Generation: second.Generation, Hash: second.Hash}) {
+		t.Errorf("it shows generation %s (%v), want %s with its roots", shown.Generation, err, second.Generation)
 	}
 	if err := p.Publish(t.Context(), first); api.ReasonOf(err) != api.BundleRollback || !w.shows(t, second) {
 		t.Errorf("an older one: %v", err)

@@ -36,7 +36,7 @@ var allowed = []struct {
 	{"ca", []string{"api", "attestor", "ca/issuance", "ca/journal", "internal/audit", "internal/latest", "internal/metrics", "internal/run"}},
 	{"ca/store", []string{"api", "ca", "ca/issuance", "ca/journal", "internal/durable", "internal/kube", "internal/strictyaml"}},
 	{"ca/upstream", []string{"api", "ca", "ca/issuance", "ca/journal", "internal/durable", "internal/kube", "internal/strictyaml"}},
-	{"ca/cluster", []string{"api", "ca", "internal/durable", "internal/kube", "internal/latest", "internal/metrics", "internal/run"}},
+	{"ca/cluster", []string{"api", "ca", "ca/journal", "internal/durable", "internal/kube", "internal/latest", "internal/metrics", "internal/run"}},
 	{"sds", []string{"api", "internal/latest"}},
 	{"agent", []string{"api", "attestor", "internal/durable", "internal/latest", "internal/metrics", "internal/run"}},
 	{"agent/csi", []string{"api", "internal/durable", "internal/latest", "internal/metrics", "internal/run"}},
