@@ -195,6 +195,26 @@ func TestEmergencyWithoutSigner(t *testing.T) {
 	}
 }
 
+// TestPlannedWithoutSigner: where nothing can be issued under the new root, the old one stays, and so does the way back, even when the
+// last intermediate under it and the last SVID have expired.
+func TestPlannedWithoutSigner(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		up := new(without)
+		d := newDrill(t, catest.Options{Config: func(cfg *ca.Config) { up.Upstream = cfg.Upstream; cfg.Upstream = up }}, 0) // agents would redial an expired CA for hours
+		old := d.active()
+		fresh := d.begin("planned").GetOperation().GetAuthority()
+		up.lose(fresh)
+		eventually(t, "the new root to be active", func() bool { return d.state(fresh) == "active" })
+		time.Sleep(26 * time.Hour)
+		if d.state(old) != "retiring" || !slices.Contains(d.blockers(), "replicas") {
+			t.Fatalf("the only root under which anybody could issue is %s; in its way: %q", d.state(old), d.blockers())
+		}
+		up.restore()
+		d.over("planned", "done")
+		newPeer(t, d.Server, "node-9") // everything is issued
+	})
+}
+
 // TestEmergencyAfterSwitch: where the root that retires has its key in an upstream that is not configured any more, an emergency about
 // the new one needs a third, and a rollback is refused.
 func TestEmergencyAfterSwitch(t *testing.T) {

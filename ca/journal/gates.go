@@ -48,6 +48,9 @@ func (j Journal) gate(s Step, now time.Time, acks Acks) []Blocker {
 	default:
 		g.anybody()
 		g.signers(true)
+		if len(g.acks.Replicas) > 0 && !expired(g.about, g.now) { // nothing can be issued under one that has expired
+			g.somebody()
+		}
 		if g.op.Back == nil { // who lacks what was rolled back loses nothing with it
 			g.holders()
 			g.absence()
@@ -347,9 +350,9 @@ func (g *gate) signers(hard bool) {
 	}
 }
 
-// somebody stops the removal of a compromised root while nobody can sign under another one: it would be the end of all issuance, and of
-// every session, for as long as the upstream is away. What the thief has meanwhile he had before. Who wants him out at any price can
-// force it.
+// somebody stops the removal of a root while nobody can sign under the active one: it would be the end of all issuance, and of
+// every session, for as long as the upstream is away, and of the way back. Where the root is compromised, what its thief has meanwhile
+// he had before. Who wants him out at any price can force it.
 func (g *gate) somebody() {
 	if !slices.ContainsFunc(g.acks.Replicas, func(r Replica) bool { return r.Ready }) {
 		g.add(Blocker{Kind: ByReplica, Name: "replicas", Why: "none has an intermediate under the active root, so nobody could issue anything"})

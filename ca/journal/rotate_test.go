@@ -381,6 +381,11 @@ func TestRemoveGate(t *testing.T) {
 			f.acks.Replicas[0].Signs = f.j.Operation.Replaces
 		}, []string{"replica/ca-0"}},
 		{"no replica", func(f *fleet) { hour(48)(f); f.acks.Replicas = nil }, []string{"replicas"}},
+		{"no replica can sign", func(f *fleet) {
+			hour(48)(f)
+			f.acks.Replicas[0].Ready, f.acks.Replicas[1].Ready = false, false
+		}, []string{"replicas"}},
+		{"one replica can sign", func(f *fleet) { hour(48)(f); f.acks.Replicas[0].Ready = false }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := retiring(t)
