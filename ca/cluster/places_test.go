@@ -244,9 +244,15 @@ func TestPlacesFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	both("one is removed", shows(p, doc, first, ""), shows(p, pem, nil, ""))
+	publish(t, p, first)
+	both("and made anew", shows(p, doc, first, ""), shows(p, pem, first, ""))
+	if err := os.Remove(filepath.Join(dir, BundlePEM)); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Mkdir(filepath.Join(dir, BundlePEM), 0o700); err != nil { // in the way, whoever runs the test
 		t.Fatal(err)
 	}
+	both("one cannot be read", shows(p, doc, first, ""), shows(p, pem, nil, api.PublishFailed))
 	if err := p.Publish(t.Context(), second); err == nil {
 		t.Fatal("written over a folder")
 	}

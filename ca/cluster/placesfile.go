@@ -68,11 +68,12 @@ func (f *files) look(dir string) {
 		is := &f.of[i]
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		switch text := string(data); {
-		case errors.Is(err, fs.ErrNotExist):
+		case err != nil: // nobody can read it
 			is.holds(journal.Held{})
 			is.read = ""
-		case err != nil: // whether it is there is not known
-			is.ended(err)
+			if !errors.Is(err, fs.ErrNotExist) {
+				is.ended(err)
+			}
 		case f.last != nil && text == f.want[name]:
 			is.holds(heldOf(f.last))
 			is.read = text
