@@ -111,8 +111,10 @@ type CA struct {
 	own          atomic.Pointer[Replica]      // that record as it was stored last, or is being stored; nil until then
 	keys         keyUses                      // of intermediates
 	evidence     latest.Value[struct{}]       // is set when a rotation may find other evidence than before
-	autoAgain    time.Time                    // not before then is a rotation begun by itself; of keepRotation alone
-	toldBlockers uint64                       // a hash of who was logged last; of keepRotation alone
+	autoWhy      error                        // why no rotation can be begun by itself; nil where one can. As all that follows of keepRotation alone
+	autoAgain    time.Time                    // not before then is it tried again
+	autoTold     []*x509.Certificate          // unless the upstream tells of other roots than these
+	toldBlockers uint64                       // a hash of who was logged last
 	seen         []AgentSeen                  // as it was written down last; of keepAgents alone, once it runs
 	away         absent                       // agents
 	shown        latest.Value[journal.Copy]   // the bundle as it was published last; zero while it was not

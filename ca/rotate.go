@@ -50,10 +50,13 @@ func (ca *CA) keepRotation(ctx context.Context) error {
 		j, recordChanged := ca.record.Get()
 		_, evidenceChanged := ca.evidence.Get()
 		s, signingChanged := ca.signing.Get()
+		_, toldChanged := ca.told.Get()
 		ca.orderReissue(j, s, time.Now())
 		took, wait, err := ca.advance(ctx, j)
 		ca.noteTrouble(ctx, err)
 		switch {
+		case err != nil && err == ca.autoWhy: // waiting does not mend it, and it is told as long as it is so
+			retry.Reset()
 		case err != nil:
 			wait, recordChanged, evidenceChanged, signingChanged = retry.NextBackOff(), nil, nil, nil
 		case took:
@@ -71,6 +74,7 @@ func (ca *CA) keepRotation(ctx context.Context) error {
 		case <-recordChanged:
 		case <-due.C:
 		case <-signingChanged:
+		case <-toldChanged:
 		case <-evidenceChanged:
 			select { // what comes with it is looked at together
 			case <-ctx.Done():
@@ -93,6 +97,9 @@ func (ca *CA) noteTrouble(ctx context.Context, err error) {
 		ca.log.InfoContext(ctx, "the rotation goes on")
 	case err != nil && ctx.Err() == nil:
 		e := api.AsError(err)
+		if e == last {
+			return // nothing was tried since
+		}
 		ca.metrics.rotationFailures.Inc()
 		if last == nil || last.Reason != e.Reason {
 			ca.log.ErrorContext(ctx, "the rotation cannot go on", "reason", string(e.Reason), "error", err)
@@ -388,19 +395,24 @@ func begunBefore(j journal.Journal, id string) bool {
 	return j.Operation != nil && j.Operation.ID == id || slices.ContainsFunc(j.Past, func(p journal.Past) bool { return p.ID == id })
 }
 
-// beginDue begins the rotation that is due by itself; otherwise it says when to look again.
+// beginDue begins the rotation that is due by itself; otherwise it says when to look again. Where none can be begun it returns autoWhy
+// until it has tried again: after an hour, or when the upstream tells of other roots.
 func (ca *CA) beginDue(ctx context.Context, j journal.Journal, now time.Time) (took bool, wait time.Duration, err error) {
 	if ca.cfg.ManualRotation {
 		return false, idleLook, nil
 	}
-	s := journal.Due(j, now)
-	if !s.Due || now.Before(ca.autoAgain) || ca.clocks.check(now) != "" {
-		wait = idleLook
+	s, told := journal.Due(j, now), ca.told.Load()
+	if !s.Due || ca.clocks.check(now) != "" {
+		ca.autoWhy, wait = nil, idleLook
 		if d := s.Prepare.Sub(now); d > 0 {
 			wait = min(wait, d)
 		}
 		return false, wait, nil
 	}
+	if ca.autoWhy != nil && now.Before(ca.autoAgain) && slices.EqualFunc(told, ca.autoTold, (*x509.Certificate).Equal) {
+		return false, idleLook, ca.autoWhy
+	}
+	ca.autoWhy = nil
 	id := "auto-" + now.UTC().Format("20060102-150405")
 	e := rotateEntry("StartRotation", caller{}, now)
 	e.Detail = fmt.Sprintf("operation %s begins by itself: the active root expires at %s", id, s.Expires.UTC().Format(time.RFC3339))
@@ -411,10 +423,11 @@ func (ca *CA) beginDue(ctx context.Context, j journal.Journal, now time.Time) (t
 		return false, gatherPause, nil // another replica, or somebody, was first
 	case api.AuthorityRefused, api.StateFull:
 		if err != nil { // waiting mends none of it soon
-			ca.autoAgain = now.Add(againAfter)
+			ca.autoAgain, ca.autoTold = now.Add(againAfter), told
 			ca.log.ErrorContext(ctx, "the root expires, and no rotation can be begun by itself", "expires", s.Expires, "error", err)
-			ca.metrics.rotationFailures.Inc()
-			return false, idleLook, nil
+			ca.autoWhy = api.Wrap(api.ReasonOf(err), err, fmt.Sprintf("the active root expires at %s, and no rotation can be begun by itself: %s",
+				s.Expires.UTC().Format(time.RFC3339), api.AsError(err).Detail))
+			return false, idleLook, ca.autoWhy
 		}
 	}
 	return err == nil && changed, idleLook, err
