@@ -3614,7 +3614,7 @@ type RotationBlocker struct {
 	Cluster   string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"` // of an agent or a pod: issuer
 	Node      string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	NodeUid   string                 `protobuf:"bytes,5,opt,name=node_uid,json=nodeUid,proto3" json:"node_uid,omitempty"`
-	Namespace string                 `protobuf:"bytes,6,opt,name=namespace,proto3" json:"namespace,omitempty"` // of a pod
+	Namespace string                 `protobuf:"bytes,6,opt,name=namespace,proto3" json:"namespace,omitempty"` // of a pod, or of a copy of the bundle
 	Pod       string                 `protobuf:"bytes,7,opt,name=pod,proto3" json:"pod,omitempty"`
 	PodUid    string                 `protobuf:"bytes,8,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
 	Why       string                 `protobuf:"bytes,9,opt,name=why,proto3" json:"why,omitempty"`      // what is missing

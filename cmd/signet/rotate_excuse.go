@@ -100,7 +100,8 @@ func (a *app) rotateExcuseCommand() *cobra.Command {
 		Use:   "excuse node|namespace|pod NAME",
 		Short: "Say that no step waits for a node, a namespace or a pod, for a while",
 		Long: "Excuse somebody: no step of a rotation waits for him until the time is over. It outlives reconnects, restarts and the\n" +
-			"rotation itself, and is given again to change it. A node's excuse is for its agent and all pods there.\n\n" +
+			"rotation itself, and is given again to change it. A node's excuse is for its agent and all pods there,\n" +
+			"a namespace's for its pods and its copy of the bundle.\n\n" +
 			"Where the new root is cross-signed by the old one, who is excused loses nothing. Where it is not, he refuses what is\n" +
 			"issued under the new root until he has the bundle: his mTLS connections fail.",
 		Example: "  signet rotate excuse node node-7 --reason 'in repair until Monday' --for 3d\n" +
