@@ -161,6 +161,26 @@ func TestSoakOverSessions(t *testing.T) {
 	})
 }
 
+// TestSoakOfNewPods: a pod that starts when its agent has had the new bundle for a while never had an older one. Where there is a new pod
+// every minute, somebody would always be in his soak.
+func TestSoakOfNewPods(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		d := newDrill(t, catest.Options{}, 1, func(p *peer) { p.protocol = "workload-api" })
+		began := time.Now()
+		fresh := d.begin("first").GetOperation().GetAuthority()
+		for n := 0; d.state(fresh) != "active"; n++ {
+			time.Sleep(time.Minute)
+			d.peers[0].add(fmt.Sprint("job-", n))
+			if took := time.Since(began); took > journal.DefaultSoak+3*time.Minute {
+				t.Fatalf("it is waited for for %s: %q", took, d.blockers())
+			}
+		}
+		if took := time.Since(began); took < journal.DefaultSoak {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
 // TestEmergencyWithoutSigner: a compromised root stays until somebody can issue under its successor, though the limit is over. Who
 // wants it out at any price forces it.
 func TestEmergencyWithoutSigner(t *testing.T) {

@@ -93,6 +93,9 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 		e.Ready = reachable && slices.ContainsFunc(e.Intermediates, func(i journal.Intermediate) bool {
 			return i.Root == j.ActiveAuthority().ID && !i.Destroyed && now.Before(i.NotAfter)
 		})
+		if !e.Ready && r.Vain.Times > 0 {
+			e.Vain = string(r.Vain.Reason)
+		}
 		acks.Replicas = append(acks.Replicas, e)
 		seen = append(seen, r.Agents...)
 	}
@@ -106,6 +109,9 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 	own.Minted = ca.keys.account(own.Minted, ca.started)
 	e, s := replicaOf(own, true, ca.record.Load().ActiveAuthority().ID), ca.signing.Load()
 	e.Ready = s != nil && s.root == j.ActiveAuthority().ID && now.Before(s.cert.NotAfter)
+	if why := ca.unminted.Load(); why != nil && !e.Ready {
+		e.Vain = string(why.Reason) + ": " + why.Detail
+	}
 	acks.Replicas = append(acks.Replicas, e)
 	slices.SortFunc(acks.Replicas, func(a, b journal.Replica) int { return strings.Compare(a.Name, b.Name) })
 	acks.Agents = ca.agents(j, seen, now)
@@ -288,10 +294,19 @@ func (ca *CA) noteForeign(ctx context.Context, x *session) {
 	}
 }
 
-// broughtBefore returns what the pods of a node were brought, as its sessions before x said, by UID: an agent opens another session
-// once an hour and more often, and a pod would never get through a soak for it.
-func (ca *CA) broughtBefore(x *session) map[string]brought {
-	all := map[string]brought{}
+// brings reports whether a pod's streams of the Workload API were given that bundle, each of them. A pod that was not there before its
+// agent had that bundle never had another one, so there is nothing that it would have to be rid of, and no soak begins with it: where pods
+// come and go, somebody would always be in one.
+func brings(h *apiv1.Holding, b journal.Held) bool {
+	return !slices.ContainsFunc(h.GetStreams(), func(s *apiv1.Stream) bool {
+		return s.GetProtocol() == workloadAPI && held(api.FromSequence(s.GetPushedGeneration()), s.GetPushedHash()) != b
+	})
+}
+
+// broughtBefore returns what the pods of a node were brought, as its sessions before x said, by UID, and what its agent was: an agent
+// opens another session once an hour and more often, and a pod would never get through a soak for it.
+func (ca *CA) broughtBefore(x *session) (all map[string]brought, agent brought) {
+	all = map[string]brought{}
 	for _, p := range ca.away.get(nodeKey{x.issuer, x.nodeUID}).Pods {
 		for _, s := range p.Streams {
 			if s.WorkloadAPI && s.Pushed.Generation.Sequence() >= all[p.UID].bundle.Generation.Sequence() {
@@ -309,9 +324,12 @@ func (ca *CA) broughtBefore(x *session) map[string]brought {
 				all[uid] = r.brought
 			}
 		}
+		if other.brought.bundle.Generation.Sequence() >= agent.bundle.Generation.Sequence() {
+			agent = other.brought
+		}
 		other.mu.Unlock()
 	}
-	return all
+	return all, agent
 }
 
 // rootAbove returns the id of the root above a chain that verified: of the first certificate from the leaf upwards that one of

@@ -34,8 +34,9 @@ type peer struct {
 	stop context.CancelFunc
 	done chan struct{}
 
-	protocol string // of the pod's streams
-	count    int    // of them
+	protocol string   // of the pod's streams
+	count    int      // of them
+	others   []string // more pods that it has, with a stream of the Workload API each
 
 	mu     sync.Mutex
 	opened uint64 // streams so far
@@ -139,7 +140,20 @@ func (p *peer) tell() {
 		}
 		h.Streams = append(h.Streams, s)
 	}
-	p.link.stream.Send(report(&apiv1.Report{Full: true, BundleEpoch: b.GetEpoch(), BundleNumber: b.GetNumber(), BundleHash: b.GetHash(), Changed: []*apiv1.Holding{h}}))
+	all := []*apiv1.Holding{h}
+	for _, name := range p.others {
+		all = append(all, &apiv1.Holding{Key: name, SpiffeId: h.SpiffeId, Namespace: "shop", PodName: name, PodUid: name, Serial: "01", NotAfter: h.NotAfter, RootKeyId: h.RootKeyId,
+			Streams: []*apiv1.Stream{{Id: 1, Protocol: "workload-api", WantsBundle: true, PushedGeneration: sequenceOf(b), PushedHash: b.GetHash()}}})
+	}
+	p.link.stream.Send(report(&apiv1.Report{Full: true, BundleEpoch: b.GetEpoch(), BundleNumber: b.GetNumber(), BundleHash: b.GetHash(), Changed: all}))
+}
+
+// add has another pod start, which speaks the Workload API.
+func (p *peer) add(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.others = append(p.others, name)
+	p.tell()
 }
 
 // reject makes the pod reject what it is sent from now on; with "" it takes what it was sent.

@@ -64,6 +64,7 @@ type session struct {
 	toldOf     api.Generation // of the record that told was made for
 	// inherited is what pods were brought by what sessions of the same node before it said, by UID; nil once there is a report.
 	inherited map[string]brought
+	brought   brought // the agent's own bundle, and since when it has that one, as far as is known
 	foreign   bool // it was told that the agent holds a bundle which is not ours
 }
 
@@ -176,7 +177,7 @@ func (a *authority) Session(stream apiv1.Authority_SessionServer) error {
 		return err
 	}
 	x.root = rootAbove(x.chain, ca.bundle.Load().Roots)
-	x.inherited = ca.broughtBefore(x)
+	x.inherited, x.brought = ca.broughtBefore(x)
 	ca.sessions.add(x)
 	err = ca.refuseBanned(x.issuer, x.nodeUID) // since it was asked for its Hello
 	if err == nil {
@@ -409,10 +410,14 @@ func (x *session) apply(r *apiv1.Report) error {
 		}
 		x.held += weight - x.holdings[h.GetKey()].weight
 		was, known := before[h.GetKey()]
+		since := now
 		if !known {
 			was.brought = x.inherited[h.GetPodUid()]
 		}
-		x.holdings[h.GetKey()] = reported{h, weight, now, broughtOf(was.brought, h, now)}
+		if fresh := !known && x.inherited == nil; fresh && brings(h, x.brought.bundle) {
+			since = x.brought.at
+		}
+		x.holdings[h.GetKey()] = reported{h, weight, now, broughtOf(was.brought, h, since)}
 		// No SVID is longer valid than the longest: an agent that says so of one errs.
 		if until := h.GetNotAfter(); until.IsValid() && until.AsTime().After(x.until) {
 			x.until = earlier(until.AsTime(), now.Add(MaxTTL))
@@ -423,6 +428,9 @@ func (x *session) apply(r *apiv1.Report) error {
 	}
 	x.generation = api.Generation{Epoch: r.GetBundleEpoch(), Number: r.GetBundleNumber()}
 	x.hash, x.heard, x.told, x.inherited = r.GetBundleHash(), now, nil, nil
+	if is := held(x.generation, x.hash); is != x.brought.bundle {
+		x.brought = brought{is, now}
+	}
 	return nil
 }
 
