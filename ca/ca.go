@@ -124,6 +124,7 @@ type CA struct {
 	watched      watched
 	watchers     chan struct{}                     // holds one for each who watches a rotation
 	asking       atomic.Pointer[asking]            // the request for an intermediate that is to be made again; nil for none
+	unminted     atomic.Pointer[api.Error]         // why the last intermediate that was due is not there; nil while it is
 	vain         atomic.Pointer[Vain]              // how the upstream was last asked in vain; nil while all is well
 	told         latest.Value[[]*x509.Certificate] // what the upstream signs under and is not in the record
 	probed       atomic.Pointer[probed]            // what the last probe of the upstream found; nil before the first

@@ -65,10 +65,12 @@ func (ca *CA) keepIntermediate(ctx context.Context) error {
 				failed = max(failed, v.Times)
 			}
 			pause = mintPause(failed)
+			ca.unminted.Store(api.AsError(err))
 			ca.metrics.mintFailures.Inc()
 			ca.log.ErrorContext(ctx, "no new intermediate", "reason", string(api.ReasonOf(err)), "error", err, "retry_in", pause.String())
 		default:
 			failed = 0
+			ca.unminted.Store(nil)
 			s := ca.signing.Load()
 			pause = min(max(time.Until(earlier(s.renewAt, s.selfEnd)), 100*time.Millisecond), signingLook)
 		}

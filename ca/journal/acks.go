@@ -2,6 +2,7 @@ package journal
 
 import (
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"github.com/signet-ca/signet/api"
@@ -37,6 +38,8 @@ type Replica struct {
 	Signs string
 	// Ready says that it can issue under the active root now.
 	Ready bool
+	// Vain is why it gets no intermediate under the active root: a reason, and words. Empty where it has one, or has not tried.
+	Vain string
 	// Intermediates are all that it may have: each is booked before it is asked for.
 	Intermediates []Intermediate
 	// Leaves is when the last leaf expires that it signed, by id of the root above; complete where every intermediate under
@@ -102,6 +105,11 @@ type Copy struct {
 
 // live reports whether an agent can still harm or be harmed: it is there, or its pods may have SVIDs and verify others'.
 func (a Agent) live(now time.Time) bool { return a.Connected || now.Before(a.Until) }
+
+// ready reports whether anybody can issue under the active root now.
+func (a Acks) ready() bool {
+	return slices.ContainsFunc(a.Replicas, func(r Replica) bool { return r.Ready })
+}
 
 // mayHave is until when a replica may have an intermediate under a root; the zero time where it has none.
 func (r Replica) mayHave(root string) (until time.Time) {

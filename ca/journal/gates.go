@@ -334,6 +334,9 @@ func (g *gate) signers(hard bool) {
 		switch leaves := r.Leaves[g.about.ID]; {
 		case g.now.Before(until) && r.Reachable:
 			b.Why, b.Until = "has an intermediate under the old root", until
+			if r.Vain != "" { // the end of that one would be the end of all issuance, and nothing to wait for
+				b.Why, b.Until = b.Why+", and gets none under the active one: "+r.Vain, time.Time{}
+			}
 		case g.now.Before(until):
 			b.Why, b.Until = "cannot be asked whether it destroyed its intermediate under the old root", until
 		case r.Reachable && r.Signs != active:
@@ -354,9 +357,14 @@ func (g *gate) signers(hard bool) {
 // every session, for as long as the upstream is away, and of the way back. Where the root is compromised, what its thief has meanwhile
 // he had before. Who wants him out at any price can force it.
 func (g *gate) somebody() {
-	if !slices.ContainsFunc(g.acks.Replicas, func(r Replica) bool { return r.Ready }) {
-		g.add(Blocker{Kind: ByReplica, Name: "replicas", Why: "none has an intermediate under the active root, so nobody could issue anything"})
+	if g.acks.ready() {
+		return
 	}
+	b := Blocker{Kind: ByReplica, Name: "replicas", Why: "none has an intermediate under the active root, so nobody could issue anything"}
+	if i := slices.IndexFunc(g.acks.Replicas, func(r Replica) bool { return r.Vain != "" }); i >= 0 {
+		b.Why += "; " + g.acks.Replicas[i].Name + " gets none: " + g.acks.Replicas[i].Vain
+	}
+	g.add(b)
 }
 
 // reissued finds who still has an SVID under a compromised root.

@@ -130,6 +130,8 @@ func (f *Forecast) underWay(j Journal, now time.Time, acks Acks) {
 		s := removal(c.Authority, now, acks)
 		if a := j.Authorities[j.find(c.Authority)]; a.State == Tainted {
 			s = expulsion(c.Authority, now, later(a.Times.Tainted, now, o.Straggler), acks)
+		} else if !acks.ready() && !expired(a, now) { // it stays until somebody can issue under the other
+			s.Latest = time.Time{}
 		}
 		f.Steps = append(f.Steps, s)
 	}
