@@ -106,7 +106,7 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 	if i := slices.IndexFunc(replicas, func(r Replica) bool { return r.Name == own.Name }); !ok && i >= 0 {
 		own = replicas[i]
 	}
-	own.Minted = ca.keys.account(own.Minted, ca.started)
+	own.Minted = ca.keysOf(own.Minted)
 	e, s := replicaOf(own, true, ca.record.Load().ActiveAuthority().ID), ca.signing.Load()
 	e.Ready = s != nil && s.root == j.ActiveAuthority().ID && now.Before(s.cert.NotAfter)
 	if why := ca.unminted.Load(); why != nil && !e.Ready {
@@ -427,7 +427,7 @@ func (ca *CA) saveAgents(ctx context.Context, now time.Time, beat bool) error {
 		return err
 	}
 	r.Agents, r.Signs, r.Beat = list, j.ActiveAuthority().ID, now.UTC()
-	r.Minted = ca.keys.account(r.Minted, ca.started)
+	r.Minted = ca.keysOf(r.Minted)
 	ca.own.Store(&r)
 	if err := ca.cfg.Store.SaveReplica(ctx, r); err != nil {
 		return err

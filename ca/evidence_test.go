@@ -75,6 +75,44 @@ func TestAccount(t *testing.T) {
 	if diff := cmp.Diff(want, k.account(all, started)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	// Its clock was three hours behind when it was started, as turns out now that all that is on record.
+	stored := k.account(all, started)
+	for i, leaves := range map[int]time.Time{3: started.Add(4 * time.Hour), 4: started.Add(time.Minute), 5: end, 6: end} {
+		want[i].Leaves = leaves
+	}
+	if diff := cmp.Diff(want, k.account(stored, started.Add(3*time.Hour))); diff != "" {
+		t.Errorf("once the clock is right (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want, k.account(want, started)); diff != "" {
+		t.Errorf("and back (-want +got):\n%s", diff)
+	}
+	k.forget(want[:3])
+	if len(k.earlier) != 0 {
+		t.Errorf("of those that are not on record any more it remembers %v", k.earlier)
+	}
+}
+
+// TestStartedBy: when a process was started, as the clock has it that was set since.
+func TestStartedBy(t *testing.T) {
+	noted := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	for _, tt := range []struct {
+		name    string
+		wall    time.Duration // that has passed by the clock on the wall
+		running time.Duration // and by the other
+		least   time.Duration // by how much later than noted it is
+		most    time.Duration
+	}{
+		{"at once", 0, 0, 0, 0},
+		{"together", 100 * time.Hour, 100 * time.Hour, 0, 0},
+		{"a second ahead", time.Hour + time.Second, time.Hour, 0, 0},
+		{"set ahead", 4 * time.Hour, time.Hour, 3 * time.Hour, 3*time.Hour + parted},
+		{"slept", 10 * time.Hour, time.Hour, 9 * time.Hour, 9*time.Hour + parted}, // which nobody can tell from that
+		{"set back", time.Minute, time.Hour, 0, 0},
+	} {
+		if by := startedBy(noted, noted.Add(tt.wall), tt.running).Sub(noted); by < tt.least || by > tt.most {
+			t.Errorf("%s: %s later, want %s to %s", tt.name, by, tt.least, tt.most)
+		}
+	}
 }
 
 // TestClocks believes the clock while the two go together, and not for an hour after they have parted.

@@ -37,6 +37,13 @@ func (ca *CA) Conns(nodeUID string) int {
 	return len(ca.conns.byNode[nodeUID])
 }
 
+// Keys returns how many keys of intermediates it follows.
+func (ca *CA) Keys() int {
+	ca.keys.mu.Lock()
+	defer ca.keys.mu.Unlock()
+	return len(ca.keys.of)
+}
+
 // Fill takes every turn of workloads and every place, for nodes that nobody has, whose requests are due in a minute. It is for a
 // CA that does nothing else.
 func (ca *CA) Fill(ctx context.Context, nodes int) {

@@ -340,7 +340,7 @@ func (ca *CA) bookMint(ctx context.Context, m Minted) error {
 		ca.own.Store(&r) // as it is stored, for people to see what is spent
 		return api.E(api.MintBudget, "%d intermediates were minted under this root in the last hour, the budget is %d", recent, ca.cfg.MintBudget)
 	}
-	r.Minted, r.Vain = append(ca.keys.account(kept, ca.started), m), Vain{}
+	r.Minted, r.Vain = append(ca.keysOf(kept), m), Vain{}
 	ca.own.Store(&r)
 	if err := ca.cfg.Store.SaveReplica(ctx, r); err != nil {
 		return err

@@ -152,3 +152,36 @@ func TestIDsOfOperations(t *testing.T) {
 	_, err = Start(j, planned("one", roots[3].Authority), t0)
 	wantReason(err, "")
 }
+
+// TestEmergencyAhead: an emergency that was declared by a clock which was ahead, and was set right since, does not wait until its times
+// have come. Whoever refuses is passed over at once, and what is under the compromised root goes.
+func TestEmergencyAhead(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		ahead time.Duration
+		over  bool
+	}{
+		{"by no more than two clocks differ", clockSlack, false},
+		{"by an hour", time.Hour, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			roots, wrong := pool(t, 2), t0.Add(tt.ahead)
+			j := must(t)(Taint(journalOf(t, roots[0]), TaintRequest{Request: request("fire"), Compromised: roots[0].ID, Authority: roots[1].Authority}, wrong))
+			j = step(t, j, wrong, ready(t, j, wrong)) // published
+			refuses := func(j Journal) Acks {
+				acks := ready(t, j, t0)
+				acks.Agents[0].Pods[0].Streams[0] = Stream{Bundle: true, Nack: "no"}
+				acks.Agents[0].Pods[0].Roots = []string{roots[0].ID}
+				return acks
+			}
+			s, found := Next(j, t0, refuses(j))
+			if (s.Do == Activate) != tt.over {
+				t.Fatalf("%v: %+v", s, found)
+			}
+			j = step(t, j, wrong, ready(t, j, wrong))
+			if s, found := Next(j, t0, refuses(j)); (s.Do == Remove) != tt.over {
+				t.Errorf("%v: %+v", s, found)
+			}
+		})
+	}
+}

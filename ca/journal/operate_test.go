@@ -352,16 +352,27 @@ func TestDue(t *testing.T) {
 	j := journalOf(t, r)
 	now := Due(j, t0).Prepare
 	next := makeRoot(t, "next", 7300*day)
-	j = must(t)(Start(j, StartRequest{Request: request("auto"), Kind: Planned, Automatic: true, Authority: next.Authority}, now))
-	if Due(j, now).Due || j.Operation.Latest != Due(j, now).Latest {
-		t.Error("due while it is under way")
-	}
-	j = must(t)(Abort(j, request("auto"), now))
-	if Due(j, now.Add(day-time.Second)).Due || !Due(j, now.Add(day)).Due {
-		t.Error("an aborted one comes back at the wrong time")
-	}
-	if !Due(j, Due(j, now).Latest).Due {
-		t.Error("not due at the latest date")
+	for _, automatic := range []bool{true, false} { // whoever began what somebody ended
+		j := must(t)(Start(j, StartRequest{Request: request("op"), Kind: Planned, Automatic: automatic, Authority: next.Authority}, now))
+		if Due(j, now).Due || automatic && j.Operation.Latest != Due(j, now).Latest {
+			t.Error("due while it is under way")
+		}
+		aborted := must(t)(Abort(j, request("op"), now))
+		for j.ActiveAuthority().ID != next.ID {
+			j = step(t, j, now, ready(t, j, now))
+		}
+		j = must(t)(Rollback(j, request("op"), now))
+		for j.Operation != nil {
+			j = step(t, j, now, ready(t, j, now))
+		}
+		for what, j := range map[string]Journal{"aborted": aborted, "rolled back": j} {
+			if Due(j, now.Add(day-time.Second)).Due || !Due(j, now.Add(day)).Due {
+				t.Errorf("automatic %t, %s: it comes back at the wrong time", automatic, what)
+			}
+			if !Due(j, Due(j, now).Latest).Due {
+				t.Errorf("automatic %t, %s: not due at the latest date", automatic, what)
+			}
+		}
 	}
 	if s := Due(Journal{}, now); s.Due || !s.Expires.IsZero() {
 		t.Errorf("of no record: %+v", s)
