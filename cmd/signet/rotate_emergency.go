@@ -32,7 +32,9 @@ func (a *app) rotateEmergencyCommand() *cobra.Command {
 			"under the compromised one is reissued in a paced wave, and then it leaves every bundle: what is still under it is\n" +
 			"refused everywhere. Nothing is cross-signed. It takes the place of a rotation that is under way, and cannot be rolled\n" +
 			"back. The plan is shown first; then the number of workloads is asked for that lose mTLS where they are not reissued\n" +
-			"in time. In a script --confirm gives that number, or a larger one; where there are more it is refused.",
+			"in time. In a script --confirm gives that number, or a larger one; where there are more it is refused.\n\n" +
+			"The same again changes nothing: while an emergency about this root is under way it says what it is and, with --wait,\n" +
+			"follows that.",
 		Example: "  signet rotate emergency 7f3a91c2 --dry-run\n" +
 			"  signet rotate emergency 7f3a91c2 --reason 'backup with its key lost' --wait\n" +
 			"  signet rotate emergency 7f3a91c2 --confirm 412 --id incident-77 -o json",
@@ -85,18 +87,12 @@ func (a *app) declareEmergency(ctx context.Context, ch *channel, typed string, f
 	if err != nil {
 		return nil, err
 	}
-	if f.id != "" { // the same again has nothing to confirm any more
-		v, err := a.rotation(ctx, ch)
-		if err != nil {
-			return nil, err
-		}
-		// One of another kind is no emergency, and the CA says so.
-		if o := v.Operation; o != nil && o.ID == f.id && o.Kind == "emergency" {
-			return newDecision("RotationEmergency", f.id, v), nil
-		}
-		if o := v.ended(f.id); o != nil && o.Kind == "emergency" {
-			return newDecision("RotationEmergency", f.id, v), nil
-		}
+	v, err := a.rotation(ctx, ch)
+	if err != nil {
+		return nil, err
+	}
+	if id := f.declared(v, root); id != "" { // the same again has nothing to confirm any more
+		return newDecision("RotationEmergency", id, v), nil
 	}
 	plan, err := a.planRotation(ctx, ch, &apiv1.PlanRotationRequest{Limits: f.limitFlags.proto(), Emergency: true, Compromised: root})
 	if err != nil {
@@ -140,6 +136,25 @@ func (a *app) declareEmergency(ctx context.Context, ch *channel, typed string, f
 	d := newDecision("RotationEmergency", id, newRotation(resp.GetRotation(), a.now()))
 	d.Changed, d.CorrelationID, d.Losing = resp.GetChanged(), resp.GetCorrelationId(), &losing
 	return d, nil
+}
+
+// declared is the emergency that this command would declare once more: the one of its id, or without an id the one that is under way
+// about this root. Empty where there is none. One of another kind is no emergency, and the CA says so.
+func (f *emergencyFlags) declared(v *rotationView, root string) string {
+	o := v.Operation
+	if f.id == "" {
+		if o != nil && o.Kind == "emergency" && slices.Contains(o.Compromised, root) {
+			return o.ID
+		}
+		return ""
+	}
+	if o == nil || o.ID != f.id {
+		o = v.ended(f.id)
+	}
+	if o != nil && o.Kind == "emergency" {
+		return f.id
+	}
+	return ""
 }
 
 // pickRoot finds the one root whose id is, or alone starts with, what was typed: the CA is told the whole of it.
