@@ -451,6 +451,8 @@ func TestStoreFails(t *testing.T) {
 }
 
 // TestSealKeyWrong ends the CA at once: waiting does not make another key the right one.
+//
+// threat: E22
 func TestSealKeyWrong(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		b := newBare(t, nil)

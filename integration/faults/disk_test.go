@@ -234,6 +234,8 @@ func TestDiskFull(t *testing.T) {
 
 // TestDiskFullStore proves that a full disk ends nothing that the store does: its file has room of its own. Once that is
 // gone too, the outcome is unknown, and what is read afterwards is the record before or the one after.
+//
+// threat: E04
 func TestDiskFullStore(t *testing.T) {
 	dir := mountTmpfs(t, 3)
 	cfg := store.Config{Path: filepath.Join(dir, "signet.db")}
