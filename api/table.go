@@ -658,7 +658,7 @@ var table = []Page{
 		"Look at `signet rotate status` and decide anew."},
 	{AuthorityRefused, 837, KindInvalid, "The new root cannot be taken",
 		"Its key, its name or it itself was here before, it expires too soon, or its cross-signed certificate is not what it should be. Nothing was changed.",
-		"The message says which. Have the upstream make a new root, with a key and a name of its own."},
+		"The message says which. Have the upstream make a new root, with a key and a name of its own, or configure one that does: `upstream.kind: selfsigned`."},
 	{SuccessorNeeded, 838, KindNotReady, "The compromised root has no successor",
 		"It is the active one. Taken out without another in its place, nothing could be issued.",
 		"Give the emergency a new root: `signet rotate emergency` makes one where the root is self-managed."},

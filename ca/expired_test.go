@@ -24,7 +24,7 @@ type filed struct {
 	dir string
 }
 
-// newFiled has gone over to files, whose root lives for so long, and has one agent.
+// newFiled has one agent and a root of its own, and begins to go over to files, whose root lives for so long.
 func newFiled(t *testing.T, life time.Duration, manual bool) *filed {
 	t.Helper()
 	f := &filed{dir: t.TempDir()}
@@ -39,7 +39,6 @@ func newFiled(t *testing.T, life time.Duration, manual bool) *filed {
 		cfg.Upstream, cfg.ManualRotation = up, manual
 	}}, 1)
 	f.begin("to-files")
-	f.over("to-files", "done")
 	return f
 }
 
@@ -73,6 +72,7 @@ func TestCannotBegin(t *testing.T) {
 	catest.Bubble(t, func(t *testing.T) {
 		const life = 48 * time.Hour
 		f := newFiled(t, life, false)
+		f.over("to-files", "done")
 		f.peers[0].leave()
 		old, made := f.active(), time.Now() // an hour later at the most
 		time.Sleep(life / 2)
@@ -108,6 +108,7 @@ func TestRootExpiredMeanwhile(t *testing.T) {
 			catest.Bubble(t, func(t *testing.T) {
 				const life = 48 * time.Hour
 				f := newFiled(t, life, manual)
+				f.over("to-files", "done")
 				old := f.active()
 				f.peers[0].leave()
 				f.Kill()
@@ -154,4 +155,85 @@ func TestRootExpiredMeanwhile(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRolledBackRoot: a root that was rolled back is never taken again, and the plan says so before anybody begins.
+func TestRolledBackRoot(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		f := newFiled(t, 48*time.Hour, false)
+		gone := f.status().GetOperation().GetAuthority()
+		eventually(t, "the root in the files to be active", func() bool { return f.active() == gone })
+		if _, err := f.admin.RollbackRotation(t.Context(), &apiv1.RollbackRotationRequest{Operation: "to-files", Reason: "trouble"}); err != nil {
+			t.Fatal(api.FromStatus(err))
+		}
+		f.over("to-files", "rolled-back")
+		plan := func() *apiv1.PlanRotationResponse {
+			t.Helper()
+			resp, err := f.admin.PlanRotation(t.Context(), &apiv1.PlanRotationRequest{})
+			if err != nil {
+				t.Fatal(api.FromStatus(err))
+			}
+			return resp
+		}
+		if p := plan(); p.GetCanMake() || !strings.Contains(p.GetCannotMake(), gone) {
+			t.Errorf("a root that is gone could follow: %v, %q", p.GetCanMake(), p.GetCannotMake())
+		}
+		old := f.active()
+		_, err := f.admin.StartRotation(t.Context(), &apiv1.StartRotationRequest{Operation: "again", Reason: "a drill"})
+		wantReason(t, api.FromStatus(err), api.AuthorityRefused)
+		_, err = f.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: "stolen", Compromised: old, Reason: "key on the net", Losing: 1})
+		wantReason(t, api.FromStatus(err), api.AuthorityRefused)
+		if f.active() != old || f.status().GetOperation() != nil {
+			t.Error("what was refused changed something")
+		}
+		f.put(48 * time.Hour)
+		eventually(t, "the new files to be read", func() bool { return plan().GetCanMake() })
+		f.begin("again")
+		f.over("again", "done")
+	})
+}
+
+// TestActiveInVain has an upstream sign nothing under the root that became the active one: whoever looks is told why, and not that it ends
+// by itself, for what ends is the intermediate under the old one; that root is kept, and the way back is open.
+func TestActiveInVain(t *testing.T) {
+	catest.Bubble(t, func(t *testing.T) {
+		up := new(without)
+		d := newDrill(t, catest.Options{Config: func(cfg *ca.Config) { up.Upstream, cfg.Upstream = cfg.Upstream, up }}, 1)
+		old := d.active()
+		fresh := d.begin("first").GetOperation().GetAuthority()
+		up.lose(fresh)
+		eventually(t, "the new root to be active", func() bool { return d.state(fresh) == "active" })
+		told := func(name string) {
+			t.Helper()
+			var last *apiv1.Rotation
+			eventually(t, "words about it", func() bool {
+				last = d.status()
+				for _, g := range last.GetGates() {
+					for _, b := range g.GetBlockers() {
+						if b.GetName() == name && b.GetUntil() == nil && strings.Contains(b.GetWhy(), string(api.UpstreamRoot)+": the key of that root is not here") {
+							return true
+						}
+					}
+				}
+				return false
+			})
+			for _, s := range last.GetForecast().GetSteps() {
+				if s.GetDo() == "remove" && s.GetLatest() != nil {
+					t.Errorf("the old root goes by itself at %s", s.GetLatest().AsTime())
+				}
+			}
+		}
+		told("replica/" + catest.Replica)
+		d.peers[0].leave()
+		time.Sleep(25 * time.Hour) // the intermediate under the old root has expired
+		told("replicas")
+		if d.state(old) != "retiring" {
+			t.Fatalf("the old root is %s", d.state(old))
+		}
+		up.restore()
+		d.over("first", "done")
+		for _, g := range d.status().GetGates() {
+			t.Errorf("there is still a step to take: %v", g)
+		}
+	})
 }

@@ -344,7 +344,7 @@ func (ca *CA) newRoot(ctx context.Context, j journal.Journal) (journal.Authority
 	if slices.ContainsFunc(j.Authorities, func(o journal.Authority) bool { return o.ID == a.ID }) {
 		return journal.Authority{}, api.E(api.AuthorityRefused, "the upstream has no other root than authority %s, which is on record", a.ID)
 	}
-	return a, nil
+	return a, j.Refused(a, time.Now())
 }
 
 // begin begins a rotation to a new root. The root is made, and signed by the old one, before anything is stored; what would be

@@ -264,6 +264,13 @@ func (j *Journal) uncross(id string) {
 	}
 }
 
+// Refused says why an operation that begins now would not take a root; nil where it would.
+func (j Journal) Refused(a Authority, now time.Time) error {
+	next := j.begin(stamp(now))
+	next.Authorities = slices.DeleteFunc(next.Authorities, func(old Authority) bool { return old.State == Prepared || old.State == Published })
+	return next.admit(&a, a.CrossBy, stamp(now))
+}
+
 // admit checks a new root, cross-signed by nobody but by, and makes it a prepared one.
 func (j Journal) admit(a *Authority, by string, now time.Time) error {
 	if err := a.validate(); err != nil {
