@@ -65,6 +65,7 @@ type copies struct {
 	mu     sync.Mutex
 	want   *wanted               // nil: nothing is known that should be copied
 	labels map[string]bool       // namespaces that ask for a copy; nil before the first list
+	made   map[string]time.Time  // when they were made, by the API server's clock
 	spaces map[string]*copyState // of namespaces that ask for a copy, or have a ConfigMap of the name
 	seen   bool                  // the first list of ConfigMaps is there
 	due    map[string]dueCopy    // namespaces to look at
@@ -76,6 +77,7 @@ type wanted struct {
 	bundle *ca.Bundle
 	data   map[string]string
 	digest [sha256.Size]byte
+	at     time.Time // since when they should
 }
 
 // copyState is what is known of one namespace's ConfigMap.
@@ -135,7 +137,7 @@ func newCopies(cfg KubePublisherConfig, confirm func(context.Context, *ca.Bundle
 	c := &copies{
 		told: told, client: cfg.Client, home: cfg.Namespace, original: cfg.Namespace + "/" + BundleConfigMap, log: cfg.Log, metrics: cfg.Metrics,
 		confirm: confirm, wake: make(chan struct{}, 1), gap: copyGap,
-		spaces: map[string]*copyState{}, due: map[string]dueCopy{},
+		made: map[string]time.Time{}, spaces: map[string]*copyState{}, due: map[string]dueCopy{},
 	}
 	watch := func(w kube.WatchConfig, count func() int) {
 		w.Failed = func(err error) {
@@ -173,7 +175,7 @@ func (c *copies) set(b *ca.Bundle, data map[string]string) {
 	case c.want != nil && c.want.bundle.Generation == b.Generation && c.want.bundle.Hash == b.Hash:
 		return
 	}
-	c.want = &wanted{b, data, kube.Digest(data)}
+	c.want = &wanted{b, data, kube.Digest(data), time.Now()}
 	c.lookAtAll()
 }
 
@@ -181,9 +183,10 @@ func (c *copies) replaceNamespaces(all []kube.Object) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.labels = make(map[string]bool, len(all))
+	clear(c.made)
 	for _, o := range all {
 		if o.DeleteAt.IsZero() {
-			c.labels[o.Name] = true
+			c.labels[o.Name], c.made[o.Name] = true, o.Created
 		}
 	}
 	c.lookAtAll()
@@ -194,8 +197,9 @@ func (c *copies) applyNamespace(o kube.Object, deleted bool) {
 	defer c.mu.Unlock()
 	if deleted || !o.DeleteAt.IsZero() {
 		delete(c.labels, o.Name)
+		delete(c.made, o.Name)
 	} else {
-		c.labels[o.Name] = true
+		c.labels[o.Name], c.made[o.Name] = true, o.Created
 	}
 	c.look(o.Name, true)
 }
@@ -417,6 +421,11 @@ func (c *copies) tell(list []journal.Copy) []journal.Copy {
 		var p place
 		if s := c.spaces[namespace]; s != nil {
 			p = s.place
+		}
+		// Nobody in a namespace that was made since has another one to be rid of: where namespaces come and go, some copy would always be
+		// too young.
+		if w := c.want; w != nil && p.held == heldOf(w.bundle) && !p.other && c.made[namespace].After(w.at) {
+			p.since = w.at
 		}
 		list = append(list, p.copy(placeConfigMap, namespace+"/"+BundleConfigMap, namespace))
 	}

@@ -26,6 +26,7 @@ var errForeign = api.E(api.BundleForeign, "a ConfigMap of the bundle's name is s
 type place struct {
 	held   journal.Held // zero: none, or nothing that is one
 	since  time.Time
+	other  bool       // it held another bundle before
 	reason api.Reason // why it could not be written last; empty: nothing is wrong
 	failed time.Time  // since when it cannot
 }
@@ -33,6 +34,7 @@ type place struct {
 // holds notes what is there.
 func (p *place) holds(h journal.Held) {
 	if p.held != h || p.since.IsZero() {
+		p.other = p.other || p.held != journal.Held{}
 		p.held, p.since = h, time.Now()
 	}
 }

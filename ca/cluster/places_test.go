@@ -122,6 +122,18 @@ func TestPlaces(t *testing.T) {
 		s.becomes(t, place+" does not", func() bool { return shows(s.p, place, first, api.PublishForbidden) })
 	}
 
+	// In a namespace that was made after the bundle nobody can have another one; in one that only asks since then he can.
+	now := time.Now()
+	for ns, made := range map[string]time.Time{"old": now.Add(-time.Hour), "young": now.Add(time.Hour)} {
+		s.set("/api/v1/namespaces/"+ns, map[string]any{"metadata": map[string]any{
+			"labels": map[string]any{CopiesLabel: "true"}, "creationTimestamp": made.UTC().Format(time.RFC3339)}})
+		s.becomes(t, ns+" shows it", func() bool { return shows(s.p, copyPlace(ns), second, "") })
+		if c, _ := at(s.p, copyPlace(ns)); c.At.Before(now) != (ns == "young") {
+			t.Errorf("%s shows it since %s, and it is %s", ns, c.At, now)
+		}
+		s.set("/api/v1/namespaces/"+ns, nil)
+	}
+
 	// A namespace that ends is nobody's concern; nor is one that asks no longer.
 	s.set("/api/v1/namespaces/gone", nil)
 	s.namespace("taken", false)
