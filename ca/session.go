@@ -65,7 +65,7 @@ type session struct {
 	// inherited is what pods were brought by what sessions of the same node before it said, by UID; nil once there is a report.
 	inherited map[string]brought
 	brought   brought // the agent's own bundle, and since when it has that one, as far as is known
-	foreign   bool // it was told that the agent holds a bundle which is not ours
+	foreign   bool    // it was told that the agent holds a bundle which is not ours
 }
 
 type reported struct {
