@@ -70,9 +70,9 @@ func SignIntermediate(parent *x509.Certificate, parentKey crypto.Signer, r Inter
 
 // CheckParent reports whether the first certificate of path, which leads to a root, could now sign an intermediate of td
 // below which SVIDs verify, and signs nothing: the intermediate is looked at as it would be, for a key that is forgotten at
-// once, with all that is above it. The errors are those of SignIntermediate and, for what those above forbid, those of
-// CheckIntermediate.
-func CheckParent(path []*x509.Certificate, parentKey crypto.Signer, td spiffeid.TrustDomain, now time.Time) error {
+// once, with all that is above it. The names are DNS names that SVIDs can get. The errors are those of SignIntermediate and,
+// for what those above forbid, those of CheckIntermediate.
+func CheckParent(path []*x509.Certificate, parentKey crypto.Signer, td spiffeid.TrustDomain, names []string, now time.Time) error {
 	if len(path) == 0 {
 		return api.E(api.UpstreamRefused, "there is no parent to sign")
 	}
@@ -93,7 +93,7 @@ func CheckParent(path []*x509.Certificate, parentKey crypto.Signer, td spiffeid.
 	if err := LintIntermediate(u.preview); err != nil {
 		return err
 	}
-	return refusal(checkPath(td, slices.Concat([]*x509.Certificate{u.preview}, path), nil))
+	return refusal(checkPath(td, slices.Concat([]*x509.Certificate{u.preview}, path), names))
 }
 
 // intermediateTemplate is the intermediate that parent is to sign.

@@ -139,9 +139,12 @@ func TestCheckParent(t *testing.T) {
 		{"below a root", below(h.root, h.rootKey), middleKey, testTD, testNow, ""},
 		{"below a root that has room for one", root(func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false }), middleKey, testTD, testNow, api.UpstreamPathLength},
 		{"below a root for other names", root(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} }), middleKey, testTD, testNow, api.UpstreamConstraints},
+		{"below a root for other DNS names", root(func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"com"} }), middleKey, testTD, testNow, api.UpstreamConstraints},
 		{"below a root for servers", root(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), middleKey, testTD, testNow, api.UpstreamAuthority},
 	} {
-		t.Run(tt.name, func(t *testing.T) { wantReason(t, CheckParent(tt.path, tt.key, tt.td, tt.now), tt.want) })
+		t.Run(tt.name, func(t *testing.T) {
+			wantReason(t, CheckParent(tt.path, tt.key, tt.td, []string{"a.svc"}, tt.now), tt.want)
+		})
 	}
 }
 

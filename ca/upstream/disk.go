@@ -56,6 +56,7 @@ const badPause = 30 * time.Second
 // The key is in memory while the process lives: whoever can read that memory, or the file, is the authority.
 type disk struct {
 	config DiskConfig
+	names  []string // DNS names that SVIDs can get
 	pause  time.Duration
 
 	answers answers
@@ -92,7 +93,7 @@ type stamp struct {
 
 type stamps [3]stamp
 
-func openDisk(c Config, _ Parts) (ca.Upstream, error) {
+func openDisk(c Config, p Parts) (ca.Upstream, error) {
 	d := c.Disk
 	if d.KeyFile == "" || d.CertificateFile == "" {
 		return nil, api.E(api.ConfigInvalid, "upstream.disk.keyFile and upstream.disk.certificateFile are required for upstream.kind disk")
@@ -100,7 +101,7 @@ func openDisk(c Config, _ Parts) (ca.Upstream, error) {
 	if d.KeyFile == d.CertificateFile || d.KeyFile == d.RootsFile {
 		return nil, api.E(api.ConfigInvalid, "upstream.disk.keyFile is to hold the key alone")
 	}
-	return &disk{config: d, pause: diskPause, turn: make(chan struct{}, 1), stamp: stampOf}, nil
+	return &disk{config: d, names: p.DNSNames, pause: diskPause, turn: make(chan struct{}, 1), stamp: stampOf}, nil
 }
 
 // look returns what is to be used now: it reads the files if they are not what was read last, and keeps what it has where
@@ -272,7 +273,7 @@ func (d *disk) Probe(ctx context.Context, td spiffeid.TrustDomain, root journal.
 	if err != nil {
 		return err
 	}
-	return issuance.CheckParent(path, set.key, td, now)
+	return issuance.CheckParent(path, set.key, td, d.names, now)
 }
 
 // Found implements ca.Founder: it takes up the first root that the files lead to.
@@ -282,7 +283,7 @@ func (d *disk) Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time
 		return journal.Authority{}, err
 	}
 	root := set.roots[0]
-	if err := issuance.CheckParent(issuance.PathTo(set.chain, root, now), set.key, td, now); err != nil {
+	if err := issuance.CheckParent(issuance.PathTo(set.chain, root, now), set.key, td, d.names, now); err != nil {
 		return journal.Authority{}, err
 	}
 	if len(root.SubjectKeyId) == 0 {

@@ -378,6 +378,7 @@ func TestDiskFounds(t *testing.T) {
 		}, true, api.UpstreamConstraints},
 		{"below a root with room for one", belowRoot(func(c *x509.Certificate) { c.MaxPathLen = 1 }), true, api.UpstreamPathLength},
 		{"below a root for other names", belowRoot(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} }), true, api.UpstreamConstraints},
+		{"below a root for other DNS names", belowRoot(func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"com"} }), true, api.UpstreamConstraints},
 		{"below a root for servers", belowRoot(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), true, api.UpstreamAuthority},
 		{"two below a root with room for two", func(t *testing.T) authority {
 			return belowRoot(func(c *x509.Certificate) { c.MaxPathLen = 2 })(t).below(t, nil)
@@ -397,7 +398,7 @@ func TestDiskFounds(t *testing.T) {
 			f := newFiles(t)
 			a := tt.make(t)
 			f.write(t, a)
-			up := open(t, f.config(tt.roots), Parts{})
+			up := open(t, f.config(tt.roots), Parts{DNSNames: []string{"a.svc"}})
 			got, err := up.(ca.Founder).Found(t.Context(), td, time.Now())
 			if api.ReasonOf(err) != tt.want && (err != nil || tt.want != "") {
 				t.Fatalf("Found: %v, want %s", err, tt.want)

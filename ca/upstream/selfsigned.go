@@ -107,7 +107,7 @@ func (s *selfsigned) Probe(_ context.Context, td spiffeid.TrustDomain, root jour
 	if err != nil {
 		return err
 	}
-	return issuance.CheckParent([]*x509.Certificate{cert}, key, td, time.Now())
+	return issuance.CheckParent([]*x509.Certificate{cert}, key, td, nil, time.Now())
 }
 
 // CrossSign implements ca.CrossSigner.

@@ -33,7 +33,8 @@ type Config struct {
 
 // Parts is what a driver may need of the CA.
 type Parts struct {
-	Sealer *ca.Sealer // for keys that lie in the record
+	Sealer   *ca.Sealer // for keys that lie in the record
+	DNSNames []string   // samples of those that SVIDs can get: what would keep them from verifying is not taken for a root
 }
 
 // A Driver opens an upstream.

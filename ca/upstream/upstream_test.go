@@ -30,15 +30,15 @@ func TestOpen(t *testing.T) {
 		parts  Parts
 		want   api.Reason // empty: it opens
 	}{
-		{"default", Config{}, Parts{sealer}, ""},
-		{"shortest", Config{Kind: "selfsigned", TTL: 24 * time.Hour}, Parts{sealer}, ""},
-		{"P-384", Config{Key: "ecdsa-p384"}, Parts{sealer}, ""},
-		{"unknown kind", Config{Kind: "vault?"}, Parts{sealer}, api.ConfigInvalid},
-		{"kind in capitals", Config{Kind: "Selfsigned"}, Parts{sealer}, api.ConfigInvalid},
-		{"short ttl", Config{TTL: 24*time.Hour - 1}, Parts{sealer}, api.ConfigInvalid},
-		{"negative ttl", Config{TTL: -time.Hour}, Parts{sealer}, api.ConfigInvalid},
-		{"unknown key", Config{Key: "dsa-1024"}, Parts{sealer}, api.ConfigInvalid},
-		{"key that not every verifier knows", Config{Key: "ed25519"}, Parts{sealer}, api.ConfigInvalid},
+		{"default", Config{}, Parts{Sealer: sealer}, ""},
+		{"shortest", Config{Kind: "selfsigned", TTL: 24 * time.Hour}, Parts{Sealer: sealer}, ""},
+		{"P-384", Config{Key: "ecdsa-p384"}, Parts{Sealer: sealer}, ""},
+		{"unknown kind", Config{Kind: "vault?"}, Parts{Sealer: sealer}, api.ConfigInvalid},
+		{"kind in capitals", Config{Kind: "Selfsigned"}, Parts{Sealer: sealer}, api.ConfigInvalid},
+		{"short ttl", Config{TTL: 24*time.Hour - 1}, Parts{Sealer: sealer}, api.ConfigInvalid},
+		{"negative ttl", Config{TTL: -time.Hour}, Parts{Sealer: sealer}, api.ConfigInvalid},
+		{"unknown key", Config{Key: "dsa-1024"}, Parts{Sealer: sealer}, api.ConfigInvalid},
+		{"key that not every verifier knows", Config{Key: "ed25519"}, Parts{Sealer: sealer}, api.ConfigInvalid},
 		{"no seal key", Config{}, Parts{}, api.SealKeyMissing},
 		{"disk", Config{Kind: "disk", Disk: DiskConfig{KeyFile: "/none/k", CertificateFile: "/none/c"}}, Parts{}, ""},
 		{"disk without a key", Config{Kind: "disk", Disk: DiskConfig{CertificateFile: "/none/c"}}, Parts{}, api.ConfigInvalid},
@@ -79,7 +79,7 @@ func TestRootFollowsConfig(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.key, func(t *testing.T) {
 			now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-			a, err := open(t, tt.config, Parts{newSealer(t)}).(ca.Founder).Found(t.Context(), td, now)
+			a, err := open(t, tt.config, Parts{Sealer: newSealer(t)}).(ca.Founder).Found(t.Context(), td, now)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -100,7 +100,7 @@ func TestRootFollowsConfig(t *testing.T) {
 // spiffe: ID-09
 func TestSealed(t *testing.T) {
 	sealer := newSealer(t)
-	up := open(t, Config{}, Parts{sealer})
+	up := open(t, Config{}, Parts{Sealer: sealer})
 	root, _ := found(t, up.(ca.Founder), td)
 	another, _ := found(t, up.(ca.Founder), td)
 	otherTD := spiffeid.RequireTrustDomainFromString("example.com")
@@ -111,7 +111,7 @@ func TestSealed(t *testing.T) {
 		change func(r *ca.MintRequest)
 		want   api.Reason
 	}{
-		{"another seal key", open(t, Config{}, Parts{newSealer(t)}), func(*ca.MintRequest) {}, api.SealKeyWrong},
+		{"another seal key", open(t, Config{}, Parts{Sealer: newSealer(t)}), func(*ca.MintRequest) {}, api.SealKeyWrong},
 		{"sealed key of another authority", up, func(r *ca.MintRequest) { r.Root.SealedKey = another.SealedKey }, api.SealKeyWrong},
 		{"certificate and key under another id", up, func(r *ca.MintRequest) { r.Root.ID = another.ID }, api.SealKeyWrong},
 		{"certificate of another authority", up, func(r *ca.MintRequest) { r.Root.Certificate = another.Certificate }, api.UpstreamRefused},
@@ -155,7 +155,7 @@ func TestSealed(t *testing.T) {
 // TestNeverInClear searches the stored record for the root's private key in every form in which it could lie there.
 func TestNeverInClear(t *testing.T) {
 	sealer := newSealer(t)
-	root, _ := found(t, open(t, Config{}, Parts{sealer}).(ca.Founder), td)
+	root, _ := found(t, open(t, Config{}, Parts{Sealer: sealer}).(ca.Founder), td)
 	j, err := journal.New(td, root)
 	if err != nil {
 		t.Fatal(err)
