@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"syscall"
@@ -96,7 +97,7 @@ func openWhole(path string, open func(string, int, fs.FileMode) (*os.File, error
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = api.E(api.StateCorrupt, "the store %s is damaged: %v", path, p)
+			err = api.E(api.StateCorrupt, "the store %s is damaged: %s", path, toldBy(p))
 			// bbolt's mapping is lost, and would keep the lock beyond the end of the file.
 			db, err = nil, errors.Join(err, syscall.Flock(int(file.Fd()), syscall.LOCK_UN), file.Close())
 		}
@@ -380,6 +381,14 @@ func protect(tx *bbolt.Tx, f func(*bbolt.Tx) error) (err error) {
 
 func damaged(err *error) {
 	if p := recover(); p != nil {
-		*err = api.E(api.StateCorrupt, "the store is damaged: %v", p)
+		*err = api.E(api.StateCorrupt, "the store is damaged: %s", toldBy(p))
 	}
+}
+
+// toldBy is what a panic of bbolt says of the damage: its own words, or that it read where the file has nothing.
+func toldBy(p any) string {
+	if _, ok := p.(runtime.Error); ok {
+		return "it ends, or leads, where there is nothing"
+	}
+	return fmt.Sprint(p)
 }
