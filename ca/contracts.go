@@ -166,6 +166,13 @@ type CrossSigner interface {
 	CrossSign(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority, newer *x509.Certificate) (*x509.Certificate, error)
 }
 
+// CrossProber is a CrossSigner that can say beforehand whether a root would sign another, without signing anything.
+type CrossProber interface {
+	CrossSigner
+	// CanCross returns nil where CrossSign by this root would sign; else its error.
+	CanCross(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority) error
+}
+
 // Founder is an Upstream that brings the first root of a trust domain; `signet-ca init` asks for it.
 type Founder interface {
 	// Found makes a root, its key sealed or upstream, or takes up the one that the upstream has. Nothing is stored by it.

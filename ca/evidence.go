@@ -123,7 +123,7 @@ func (ca *CA) gather(ctx context.Context, j journal.Journal, now time.Time) (jou
 func replicaOf(r Replica, reachable bool, signs string) journal.Replica {
 	e := journal.Replica{Name: r.Name, Reachable: reachable, Signs: signs, Leaves: map[string]time.Time{}}
 	for _, m := range r.Minted {
-		e.Intermediates = append(e.Intermediates, journal.Intermediate{Root: m.Root, NotAfter: m.NotAfter, Destroyed: m.Destroyed})
+		e.Intermediates = append(e.Intermediates, journal.Intermediate{Root: m.Root, NotAfter: m.NotAfter, Longest: m.Longest, Destroyed: m.Destroyed})
 		if m.Destroyed && m.Leaves.After(e.Leaves[m.Root]) {
 			e.Leaves[m.Root] = m.Leaves
 		}

@@ -588,8 +588,8 @@ func (ca *CA) forecast(ctx context.Context, j journal.Journal, emergency bool, c
 	}
 	if !emergency {
 		f := journal.Plan(j, now, acks, limits)
-		if _, ok := ca.cfg.Upstream.(CrossSigner); !ok && f.Cross && j.Operation == nil {
-			f.Cross, f.NoCross = false, "the upstream does not sign roots"
+		if j.Operation == nil && f.Active.Left > 0 {
+			f.SetCross(ca.uncrossed(ctx, j.ActiveAuthority(), f.NoCross), now, acks, limits)
 		}
 		return f, 0, nil
 	}
@@ -609,6 +609,23 @@ func (ca *CA) forecast(ctx context.Context, j journal.Journal, emergency bool, c
 	f := journal.Plan(next, now, acks, limits)
 	f.Operation, f.Kind = "", journal.Emergency
 	return f, losing(acks, compromised), nil
+}
+
+// uncrossed is why a root will not sign another, as its upstream says; of one that cannot be asked beforehand it is the guess.
+func (ca *CA) uncrossed(ctx context.Context, root journal.Authority, guess string) string {
+	switch up := ca.cfg.Upstream.(type) {
+	case CrossProber:
+		limited, cancel := context.WithTimeout(ctx, mintTime)
+		defer cancel()
+		if err := up.CanCross(limited, ca.cfg.TrustDomain, root); err != nil {
+			return api.AsError(err).Detail
+		}
+		return ""
+	case CrossSigner:
+		return guess
+	default:
+		return "the upstream does not sign roots"
+	}
 }
 
 // crossEnd is when a cross certificate expires; the zero time where there is none.

@@ -82,7 +82,7 @@ func scheduleProto(s journal.Schedule, automatic bool) *apiv1.RotationSchedule {
 
 func forecastProto(f journal.Forecast) *apiv1.RotationForecast {
 	p := &apiv1.RotationForecast{Operation: f.Operation, Kind: string(f.Kind), Active: rootProto(f.Active), Cross: f.Cross, NoCross: f.NoCross,
-		Replicas: uint32(f.Replicas), Agents: uint32(f.Agents), Pods: uint32(f.Pods), Streams: uint32(f.Streams),
+		Replicas: uint32(f.Replicas), Agents: uint32(f.Agents), Pods: uint32(f.Pods), Streams: uint32(f.Streams), Unheard: uint32(f.Unheard),
 		Missing: blockersProto(f.Missing), MissingCount: uint32(len(f.Missing)), Unproven: blockersProto(f.Unproven), UnprovenCount: uint32(len(f.Unproven))}
 	if f.Next != nil {
 		p.Next = rootProto(*f.Next)

@@ -4446,7 +4446,9 @@ type RotationForecast struct {
 	UnprovenCount uint32                  `protobuf:"varint,14,opt,name=unproven_count,json=unprovenCount,proto3" json:"unproven_count,omitempty"`
 	Steps         []*RotationForecastStep `protobuf:"bytes,15,rep,name=steps,proto3" json:"steps,omitempty"`
 	// Of an emergency: how many pods have an SVID under the compromised root, so that they lose mTLS where they are not reissued.
-	Losing        uint32 `protobuf:"varint,16,opt,name=losing,proto3" json:"losing,omitempty"`
+	Losing uint32 `protobuf:"varint,16,opt,name=losing,proto3" json:"losing,omitempty"`
+	// Agents that have had no session since the CA was started: their pods are not known, and counted nowhere.
+	Unheard       uint32 `protobuf:"varint,17,opt,name=unheard,proto3" json:"unheard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4589,6 +4591,13 @@ func (x *RotationForecast) GetSteps() []*RotationForecastStep {
 func (x *RotationForecast) GetLosing() uint32 {
 	if x != nil {
 		return x.Losing
+	}
+	return 0
+}
+
+func (x *RotationForecast) GetUnheard() uint32 {
+	if x != nil {
+		return x.Unheard
 	}
 	return 0
 }
@@ -6655,7 +6664,7 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\aprepare\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\aprepare\x122\n" +
 	"\x06latest\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06latest\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1c\n" +
-	"\tautomatic\x18\x04 \x01(\bR\tautomatic\"\xbe\x04\n" +
+	"\tautomatic\x18\x04 \x01(\bR\tautomatic\"\xd8\x04\n" +
 	"\x10RotationForecast\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12/\n" +
@@ -6673,7 +6682,8 @@ const file_api_v1_signet_proto_rawDesc = "" +
 	"\bunproven\x18\r \x03(\v2\x1a.signet.v1.RotationBlockerR\bunproven\x12%\n" +
 	"\x0eunproven_count\x18\x0e \x01(\rR\runprovenCount\x125\n" +
 	"\x05steps\x18\x0f \x03(\v2\x1f.signet.v1.RotationForecastStepR\x05steps\x12\x16\n" +
-	"\x06losing\x18\x10 \x01(\rR\x06losing\"\xb0\x01\n" +
+	"\x06losing\x18\x10 \x01(\rR\x06losing\x12\x18\n" +
+	"\aunheard\x18\x11 \x01(\rR\aunheard\"\xb0\x01\n" +
 	"\x14RotationForecastStep\x12\x0e\n" +
 	"\x02do\x18\x01 \x01(\tR\x02do\x12\x1c\n" +
 	"\tauthority\x18\x02 \x01(\tR\tauthority\x126\n" +

@@ -154,6 +154,14 @@ func CrossSign(td spiffeid.TrustDomain, parent *x509.Certificate, parentKey cryp
 	return signAuthority(template, parent, root.PublicKey, parentKey, LintCross)
 }
 
+// CanCross returns the error that CrossSign would return for this parent, whatever the root; nil where it would sign.
+func CanCross(td spiffeid.TrustDomain, parent *x509.Certificate, parentKey crypto.Signer, now time.Time) error {
+	if err := mayParent(parent, parentKey, 2, nil, now); err != nil {
+		return err
+	}
+	return sameTrustDomain(parent, td)
+}
+
 // mayParent refuses a parent that cannot sign an authority with pub, below which there are to be below-1 more.
 func mayParent(parent *x509.Certificate, key crypto.Signer, below int, pub crypto.PublicKey, now time.Time) error {
 	switch {

@@ -51,7 +51,8 @@ type Replica struct {
 type Intermediate struct {
 	Root      string // id of the authority above it
 	NotAfter  time.Time
-	Destroyed bool // it says that its key is no more
+	Longest   time.Duration // how long an SVID under it can be good that is signed now; 0 where that is not known
+	Destroyed bool          // it says that its key is no more
 }
 
 // Agent is the agent of one node, and what it serves there.

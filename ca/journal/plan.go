@@ -21,8 +21,11 @@ type Forecast struct {
 	NoCross string
 	// Who is affected: what lives now.
 	Replicas, Agents, Pods, Streams int
+	// Unheard are those of the agents that have had no session since the CA was started: what pods they have is not known, and neither
+	// Pods nor any other count has them.
+	Unheard int
 	// Missing are those who would stand in the way of the activation if the new bundle were brought now, since they are away or
-	// rejected what they were brought last; with an operation under way those of Next.
+	// rejected what they were brought last; with an operation under way those of Next, and while its root is in no bundle both.
 	Missing []Blocker
 	// Unproven are those who cannot acknowledge.
 	Unproven []Blocker
@@ -56,24 +59,23 @@ func Plan(j Journal, now time.Time, acks Acks, limits Limits) Forecast {
 		f.underWay(j, now, acks)
 		return f
 	}
-	limits = limits.withDefaults(Planned)
+	f.sort(wouldLack(j, &Operation{Kind: Planned, Limits: limits.withDefaults(Planned)}, active, now, acks))
 	switch {
-	case len(active.SealedKey) == 0:
-		f.NoCross = "the old root's key is not in the record; its upstream has to be asked"
 	case expired(active, now):
-		f.NoCross = "the old root has expired"
+		f.SetCross("the old root has expired", now, acks, limits)
+	case len(active.SealedKey) == 0:
+		f.SetCross("the old root's key is not in the record; its upstream has to be asked", now, acks, limits)
 	default:
-		f.Cross = true
+		f.SetCross("", now, acks, limits)
 	}
-	// What everybody holds now is what they would have to hold then. Since when they do is no matter: whoever cannot acknowledge is
-	// given his time anew.
-	held, err := j.held()
-	if err != nil {
-		return f
-	}
-	g := &gate{j: j, op: &Operation{Kind: Planned, Limits: Limits{Straggler: limits.Straggler}}, do: Activate, about: active, now: now, acks: acks, want: held}
-	g.holders()
-	f.sort(g.found)
+	return f
+}
+
+// SetCross says of a planned rotation that has not begun why the old root will not sign the new one, as whoever has its key says: empty
+// where it will. What has been said before, and when the steps can be taken, is replaced.
+func (f *Forecast) SetCross(why string, now time.Time, acks Acks, limits Limits) {
+	limits = limits.withDefaults(Planned)
+	f.Cross, f.NoCross = why == "", why
 	activate := Forecasted{Do: Activate, Earliest: now}
 	if len(f.Unproven) > 0 {
 		activate.Earliest = now.Add(limits.Soak)
@@ -81,8 +83,22 @@ func Plan(j Journal, now time.Time, acks Acks, limits Limits) Forecast {
 	if f.Cross {
 		activate.Latest = now.Add(max(limits.Straggler, limits.Soak))
 	}
-	f.Steps = []Forecasted{{Do: Publish, Earliest: now, Latest: now}, activate, removal(active.ID, activate.Earliest, acks)}
-	return f
+	f.Steps = []Forecasted{{Do: Publish, Earliest: now, Latest: now}, activate, removal(f.Active.ID, activate.Earliest, activate.Latest, acks)}
+}
+
+// wouldLack finds who would stand in the way of activating a root if the bundle with it were brought now: what everybody holds now is
+// what they would have to hold then. Since when they do is no matter: whoever cannot acknowledge is given his time anew.
+func wouldLack(j Journal, o *Operation, about Authority, now time.Time, acks Acks) []Blocker {
+	held, err := j.held()
+	if err != nil {
+		return nil
+	}
+	rested := o.clone()
+	rested.Soak = 0
+	g := &gate{j: j, op: rested, do: Activate, about: about, now: now, acks: acks, want: held}
+	g.holders()
+	slices.SortFunc(g.found, compareBlockers)
+	return g.found
 }
 
 // underWay says what the operation under way has left to do.
@@ -103,58 +119,103 @@ func (f *Forecast) underWay(j Journal, now time.Time, acks Acks) {
 		f.NoCross = "the new root has no cross-signed certificate that is valid now"
 	}
 	_, found := Next(j, now, acks)
-	f.sort(found)
 	if f.Next != nil && f.Next.State == Prepared {
-		f.Steps = append(f.Steps, Forecasted{Do: Publish, Authority: o.Authority, Earliest: now, Latest: now})
+		found = append(found, wouldLack(j, o, j.Authorities[j.find(o.Authority)], now, acks)...)
 	}
+	f.sort(found)
 	if f.Next != nil && (f.Next.State == Prepared || f.Next.State == Published) {
-		since := j.Authorities[j.find(o.Authority)].Times.Published
-		if since.IsZero() {
-			since = now
-		}
-		s := Forecasted{Do: Activate, Authority: o.Authority, Earliest: soaked(now, f.Missing)}
-		if f.Cross || o.Kind == Emergency {
-			s.Latest = later(since, now, o.Straggler)
-		} else if o.Automatic {
-			s.Latest = o.Latest
-		}
-		remove := removal(o.Replaces, s.Earliest, acks)
-		if slices.Contains(o.Compromised, o.Replaces) {
-			remove = expulsion(o.Replaces, s.Earliest, s.Earliest.Add(o.Straggler), acks)
-			remove.Latest = s.Latest.Add(o.Straggler)
-		}
-		f.Steps = append(f.Steps, s, remove)
+		f.toCome(j, now, acks)
 		return
 	}
 	for _, c := range j.candidates() {
-		s := removal(c.Authority, now, acks)
-		if a := j.Authorities[j.find(c.Authority)]; a.State == Tainted {
+		a := j.Authorities[j.find(c.Authority)]
+		s := removal(c.Authority, now, now, acks)
+		switch limit, ends := lacking(j, j.gate(c, now, acks), now); {
+		case a.State == Tainted:
 			s = expulsion(c.Authority, now, later(a.Times.Tainted, now, o.Straggler), acks)
-		} else if !acks.ready() && !expired(a, now) { // it stays until somebody can issue under the other
+		case !ends, !acks.ready() && !expired(a, now): // it stays until somebody can issue under the other
 			s.Latest = time.Time{}
+		case limit.After(s.Latest):
+			s.Latest = limit
 		}
 		f.Steps = append(f.Steps, s)
 	}
 }
 
-// removal says when nothing under a root can be alive, if no more is signed under it from some time on.
-func removal(id string, from time.Time, acks Acks) Forecasted {
-	s := Forecasted{Do: Remove, Authority: id, Earliest: from, Latest: from}
+// toCome are the steps of an operation whose root is not active yet.
+func (f *Forecast) toCome(j Journal, now time.Time, acks Acks) {
+	o := j.Operation
+	since := j.Authorities[j.find(o.Authority)].Times.Published
+	s := Forecasted{Do: Activate, Authority: o.Authority, Earliest: soaked(now, f.Missing)}
+	if f.Next.State == Prepared {
+		f.Steps = append(f.Steps, Forecasted{Do: Publish, Authority: o.Authority, Earliest: now, Latest: now})
+		since = now
+		if len(f.Unproven) > 0 && o.Kind != Emergency {
+			s.Earliest = now.Add(o.Soak)
+		}
+	}
+	if f.Cross || o.Kind == Emergency {
+		s.Latest = later(since, now, o.Straggler)
+	}
+	s.Latest = sooner(s.Latest, o.latest())
+	remove := removal(o.Replaces, s.Earliest, s.Latest, acks)
+	if slices.Contains(o.Compromised, o.Replaces) {
+		remove = expulsion(o.Replaces, s.Earliest, s.Earliest.Add(o.Straggler), acks)
+		remove.Latest = s.Latest.Add(o.Straggler)
+	}
+	f.Steps = append(f.Steps, s, remove)
+}
+
+// lacking says when the last of those is waited for no more who stand in the way of a removal since they lack the bundle; false where
+// one of them is waited for until he has it, or somebody excuses him.
+func lacking(j Journal, found []Blocker, now time.Time) (limit time.Time, ends bool) {
+	o, active := j.Operation, j.ActiveAuthority()
+	late := o.latest()
+	g := &gate{j: j, op: o, now: now}
+	// Whoever is not passed over once the limit is over never is for being late: he is late by two rotations.
+	if over := active.Times.Published.Add(o.Straggler); g.crossed(active) && over.After(now) {
+		late = sooner(late, over)
+	}
+	for _, b := range found {
+		if !b.Blocks() || b.Kind != ByAgent && b.Kind != ByPod && b.Kind != ByCopy {
+			continue
+		}
+		until := sooner(b.Until, late)
+		if until.IsZero() {
+			return time.Time{}, false
+		}
+		if until.After(limit) {
+			limit = until
+		}
+	}
+	return limit, true
+}
+
+// removal says when nothing under a root can be alive, if no more is signed under it from some time on, or at the latest from another
+// one on, which is zero where it may be signed under for ever.
+func removal(id string, from, latest time.Time, acks Acks) Forecasted {
+	s := Forecasted{Do: Remove, Authority: id, Earliest: from, Latest: latest}
+	raise := func(t *time.Time, to time.Time) {
+		if !t.IsZero() && to.After(*t) {
+			*t = to
+		}
+	}
 	for _, r := range acks.Replicas {
-		if leaves := r.Leaves[id]; leaves.After(s.Earliest) {
-			s.Earliest = leaves
-		}
-		until := r.mayHave(id)
-		if until.After(s.Latest) {
-			s.Latest = until
-		}
-		if !r.Reachable && until.After(s.Earliest) {
-			s.Earliest = until
+		raise(&s.Earliest, r.Leaves[id])
+		for _, i := range r.Intermediates {
+			if i.Root != id || i.Destroyed || !i.NotAfter.After(from) {
+				continue
+			}
+			// What it signs last is good for that long; one that cannot be asked may sign until its end, and so may, at worst, any.
+			raise(&s.Earliest, sooner(i.NotAfter, from.Add(i.Longest)))
+			raise(&s.Latest, latest.Add(i.Longest))
+			raise(&s.Latest, i.NotAfter)
+			if !r.Reachable {
+				raise(&s.Earliest, i.NotAfter)
+			}
 		}
 	}
-	if s.Latest.Before(s.Earliest) {
-		s.Latest = s.Earliest
-	}
+	raise(&s.Latest, s.Earliest)
 	return s
 }
 
@@ -180,6 +241,9 @@ func (f *Forecast) count(now time.Time, acks Acks) {
 			continue
 		}
 		f.Agents++
+		if a.PodsUnknown {
+			f.Unheard++
+		}
 		f.Pods += len(a.Pods)
 		for _, p := range a.Pods {
 			f.Streams += len(p.Streams)
@@ -213,6 +277,22 @@ func later(since, now time.Time, d time.Duration) time.Time {
 		return t
 	}
 	return now
+}
+
+// sooner is the earlier of two times, of which zero is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// latest is when nobody is waited for any more for the sake of the date; zero where that is not so.
+func (o *Operation) latest() time.Time {
+	if o.Automatic {
+		return o.Latest
+	}
+	return time.Time{}
 }
 
 func rootOf(a Authority, now time.Time) Root {

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -131,5 +132,104 @@ func TestPlanExpelled(t *testing.T) {
 				t.Errorf("it is not when it was said to be: %+v", found)
 			}
 		})
+	}
+}
+
+// TestPlanTimes: a removal is not said to be possible before what is signed until the activation has expired, nor to be sure before those
+// are ready who can hold it up.
+func TestPlanTimes(t *testing.T) {
+	const longest = 10 * time.Minute
+	roots := pool(t, 2)
+	alive := func(t *testing.T, j Journal, now time.Time) Acks {
+		acks := ready(t, j, now)
+		for i := range acks.Replicas {
+			acks.Replicas[i].Leaves = nil // of what is destroyed alone
+			acks.Replicas[i].Intermediates[0].Longest = longest
+		}
+		return acks
+	}
+	j := journalOf(t, roots[0])
+	last := func(f Forecast) Forecasted { return f.Steps[len(f.Steps)-1] }
+	f := Plan(j, t0, alive(t, j, t0), Limits{})
+	if s := last(f); !s.Earliest.Equal(t0.Add(DefaultSoak+longest)) || !s.Latest.Equal(t0.Add(24*time.Hour)) {
+		t.Errorf("none is under way: %+v", s)
+	}
+	if s := last(Plan(j, t0, alive(t, j, t0), Limits{Straggler: 48 * time.Hour})); !s.Latest.Equal(t0.Add(48*time.Hour + longest)) {
+		t.Errorf("with a long limit: %+v", s)
+	}
+	f.SetCross("its key is elsewhere", t0, alive(t, j, t0), Limits{})
+	if s := last(f); f.Cross || f.NoCross == "" || !f.Steps[1].Latest.IsZero() || !s.Latest.IsZero() || s.Earliest.IsZero() {
+		t.Errorf("not cross-signed: %+v", f)
+	}
+	f.SetCross("", t0, alive(t, j, t0), Limits{})
+	if !f.Cross || f.NoCross != "" || f.Steps[1].Latest.IsZero() || last(f).Latest.IsZero() {
+		t.Errorf("cross-signed after all: %+v", f)
+	}
+	started := must(t)(Start(j, planned("op", roots[1].by(t, roots[0])), t0))
+	f = Plan(started, t0, alive(t, started, t0), Limits{})
+	if len(f.Unproven) != 1 || !f.Steps[1].Earliest.Equal(t0.Add(DefaultSoak)) || !last(f).Earliest.Equal(t0.Add(DefaultSoak+longest)) {
+		t.Errorf("prepared: %+v", f)
+	}
+
+	published := step(t, started, t0, ready(t, started, t0))
+	active := step(t, published, t0, ready(t, published, t0))
+	clone := func() Journal {
+		j := active
+		j.Operation, j.Authorities = active.Operation.clone(), slices.Clone(active.Authorities)
+		return j
+	}
+	now, limit := t0.Add(10*time.Minute), t0.Add(DefaultStraggler)
+	for _, tt := range []struct {
+		name string
+		set  func(*Operation, *Agent)
+		want time.Time
+	}{
+		{"all hold it", func(*Operation, *Agent) {}, now},
+		{"one is frozen", func(_ *Operation, a *Agent) { a.Held = Held{} }, limit},
+		{"one is away", func(_ *Operation, a *Agent) { a.Held, a.Connected, a.Until = Held{}, false, now.Add(time.Minute) }, now.Add(time.Minute)},
+		{"one is away for long", func(_ *Operation, a *Agent) { a.Held, a.Connected, a.Until = Held{}, false, now.Add(8*time.Hour) }, limit},
+		{"its pod is frozen", func(_ *Operation, a *Agent) { a.Pods[0].Streams[0].Acked = Held{} }, limit},
+		{"one is frozen, and there is a date", func(o *Operation, a *Agent) {
+			a.Held, o.Automatic, o.Latest = Held{}, true, now.Add(time.Minute)
+		}, now.Add(time.Minute)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			j := clone()
+			acks := ready(t, j, now)
+			tt.set(j.Operation, &acks.Agents[0])
+			if s := last(Plan(j, now, acks, Limits{})); s.Do != Remove || !s.Latest.Equal(tt.want) {
+				t.Errorf("%+v, want %s", s, tt.want)
+			}
+			if s, found := Next(j, tt.want, acks); s.Do != Remove {
+				t.Errorf("it is not when it was said to be: %+v", found)
+			}
+		})
+	}
+	frozen := ready(t, active, now)
+	frozen.Agents[0].Held = Held{}
+	bare := clone()
+	bare.Authorities[bare.find(roots[1].ID)].Cross = nil
+	if s := last(Plan(bare, now, frozen, Limits{})); !s.Latest.IsZero() {
+		t.Errorf("one is frozen, and nothing is cross-signed: %+v", s)
+	}
+}
+
+// TestPlanEmergency names who would be waited for before anything is declared, and counts the agents of whose pods nothing is known.
+func TestPlanEmergency(t *testing.T) {
+	roots := pool(t, 2)
+	j := journalOf(t, roots[0])
+	acks := ready(t, j, t0)
+	acks.Agents[0].Pods[0].Streams[0].Nack, acks.Agents[0].Pods[0].Streams[0].Acked = "no", Held{}
+	acks.Agents[1].Connected, acks.Agents[1].Pods, acks.Agents[1].PodsUnknown = false, nil, true
+	fire := must(t)(Taint(j, TaintRequest{Request: request("plan"), Compromised: roots[0].ID, Authority: roots[1].Authority}, t0))
+	f := Plan(fire, t0, acks, Limits{})
+	if len(f.Missing) != 2 || f.Missing[0].Node != "node-b" || f.Missing[1].Nack != "no" || len(f.Unproven) != 1 {
+		t.Errorf("%+v, %+v", f.Missing, f.Unproven)
+	}
+	if f.Agents != 2 || f.Unheard != 1 || f.Pods != 1 {
+		t.Errorf("%+v", f)
+	}
+	if !f.Steps[1].Earliest.Equal(t0) {
+		t.Errorf("nobody soaks in an emergency: %+v", f.Steps)
 	}
 }

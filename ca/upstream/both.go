@@ -60,3 +60,12 @@ func (b *both) CrossSign(ctx context.Context, td spiffeid.TrustDomain, older jou
 	}
 	return c.CrossSign(ctx, td, older, newer)
 }
+
+// CanCross implements ca.CrossProber.
+func (b *both) CanCross(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority) error {
+	c, ok := b.of(older).(ca.CrossProber)
+	if !ok {
+		return api.E(api.UpstreamCross, "the upstream does not sign roots")
+	}
+	return c.CanCross(ctx, td, older)
+}

@@ -44,6 +44,9 @@ func TestBoth(t *testing.T) {
 			if (err != nil) != (tt.files != "") || err != nil && api.ReasonOf(err) != tt.files {
 				t.Errorf("the root in files signs the sealed one: %v", err)
 			}
+			if before := up.(ca.CrossProber).CanCross(t.Context(), td, files); api.ReasonOf(before) != api.ReasonOf(err) {
+				t.Errorf("it says beforehand %v, and then %v", before, err)
+			}
 			if tt.files == "" {
 				mintAndSign(t, up, files, inFiles.root, false)
 			} else if _, err := up.Mint(t.Context(), request(t, files)); api.ReasonOf(err) != tt.files {

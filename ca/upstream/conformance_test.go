@@ -352,11 +352,21 @@ func conformCross(t *testing.T, s setup) {
 	}
 	next := newRoot(t)
 	cross, err := c.CrossSign(t.Context(), td, root, next.root)
+	can := c.(ca.CrossProber)
 	if !s.cross {
 		if api.ReasonOf(err) != api.UpstreamRoot || cross != nil {
 			t.Errorf("without the root's key: %v", err)
 		}
+		if err := can.CanCross(t.Context(), td, root); api.ReasonOf(err) != api.UpstreamRoot {
+			t.Errorf("without the root's key it says beforehand: %v", err)
+		}
 		return
+	}
+	if err := can.CanCross(t.Context(), td, root); err != nil {
+		t.Errorf("it says beforehand: %v", err)
+	}
+	if err := can.CanCross(t.Context(), td, next.authority()); api.ReasonOf(err) != api.UpstreamRoot {
+		t.Errorf("of a root that it does not have it says beforehand: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -295,12 +295,31 @@ func (d *disk) Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time
 // CrossSign implements ca.CrossSigner, where the key is the older root's own.
 func (d *disk) CrossSign(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority, newer *x509.Certificate) (*x509.Certificate, error) {
 	now := time.Now()
-	set, path, err := d.under(ctx, older, now)
+	root, key, err := d.own(ctx, older, now)
 	if err != nil {
 		return nil, err
 	}
-	if len(path) > 1 {
-		return nil, api.E(api.UpstreamRoot, "the upstream's files hold the key of an intermediate, and only the root itself can vouch for another root")
+	return issuance.CrossSign(td, root, key, newer, now)
+}
+
+// CanCross implements ca.CrossProber.
+func (d *disk) CanCross(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority) error {
+	now := time.Now()
+	root, key, err := d.own(ctx, older, now)
+	if err != nil {
+		return err
 	}
-	return issuance.CrossSign(td, path[0], set.key, newer, now)
+	return issuance.CanCross(td, root, key, now)
+}
+
+// own returns a root with its own key.
+func (d *disk) own(ctx context.Context, a journal.Authority, now time.Time) (*x509.Certificate, crypto.Signer, error) {
+	set, path, err := d.under(ctx, a, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(path) > 1 {
+		return nil, nil, api.E(api.UpstreamRoot, "the upstream's files hold the key of an intermediate, and only the root itself can vouch for another root")
+	}
+	return path[0], set.key, nil
 }

@@ -119,6 +119,15 @@ func (s *selfsigned) CrossSign(_ context.Context, td spiffeid.TrustDomain, older
 	return issuance.CrossSign(td, cert, key, newer, time.Now())
 }
 
+// CanCross implements ca.CrossProber.
+func (s *selfsigned) CanCross(_ context.Context, td spiffeid.TrustDomain, older journal.Authority) error {
+	cert, key, err := s.open(td, older)
+	if err != nil {
+		return err
+	}
+	return issuance.CanCross(td, cert, key, time.Now())
+}
+
 // open returns a root and its key, which it must be the key of for anything to be signed.
 func (s *selfsigned) open(td spiffeid.TrustDomain, a journal.Authority) (*x509.Certificate, crypto.Signer, error) {
 	if len(a.SealedKey) == 0 {
