@@ -105,6 +105,9 @@ func (a *app) declareEmergency(ctx context.Context, ch *channel, typed string, f
 		return nil, &mistake{fmt.Errorf("%s would lose mTLS now, not %d: nothing was changed", plural(int(losing), "workload"), f.confirm), "signet rotate emergency " + root + " --dry-run"}
 	case !f.given:
 		what := "declare " + short(root) + " compromised: that many workloads lose mTLS where they are not reissued in time"
+		if plan.Forecast.Unheard > 0 {
+			what = "declare " + short(root) + " compromised: that many workloads, and those on nodes that are not heard of, lose mTLS where they are not reissued in time"
+		}
 		if err := a.typed(number, what, plan.text(false)); err != nil {
 			return nil, err
 		}

@@ -205,6 +205,10 @@ func (f *fakeAdmin) PlanRotation(ctx context.Context, r *apiv1.PlanRotationReque
 		resp.CannotMake = "\x1b[31mno"
 	}
 	if r.GetEmergency() {
+		if scene == "restarted" {
+			fc.Unheard = 2
+			fc.Missing, fc.MissingCount = g.Blockers[:2], 2
+		}
 		fc.Kind, fc.Cross, fc.NoCross, fc.Losing = "emergency", false, "nothing is cross-signed by a compromised root", 12
 		for i, s := range fc.Steps {
 			s.Earliest, s.Latest = hence(0), hence(time.Duration(i)*time.Minute)

@@ -161,7 +161,7 @@ func (v *planView) text(wide bool) []block {
 		pair{"Takes", f.takes(now)},
 	)
 	if v.Emergency {
-		pairs = append(pairs, pair{"Loses mTLS", fmt.Sprintf("%s with an SVID under it, where it is not reissued before the root is removed", plural(int(f.Losing), "pod"))})
+		pairs = append(pairs, pair{"Loses mTLS", f.losesText()})
 	}
 	var rows [][]string
 	for _, s := range f.Steps {
@@ -179,6 +179,22 @@ func (v *planView) text(wide bool) []block {
 		{title: "Cannot acknowledge, so nobody knows whether they use the new bundle; they are given time:",
 			table: blockerTable(waitees(f.Unproven, f.UnprovenCount), now, wide, false, "")},
 	}
+}
+
+// losesText is who loses mTLS in an emergency, and whom that count leaves out.
+func (f *forecastView) losesText() string {
+	const when = " with an SVID under it, where it is not reissued before the root is removed"
+	if f.Unheard == 0 {
+		return plural(int(f.Losing), "pod") + when
+	}
+	return fmt.Sprintf("at least %s%s; %s not been heard of since the CA was started, and the pods there are not counted", plural(int(f.Losing), "pod"), when, nodesHave(int(f.Unheard)))
+}
+
+func nodesHave(n int) string {
+	if n == 1 {
+		return "1 node has"
+	}
+	return fmt.Sprintf("%d nodes have", n)
 }
 
 // takes is how long it is to the last step.

@@ -146,6 +146,7 @@ type forecastView struct {
 	Agents        uint32         `json:"agents"`
 	Pods          uint32         `json:"pods"`
 	Streams       uint32         `json:"streams"`
+	Unheard       uint32         `json:"unheardAgents,omitempty"` // since the CA was started: their pods are counted nowhere
 	Missing       []*blockerView `json:"missing"` // at most 500
 	MissingCount  int            `json:"missingCount"`
 	Unproven      []*blockerView `json:"unproven"` // at most 500
@@ -350,7 +351,7 @@ func newForecast(in *apiv1.RotationForecast) *forecastView {
 	}
 	v := &forecastView{
 		Operation: in.GetOperation(), Kind: in.GetKind(), Active: newRoot(in.GetActive()), Next: newRoot(in.GetNext()), CrossSigned: in.GetCross(),
-		NotCross: in.GetNoCross(), Replicas: in.GetReplicas(), Agents: in.GetAgents(), Pods: in.GetPods(), Streams: in.GetStreams(),
+		NotCross: in.GetNoCross(), Replicas: in.GetReplicas(), Agents: in.GetAgents(), Pods: in.GetPods(), Streams: in.GetStreams(), Unheard: in.GetUnheard(),
 		MissingCount: max(int(in.GetMissingCount()), len(in.GetMissing())), UnprovenCount: max(int(in.GetUnprovenCount()), len(in.GetUnproven())),
 		Missing: []*blockerView{}, Unproven: []*blockerView{}, Steps: []stepView{}, Losing: in.GetLosing(),
 	}
