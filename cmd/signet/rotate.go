@@ -171,6 +171,21 @@ func parseSpan(text string) (time.Duration, error) {
 func (a *app) sending(ctx context.Context, id, what string, f func(context.Context) error) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	heard := a.patient("it is to " + what + ", operation " + id)
+	err := f(ctx)
+	heard()
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return &interrupted{"whether the CA took operation " + id + " up is not known; look: " + a.asCalled("signet rotate status")}
+	}
+	return rotationFailed(err, id)
+}
+
+// patient says what the CA is waited for once that takes longer than patience, until the returned function is called; calling it again
+// does nothing.
+func (a *app) patient(what string) (heard func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -179,19 +194,13 @@ func (a *app) sending(ctx context.Context, id, what string, f func(context.Conte
 		select {
 		case <-done:
 		case <-t.C:
-			a.say("waiting for the CA: it is to %s, operation %s", what, id)
+			a.say("waiting for the CA: %s", what)
 		}
 	})
-	err := f(ctx)
-	close(done)
-	wg.Wait()
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return &interrupted{"whether the CA took operation " + id + " up is not known; look: " + a.asCalled("signet rotate status")}
-	}
-	return rotationFailed(err, id)
+	return sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
 }
 
 // typed shows a plan on stderr, and wants want typed.
@@ -231,6 +240,7 @@ func olderCA(err error) error {
 
 // rotation asks where the rotation stands.
 func (a *app) rotation(ctx context.Context, ch *channel) (*rotationView, error) {
+	defer a.patient("it is to say where the rotation stands")()
 	resp, err := askRotation(ctx, a, ch, ch.RotationStatus, &apiv1.RotationStatusRequest{})
 	if err != nil {
 		return nil, err

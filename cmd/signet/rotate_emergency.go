@@ -162,7 +162,9 @@ func (f *emergencyFlags) declared(v *rotationView, root string) string {
 
 // pickRoot finds the one root whose id is, or alone starts with, what was typed: the CA is told the whole of it.
 func (a *app) pickRoot(ctx context.Context, ch *channel, typed string) (string, error) {
+	heard := a.patient("it is to list its roots")
 	l, err := a.listAuthorities(ctx, ch)
+	heard()
 	if err != nil {
 		return "", err
 	}
@@ -250,6 +252,8 @@ func (a *app) forceStep(ctx context.Context, ch *channel, do string, f *forceFla
 	switch {
 	case v.Operation == nil:
 		return nil, &failure{err: api.E(api.RotationOver, "no rotation is under way"), next: "signet rotate status"}
+	case i < 0 && v.past(do):
+		return newDecision("RotationForce", v.Operation.ID, v), nil // that it was taken already is as good
 	case i < 0:
 		return nil, &failure{err: api.E(api.RotationTooLate, "operation %s does not wait to %s", v.Operation.ID, do), next: "signet rotate status"}
 	}
@@ -298,6 +302,20 @@ func (a *app) forceStep(ctx context.Context, ch *channel, do string, f *forceFla
 	d = newDecision("RotationForce", v.Operation.ID, newRotation(resp.GetRotation(), a.now()))
 	d.Changed, d.CorrelationID = resp.GetChanged(), resp.GetCorrelationId()
 	return d, nil
+}
+
+// past reports whether the operation under way has taken a step of its own root.
+func (v *rotationView) past(do string) bool {
+	if v.Operation.RolledBack != nil {
+		return false
+	}
+	switch v.stateOf(v.Operation.Authority) {
+	case "published":
+		return do == "publish"
+	case "active":
+		return do == "publish" || do == "activate"
+	}
+	return false
 }
 
 // forced is what forcing did, or would do.

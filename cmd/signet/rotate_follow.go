@@ -116,6 +116,11 @@ func (f *follower) stream(ctx context.Context, ch *channel, heard func()) (over 
 	}
 	timer := time.AfterFunc(first, func() { cancel(errSilent) })
 	defer timer.Stop()
+	answered := func() {}
+	if !f.seen {
+		answered = f.a.patient("it is to say where the rotation stands")
+		defer answered()
+	}
 	s, err := ch.WatchRotation(ctx, &apiv1.WatchRotationRequest{})
 	for err == nil {
 		var m *apiv1.WatchRotationResponse
@@ -123,6 +128,7 @@ func (f *follower) stream(ctx context.Context, ch *channel, heard func()) (over 
 			break
 		}
 		timer.Reset(silence)
+		answered()
 		heard()
 		if over, err := f.show(newRotation(m.GetRotation(), f.a.now())); over || err != nil {
 			return over, err

@@ -29,6 +29,7 @@ type planView struct {
 }
 
 func (a *app) planRotation(ctx context.Context, ch *channel, r *apiv1.PlanRotationRequest) (*planView, error) {
+	defer a.patient("it is to say what a rotation would do")()
 	resp, err := askRotation(ctx, a, ch, ch.PlanRotation, r)
 	if err != nil {
 		return nil, rotationFailed(err, "")

@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -180,6 +183,38 @@ func TestRotationOfNonsense(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { showRotation(t, in) })
 	}
+}
+
+// A look that takes long says what it waits for: the one before a decision too.
+func TestPatient(t *testing.T) {
+	v := &apiv1.RotationStatusResponse{Rotation: &apiv1.Rotation{TrustDomain: "example.org"}}
+	for _, tt := range []struct {
+		takes time.Duration
+		want  string
+	}{{patience - time.Millisecond, ""}, {patience + time.Millisecond, "waiting for the CA: it is to say where the rotation stands\n"}} {
+		synctest.Test(t, func(t *testing.T) {
+			a, _, stderr := newTestApp(nil)
+			slow := slowAdmin{takes: tt.takes, resp: v}
+			if _, err := a.rotation(t.Context(), &channel{AdminClient: slow}); err != nil {
+				t.Error(err)
+			}
+			if got := stderr.String(); got != tt.want {
+				t.Errorf("%s: said %q, want %q", tt.takes, got, tt.want)
+			}
+		})
+	}
+}
+
+// A slowAdmin takes its time to say where the rotation stands.
+type slowAdmin struct {
+	apiv1.AdminClient
+	takes time.Duration
+	resp  *apiv1.RotationStatusResponse
+}
+
+func (s slowAdmin) RotationStatus(context.Context, *apiv1.RotationStatusRequest, ...grpc.CallOption) (*apiv1.RotationStatusResponse, error) {
+	time.Sleep(s.takes)
+	return s.resp, nil
 }
 
 // A terminal that is small gets no more lines than it has, and none that is wider: what was painted can be painted over.

@@ -147,7 +147,7 @@ type forecastView struct {
 	Pods          uint32         `json:"pods"`
 	Streams       uint32         `json:"streams"`
 	Unheard       uint32         `json:"unheardAgents,omitempty"` // since the CA was started: their pods are counted nowhere
-	Missing       []*blockerView `json:"missing"` // at most 500
+	Missing       []*blockerView `json:"missing"`                 // at most 500
 	MissingCount  int            `json:"missingCount"`
 	Unproven      []*blockerView `json:"unproven"` // at most 500
 	UnprovenCount int            `json:"unprovenCount"`
