@@ -608,6 +608,14 @@ func (ca *CA) forecast(ctx context.Context, j journal.Journal, emergency bool, c
 	}
 	f := journal.Plan(next, now, acks, limits)
 	f.Operation, f.Kind = "", journal.Emergency
+	if made := r.Authority; len(made.SealedKey) > 0 { // for this plan alone: what is declared makes another
+		f.Next = nil
+		for i := range f.Steps {
+			if f.Steps[i].Authority == made.ID {
+				f.Steps[i].Authority = ""
+			}
+		}
+	}
 	return f, losing(acks, compromised), nil
 }
 

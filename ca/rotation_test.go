@@ -453,6 +453,9 @@ func TestEmergency(t *testing.T) {
 		if err != nil || plan.GetForecast().GetLosing() != 3 {
 			t.Fatalf("the plan: %v, %v", plan, err)
 		}
+		if f := plan.GetForecast(); f.GetNext() != nil || len(f.GetSteps()) != 3 || f.GetSteps()[0].GetAuthority() != "" || f.GetSteps()[2].GetAuthority() != old {
+			t.Errorf("the plan names a root that is never made: %v", plan)
+		}
 		began := time.Now()
 		resp, err := d.admin.EmergencyRotation(t.Context(), &apiv1.EmergencyRotationRequest{Operation: "stolen", Compromised: old, Reason: "key on the net", Losing: 3})
 		if err != nil || !resp.GetChanged() {
