@@ -49,8 +49,8 @@ func (a *app) rotateCommand() *cobra.Command {
 type limitFlags struct{ straggler, soak time.Duration }
 
 func (f *limitFlags) add(c *cobra.Command) {
-	c.Flags().Var((*span)(&f.straggler), "straggler", "pass over who is late after this `DURATION`, where the new root is cross-signed (default 1h, in an emergency 1m)")
-	c.Flags().Var((*span)(&f.soak), "soak", "give those who cannot acknowledge this `DURATION` (default 5m)")
+	c.Flags().Var((*limit)(&f.straggler), "straggler", "pass over who is late after this `DURATION`, where the new root is cross-signed (default 1h, in an emergency 1m)")
+	c.Flags().Var((*limit)(&f.soak), "soak", "give those who cannot acknowledge this `DURATION` (default 5m)")
 }
 
 func (f *limitFlags) proto() *apiv1.RotationLimits {
@@ -84,10 +84,18 @@ func (a *app) checkDecision(f *decisionFlags, instead string) error {
 	if err := checkReason(f.reason); err != nil {
 		return err
 	}
-	if instead != "" && !f.yes && !f.dryRun && !a.interactive() {
-		return usageError{fmt.Errorf("nobody is here to be asked: --dry-run says what would happen, %s does it", instead)}
+	if instead != "" && !f.yes && !f.dryRun {
+		return a.somebody(instead)
 	}
 	return nil
+}
+
+// somebody returns an error where nobody is there to be asked.
+func (a *app) somebody(instead string) error {
+	if a.interactive() {
+		return nil
+	}
+	return usageError{fmt.Errorf("nobody is here to be asked: --dry-run says what would happen, %s does it", instead)}
 }
 
 func checkReason(reason string) error {
@@ -143,6 +151,25 @@ func (s *span) Set(text string) error {
 		return err
 	}
 	*s = span(d)
+	return nil
+}
+
+// A limit is a span that a step may be told to wait: the CA takes no other.
+type limit span
+
+// String returns the value; nothing for zero, which is a default that help names.
+func (l *limit) String() string { return (*span)(l).String() }
+
+// Type names the value in help.
+func (l *limit) Type() string { return (*span)(l).Type() }
+
+// Set takes a duration from a second to thirty days.
+func (l *limit) Set(text string) error {
+	d, err := parseSpan(text)
+	if err != nil || d < time.Second || d > 30*24*time.Hour {
+		return errors.New("a duration from 1s to 30d, like 10m or 4h")
+	}
+	*l = limit(d)
 	return nil
 }
 

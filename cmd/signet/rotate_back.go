@@ -66,7 +66,7 @@ func (a *app) wayBackCommand(w wayBack, c *cobra.Command) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := a.checkDecision(&f, "--yes"); err != nil {
+		if err := checkReason(f.reason); err != nil {
 			return err
 		}
 		d, err := once(a, func(ch *channel) (*rotationDecision, error) { return a.goBack(c.Context(), ch, w, id, &f) })
@@ -118,6 +118,9 @@ func (a *app) goBack(ctx context.Context, ch *channel, w wayBack, id string, f *
 		return d, nil
 	}
 	if !f.yes {
+		if err := a.somebody("--yes"); err != nil {
+			return nil, err
+		}
 		if err := a.typed(id, w.verb+" this rotation", []block{w.text(d)}); err != nil {
 			return nil, err
 		}
@@ -162,7 +165,7 @@ func abortable(v *rotationView) error {
 		return nil
 	default:
 		f := &failure{err: api.E(api.RotationTooLate, "the new root of operation %s is %s", o.ID, v.stateOf(o.Authority)), next: "signet rotate rollback " + o.ID}
-		if o.Kind == "emergency" {
+		if o.Kind == "emergency" || o.RolledBack != nil {
 			f.next = "signet rotate status"
 		}
 		return f

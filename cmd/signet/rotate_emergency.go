@@ -38,7 +38,7 @@ func (a *app) rotateEmergencyCommand() *cobra.Command {
 		Example: "  signet rotate emergency 7f3a91c2 --dry-run\n" +
 			"  signet rotate emergency 7f3a91c2 --reason 'backup with its key lost' --wait\n" +
 			"  signet rotate emergency 7f3a91c2 --confirm 412 --id incident-77 -o json",
-		Args:              oneArg("the id of a root, or the beginning of it"),
+		Args:              waitArgs(1, oneArg("the id of a root, or the beginning of it")),
 		ValidArgsFunction: a.completeRoots,
 	}
 	f.decisionFlags.add(c)
@@ -54,9 +54,6 @@ func (a *app) rotateEmergencyCommand() *cobra.Command {
 		}
 		if f.id != "" && !operationShape.MatchString(f.id) {
 			return usageError{fmt.Errorf("--id %.70q: 1 to 64 of a-z, 0-9 and -", f.id)}
-		}
-		if !f.given && !f.dryRun && !a.interactive() {
-			return usageError{errors.New("nobody is here to be asked: --dry-run says what would happen, --confirm NUMBER does it")}
 		}
 		if f.dryRun {
 			v, err := once(a, func(ch *channel) (*planView, error) { return a.planEmergency(c.Context(), ch, args[0], &f) })
@@ -104,6 +101,9 @@ func (a *app) declareEmergency(ctx context.Context, ch *channel, typed string, f
 	case f.given && f.confirm < losing:
 		return nil, &mistake{fmt.Errorf("%s would lose mTLS now, not %d: nothing was changed", plural(int(losing), "workload"), f.confirm), "signet rotate emergency " + root + " --dry-run"}
 	case !f.given:
+		if err := a.somebody("--confirm NUMBER"); err != nil {
+			return nil, err
+		}
 		what := "declare " + short(root) + " compromised: that many workloads lose mTLS where they are not reissued in time"
 		if plan.Forecast.Unheard > 0 {
 			what = "declare " + short(root) + " compromised: that many workloads, and those on nodes that are not heard of, lose mTLS where they are not reissued in time"

@@ -24,6 +24,18 @@ func (f *followFlags) add(c *cobra.Command) {
 	c.Flags().Lookup("wait").NoOptDefVal = defaultFollow.String()
 }
 
+// waitArgs is args of a command with --wait that takes n arguments: one more that is a duration was meant for that flag.
+func waitArgs(n int, args cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, in []string) error {
+		if len(in) == n+1 && c.Flags().Changed("wait") {
+			if _, err := parseSpan(in[n]); err == nil {
+				return fmt.Errorf("the duration of --wait follows an equals sign: --wait=%s", in[n])
+			}
+		}
+		return args(c, in)
+	}
+}
+
 type startFlags struct {
 	limitFlags
 	followFlags
@@ -44,7 +56,7 @@ func (a *app) rotateStartCommand() *cobra.Command {
 			"  signet rotate start --reason 'yearly' --wait\n" +
 			"  signet rotate start --id 2026-yearly --reason 'yearly' --wait=4h -o json\n" +
 			"  signet rotate start --straggler 10m           # pass over who is late after ten minutes",
-		Args: noArgs,
+		Args: waitArgs(0, noArgs),
 	}
 	f.limitFlags.add(c)
 	f.followFlags.add(c)

@@ -46,6 +46,8 @@ func (v *rotationView) finding() error {
 	switch g := v.next(); {
 	case v.State == rotationTrouble:
 		return &findings{summary: "the CA cannot go on: " + v.Trouble.Reason + after(": ", v.Trouble.Detail)}
+	case v.State == rotationWaiting && g.rests():
+		return &findings{summary: fmt.Sprintf("it waits to %s, for %d, which ends by itself%s", stepText(g.Step, g.Authority), g.Blocking, after(" ", v.ends(g)))}
 	case v.State == rotationWaiting:
 		return &findings{summary: fmt.Sprintf("it waits to %s, for %d; who is in the way can be mended, excused (signet rotate excuse) or waited for", stepText(g.Step, g.Authority), g.Blocking)}
 	}

@@ -419,6 +419,21 @@ func (v *rotationView) next() *gateView {
 	return v.Gates[0]
 }
 
+// rests reports whether all that stands in the way is the life of SVIDs, which nobody can mend or excuse.
+func (g *gateView) rests() bool {
+	named := 0
+	for _, b := range g.Blockers {
+		if b.Pass != "" {
+			continue
+		}
+		if b.Kind != "leaves" {
+			return false
+		}
+		named++
+	}
+	return named == g.Blocking
+}
+
 // String is how far it has come, for people.
 func (p progressView) String() string {
 	s := fmt.Sprintf("%d of %s, %d of %s hold the bundle", p.AgentsHolding, plural(int(p.Agents), "agent"), p.PodsHolding, plural(int(p.Pods), "pod"))
