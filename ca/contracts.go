@@ -166,9 +166,9 @@ type CrossSigner interface {
 	CrossSign(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority, newer *x509.Certificate) (*x509.Certificate, error)
 }
 
-// CrossProber is a CrossSigner that can say beforehand whether a root would sign another, without signing anything.
+// CrossProber is what a CrossSigner may be besides: one that can say beforehand whether a root would sign another, without signing
+// anything.
 type CrossProber interface {
-	CrossSigner
 	// CanCross returns nil where CrossSign by this root would sign; else its error.
 	CanCross(ctx context.Context, td spiffeid.TrustDomain, older journal.Authority) error
 }
