@@ -31,6 +31,9 @@ import (
 	"github.com/signet-ca/signet/internal/run"
 )
 
+// DefaultAgentTTL is for how long an agent's own SVID is valid where nothing else is said.
+const DefaultAgentTTL = time.Hour
+
 // Config is what a CA is made of. Fields without a default are required.
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
@@ -49,7 +52,7 @@ type Config struct {
 	Agents    AgentRule
 	Operators OperatorRule
 
-	AgentTTL   time.Duration    // of an agent's own SVID. Zero: 1 h
+	AgentTTL   time.Duration    // of an agent's own SVID. Zero: DefaultAgentTTL
 	Keys       issuance.KeyKind // of intermediates and of the CA's own identity. Zero: ECDSA P-256
 	MintBudget int              // intermediates an hour under one root. Zero: 20
 	Sealer     *Sealer          // of the keys of renewal tickets in the record. Nil: no tickets, so nothing is renewed while an API server is away
@@ -166,7 +169,7 @@ func New(cfg Config) (*CA, error) {
 	cfg.Agents.Namespace = cmp.Or(cfg.Agents.Namespace, "signet-system")
 	cfg.Agents.ServiceAccount = cmp.Or(cfg.Agents.ServiceAccount, "signet-agent")
 	cfg.Operators.Namespace = cmp.Or(cfg.Operators.Namespace, "signet-operators")
-	cfg.AgentTTL = cmp.Or(cfg.AgentTTL, time.Hour)
+	cfg.AgentTTL = cmp.Or(cfg.AgentTTL, DefaultAgentTTL)
 	cfg.MintBudget = cmp.Or(cfg.MintBudget, 20)
 	cfg.SessionAge = cmp.Or(cfg.SessionAge, time.Hour)
 	cfg.Concurrent = cmp.Or(cfg.Concurrent, max(64, 4*runtime.GOMAXPROCS(0)))

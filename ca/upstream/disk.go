@@ -55,9 +55,10 @@ const badPause = 30 * time.Second
 //
 // The key is in memory while the process lives: whoever can read that memory, or the file, is the authority.
 type disk struct {
-	config DiskConfig
-	names  []string // DNS names that SVIDs can get
-	pause  time.Duration
+	config  DiskConfig
+	names   []string      // DNS names that SVIDs can get
+	longest time.Duration // that an SVID is valid
+	pause   time.Duration
 
 	answers answers
 
@@ -101,7 +102,7 @@ func openDisk(c Config, p Parts) (ca.Upstream, error) {
 	if d.KeyFile == d.CertificateFile || d.KeyFile == d.RootsFile {
 		return nil, api.E(api.ConfigInvalid, "upstream.disk.keyFile is to hold the key alone")
 	}
-	return &disk{config: d, names: p.DNSNames, pause: diskPause, turn: make(chan struct{}, 1), stamp: stampOf}, nil
+	return &disk{config: d, names: p.DNSNames, longest: p.Longest, pause: diskPause, turn: make(chan struct{}, 1), stamp: stampOf}, nil
 }
 
 // look returns what is to be used now: it reads the files if they are not what was read last, and keeps what it has where
@@ -283,8 +284,17 @@ func (d *disk) Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time
 		return journal.Authority{}, err
 	}
 	root := set.roots[0]
-	if err := issuance.CheckParent(issuance.PathTo(set.chain, root, now), set.key, td, d.names, now); err != nil {
+	path := issuance.PathTo(set.chain, root, now)
+	if err := issuance.CheckParent(path, set.key, td, d.names, now); err != nil {
 		return journal.Authority{}, err
+	}
+	// As the CA judges the intermediate that is signed then. The root's own end is not the fault of those below it.
+	left := path[0].NotAfter.Sub(now)
+	for _, c := range path {
+		left = min(left, c.NotAfter.Sub(now))
+	}
+	if least := max(d.longest, min(2*d.longest, root.NotAfter.Sub(now))); left < least {
+		return journal.Authority{}, api.E(api.UpstreamLifetime, "an intermediate under these files would live for %s, at least %s are needed", left.Truncate(time.Second), least)
 	}
 	if len(root.SubjectKeyId) == 0 {
 		return journal.Authority{}, api.E(api.UpstreamSubject, "the upstream's root has no key identifier, by which roots are told apart")

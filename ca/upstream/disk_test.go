@@ -417,6 +417,33 @@ func TestDiskFounds(t *testing.T) {
 	}
 }
 
+// TestDiskFoundsTooShort: files whose end comes before an intermediate would be of use are no root for a rotation, but where the root itself ends.
+func TestDiskFoundsTooShort(t *testing.T) {
+	ends := func(in time.Duration) func(*x509.Certificate) {
+		return func(c *x509.Certificate) { c.NotAfter = time.Now().Add(in) }
+	}
+	for _, tt := range []struct {
+		name string
+		make func(t *testing.T) authority
+		want api.Reason
+	}{
+		{"an intermediate that ends before two SVIDs", func(t *testing.T) authority { return newRoot(t).below(t, ends(90*time.Minute)) }, api.UpstreamLifetime},
+		{"one that ends after two", func(t *testing.T) authority { return newRoot(t).below(t, ends(3*time.Hour)) }, ""},
+		{"a root that ends before two", func(t *testing.T) authority { return foreignRoot(t, newKey(t), ends(90*time.Minute)) }, ""},
+		{"a root that ends before one", func(t *testing.T) authority { return foreignRoot(t, newKey(t), ends(30*time.Minute)) }, api.UpstreamLifetime},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFiles(t)
+			f.write(t, tt.make(t))
+			up := open(t, f.config(true), Parts{Longest: time.Hour})
+			_, err := up.(ca.Founder).Found(t.Context(), td, time.Now())
+			if api.ReasonOf(err) != tt.want && (err != nil || tt.want != "") {
+				t.Errorf("Found: %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
 // TestDiskSecret replaces a mounted Secret as kubelet does: a link to a folder is renamed over the one that was there. Files
 // of two states never make one authority.
 func TestDiskSecret(t *testing.T) {

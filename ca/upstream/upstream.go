@@ -33,8 +33,9 @@ type Config struct {
 
 // Parts is what a driver may need of the CA.
 type Parts struct {
-	Sealer   *ca.Sealer // for keys that lie in the record
-	DNSNames []string   // samples of those that SVIDs can get: what would keep them from verifying is not taken for a root
+	Sealer   *ca.Sealer    // for keys that lie in the record
+	DNSNames []string      // samples of those that SVIDs can get: what would keep them from verifying is not taken for a root
+	Longest  time.Duration // for how long an SVID is valid at most: what ends too soon for it is not taken either
 }
 
 // A Driver opens an upstream.

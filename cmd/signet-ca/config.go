@@ -179,6 +179,11 @@ type loaded struct {
 	policy *ca.Policy
 }
 
+// longest is for how long an SVID is valid at most.
+func (l *loaded) longest() time.Duration {
+	return max(l.policy.MaxTTL(), cmp.Or(l.Agents.TTL, ca.DefaultAgentTTL))
+}
+
 // load reads the configuration and the policy and reports all that is wrong with them at once.
 func load(path string) (*loaded, error) {
 	c := config{Ledger: ledgerConfig{Retention: defaultRetention}, Directory: directoryConfig{Grace: ca.DefaultGrace}} // where zero means something else than its absence

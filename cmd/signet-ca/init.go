@@ -94,7 +94,7 @@ func initialise(ctx context.Context, l *loaded) (b *ca.Bundle, err error) {
 	if err != nil {
 		return nil, err
 	}
-	up, err := upstream.Open(l.Upstream, upstream.Parts{Sealer: sealer, DNSNames: l.policy.DNSNames()})
+	up, err := upstream.Open(l.Upstream, upstream.Parts{Sealer: sealer, DNSNames: l.policy.DNSNames(), Longest: l.longest()})
 	if err != nil {
 		return nil, err
 	}

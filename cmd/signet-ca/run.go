@@ -44,7 +44,7 @@ func serve(ctx context.Context, l *loaded, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	up, err := upstream.Open(l.Upstream, upstream.Parts{Sealer: sealer, DNSNames: l.policy.DNSNames()})
+	up, err := upstream.Open(l.Upstream, upstream.Parts{Sealer: sealer, DNSNames: l.policy.DNSNames(), Longest: l.longest()})
 	if err != nil {
 		return err
 	}
