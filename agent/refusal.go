@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -34,6 +35,18 @@ func (c noteRefusal) Clone() credentials.TransportCredentials {
 type alertedConn struct {
 	net.Conn
 	refused *atomic.Bool
+}
+
+// alertTime is for how long is read what the other side said before it closed the connection: it is there, or on its way.
+const alertTime = 100 * time.Millisecond
+
+// Write reads what the other side said, where the connection is broken already: gRPC would close it unread, and its reason with it.
+func (c alertedConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil && c.SetReadDeadline(time.Now().Add(alertTime)) == nil {
+		c.Read(make([]byte, 1))
+	}
+	return n, err
 }
 
 func (c alertedConn) Read(b []byte) (int, error) {

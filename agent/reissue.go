@@ -30,6 +30,13 @@ func rootAbove(chain, roots []*x509.Certificate) string {
 	return last
 }
 
+// trusted reports whether a chain is under a root of the bundle that is held.
+func (a *Agent) trusted(chain []*x509.Certificate) bool {
+	roots := a.trust.Load().Bundle.X509Authorities()
+	root := rootAbove(chain, roots)
+	return slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return hex.EncodeToString(r.SubjectKeyId) == root })
+}
+
 // applyReissue has everything that is held under one of the roots of an order renewed at moments within the time that it gives. The
 // root is compromised: what is under it cannot be told from what its thief makes.
 func (a *Agent) applyReissue(r *apiv1.Reissue) {
@@ -87,10 +94,8 @@ func (a *Agent) hasten(under map[string]bool, roots []*x509.Certificate, within 
 // that is compromised, or that the bundle has lost meanwhile. It was signed a moment before the CA signed under another one, and on its
 // way when that was said. Where that comes again and again it is asked for ever more rarely.
 func (a *Agent) replaceAtOnce(id *Identity, h Held) Held {
-	roots := a.trust.Load().Bundle.X509Authorities()
-	root, within := rootAbove(h.SVID.Certificates, roots), goneWithin
-	good := slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return hex.EncodeToString(r.SubjectKeyId) == root })
-	if s := a.shunned.Load(); good && s != nil && s.roots[root] {
+	good, within := a.trusted(h.SVID.Certificates), goneWithin
+	if s := a.shunned.Load(); good && s != nil && s.roots[rootAbove(h.SVID.Certificates, a.trust.Load().Bundle.X509Authorities())] {
 		good, within = false, s.within
 	}
 	if good {

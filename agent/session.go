@@ -116,10 +116,11 @@ func (a *Agent) session(ctx context.Context) error {
 	return a.serve(ctx, cancel, l, stream)
 }
 
-// identify returns the agent's own identity, a fresh one where that is due. What is held is kept while there is no other.
+// identify returns the agent's own identity, a fresh one where that is due, or where its root is in the bundle no more: the CA refuses
+// that, and its word for it may be lost with the connection. What is held is kept while there is no other.
 func (a *Agent) identify(ctx context.Context) (*credential, error) {
 	self := a.self.Load()
-	if self.good(time.Now()) {
+	if self.good(time.Now()) && a.trusted(self.svid.Certificates) {
 		return self, nil
 	}
 	fresh, err := a.attestSelf(ctx)
