@@ -76,7 +76,7 @@ func TestWaysBack(t *testing.T) {
 	w.must(1, "rotate", "emergency", "00000000", "--confirm=0")
 	out, talk, code := w.signet("rotate", "emergency", old, "--dry-run", "-o", "json")
 	var plan struct{ Forecast struct{ Losing int } }
-	if err := json.Unmarshal([]byte(out), &plan); err != nil || code != 0 || plan.Forecast.Losing < 2 {
+	if err := json.Unmarshal([]byte(out), &plan); err != nil || code != 0 && code != 3 || plan.Forecast.Losing < 2 { // 3: the stubborn pod is named
 		t.Fatalf("the plan: exit code %d, %v, %d lose mTLS\n%s%s", code, err, plan.Forecast.Losing, out, talk)
 	}
 	number := fmt.Sprintf("--confirm=%d", plan.Forecast.Losing)
