@@ -116,7 +116,7 @@ func (f firsts) quantile(q float64) float64 {
 }
 
 func (k *kubelet) first(ctx context.Context, c *cluster, f first) (all firsts, err error) {
-	// Envoy, which asks for secrets, has no collector. Ours would be a fifth of the slowest in a hundred.
+	// Envoy, which asks for secrets, has no collector. Ours would be a tenth of the time of the slowest in a hundred.
 	runtime.GC()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	for n := range f.Times {
