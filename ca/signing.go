@@ -246,7 +246,7 @@ func (ca *CA) accept(ctx context.Context, ask *asking, chain []*x509.Certificate
 		Chain:       chain,
 		Roots:       []*x509.Certificate{root},
 		Authorities: inUse,
-		MinLifetime: max(longest, min(2*longest, root.NotAfter.Sub(now))), // a root's own end is not the upstream's fault
+		MinLifetime: issuance.LeastLife(longest, root, now),
 		Skew:        mintSkew,
 		DNSNames:    ca.cfg.Policy.DNSNames(),
 	}, now)

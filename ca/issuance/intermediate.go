@@ -68,6 +68,12 @@ type Intermediate struct {
 	Warnings  []Warning
 }
 
+// LeastLife is for how long an intermediate under root has to be valid at least where the longest SVID lives for longest: for two of
+// those, but the root's own end is not the fault of those below it.
+func LeastLife(longest time.Duration, root *x509.Certificate, now time.Time) time.Duration {
+	return max(longest, min(2*longest, root.NotAfter.Sub(now)))
+}
+
 // CheckIntermediate checks an intermediate that came from an upstream, whatever the upstream promised. Each question has
 // a reason of its own, in this order:
 //

@@ -24,13 +24,10 @@ func (g *gate) copies() {
 			g.found = append(g.found, b)
 			continue
 		}
-		switch m := more[b.Pass]; {
-		case m == nil:
+		if m := more[b.Pass]; m != nil {
+			m.Until = last(m.Until, b.Until)
+		} else {
 			more[b.Pass] = &Blocker{Kind: ByCopy, Why: b.Why, Until: b.Until, Pass: b.Pass}
-		case b.Until.IsZero():
-			m.Until = time.Time{} // nobody knows when the last of them is ready
-		case !m.Until.IsZero() && b.Until.After(m.Until):
-			m.Until = b.Until
 		}
 	}
 	for pass, m := range more {
@@ -56,4 +53,15 @@ func (g *gate) copy(c Copy) Blocker {
 		b.Pass = Urgent // as of an agent that is away: in the next minute it is no more likely to come than in the last one
 	}
 	return b
+}
+
+// last is when both are ready, where zero is that nobody knows when one is.
+func last(a, b time.Time) time.Time {
+	if a.IsZero() || b.IsZero() {
+		return time.Time{}
+	}
+	if b.After(a) {
+		return b
+	}
+	return a
 }

@@ -22,15 +22,12 @@ func (g *gate) fewPods(a Agent, from int) {
 	count, more := map[Pass]int{}, map[Pass]*Blocker{}
 	for _, b := range all[maxPods:] {
 		count[b.Pass]++
-		switch m := more[b.Pass]; {
-		case m == nil:
+		if m := more[b.Pass]; m != nil {
+			m.Until = last(m.Until, b.Until)
+		} else {
 			first := podBlocker(a, Pod{}, b.Why)
 			first.Until, first.Pass = b.Until, b.Pass
 			more[b.Pass] = &first
-		case b.Until.IsZero():
-			m.Until = b.Until // nobody knows when the last of them is ready
-		case !m.Until.IsZero() && b.Until.After(m.Until):
-			m.Until = b.Until
 		}
 	}
 	for pass, m := range more {

@@ -288,12 +288,12 @@ func (d *disk) Found(ctx context.Context, td spiffeid.TrustDomain, now time.Time
 	if err := issuance.CheckParent(path, set.key, td, d.names, now); err != nil {
 		return journal.Authority{}, err
 	}
-	// As the CA judges the intermediate that is signed then. The root's own end is not the fault of those below it.
+	// As the CA judges the intermediate that is signed then.
 	left := path[0].NotAfter.Sub(now)
 	for _, c := range path {
 		left = min(left, c.NotAfter.Sub(now))
 	}
-	if least := max(d.longest, min(2*d.longest, root.NotAfter.Sub(now))); left < least {
+	if least := issuance.LeastLife(d.longest, root, now); left < least {
 		return journal.Authority{}, api.E(api.UpstreamLifetime, "an intermediate under these files would live for %s, at least %s are needed", left.Truncate(time.Second), least)
 	}
 	if len(root.SubjectKeyId) == 0 {
