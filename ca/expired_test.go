@@ -167,15 +167,7 @@ func TestRolledBackRoot(t *testing.T) {
 			t.Fatal(api.FromStatus(err))
 		}
 		f.over("to-files", "rolled-back")
-		plan := func() *apiv1.PlanRotationResponse {
-			t.Helper()
-			resp, err := f.admin.PlanRotation(t.Context(), &apiv1.PlanRotationRequest{})
-			if err != nil {
-				t.Fatal(api.FromStatus(err))
-			}
-			return resp
-		}
-		if p := plan(); p.GetCanMake() || !strings.Contains(p.GetCannotMake(), gone) {
+		if p := f.plan(); p.GetCanMake() || !strings.Contains(p.GetCannotMake(), gone) {
 			t.Errorf("a root that is gone could follow: %v, %q", p.GetCanMake(), p.GetCannotMake())
 		}
 		old := f.active()
@@ -187,7 +179,7 @@ func TestRolledBackRoot(t *testing.T) {
 			t.Error("what was refused changed something")
 		}
 		f.put(48 * time.Hour)
-		eventually(t, "the new files to be read", func() bool { return plan().GetCanMake() })
+		eventually(t, "the new files to be read", func() bool { return f.plan().GetCanMake() })
 		f.begin("again")
 		f.over("again", "done")
 	})

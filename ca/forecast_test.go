@@ -17,15 +17,7 @@ func TestPlanOfFiles(t *testing.T) {
 		f := newFiled(t, 48*time.Hour, true)
 		filed := f.status().GetOperation().GetAuthority()
 		f.over("to-files", "done")
-		plan := func() *apiv1.PlanRotationResponse {
-			t.Helper()
-			resp, err := f.admin.PlanRotation(t.Context(), &apiv1.PlanRotationRequest{})
-			if err != nil {
-				t.Fatal(api.FromStatus(err))
-			}
-			return resp
-		}
-		p := plan()
+		p := f.plan()
 		steps := p.GetForecast().GetSteps()
 		if f.active() != filed || !p.GetForecast().GetCross() || len(steps) != 3 || steps[1].GetLatest() == nil {
 			t.Errorf("with the key in the files: %v", p)
@@ -34,8 +26,8 @@ func TestPlanOfFiles(t *testing.T) {
 			t.Errorf("what was signed until the activation is not waited for: %v", steps)
 		}
 		f.put(48 * time.Hour)
-		eventually(t, "the new files to be read", func() bool { return plan().GetCanMake() })
-		if p := plan().GetForecast(); p.GetCross() || !strings.Contains(p.GetNoCross(), "files are of another root") || p.GetSteps()[1].GetLatest() != nil {
+		eventually(t, "the new files to be read", func() bool { return f.plan().GetCanMake() })
+		if p := f.plan().GetForecast(); p.GetCross() || !strings.Contains(p.GetNoCross(), "files are of another root") || p.GetSteps()[1].GetLatest() != nil {
 			t.Errorf("with another key in the files: %v", p)
 		}
 		_, err := f.admin.StartRotation(t.Context(), &apiv1.StartRotationRequest{Operation: "next", Reason: "a drill"})

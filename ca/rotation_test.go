@@ -236,6 +236,16 @@ func (d *drill) status() *apiv1.Rotation {
 	return resp.GetRotation()
 }
 
+// plan is that of a rotation with every default.
+func (d *drill) plan() *apiv1.PlanRotationResponse {
+	d.t.Helper()
+	resp, err := d.admin.PlanRotation(d.t.Context(), &apiv1.PlanRotationRequest{})
+	if err != nil {
+		d.t.Fatal(api.FromStatus(err))
+	}
+	return resp
+}
+
 func (d *drill) begin(id string) *apiv1.Rotation {
 	d.t.Helper()
 	resp, err := d.admin.StartRotation(d.t.Context(), &apiv1.StartRotationRequest{Operation: id, Reason: "a drill"})
